@@ -1,0 +1,239 @@
+"""Pictures on disk: their names, the recipe inside each PNG, and writing that never overwrites and is never half done.
+
+The recipe is a text chunk `igpt` of JSON in the PNG: all that made the picture, down to its grid of tokens, so that it
+can be drawn again. Pictures come from strangers, so every field is checked on the way in. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import math
+import os
+import re
+import secrets
+import struct
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from igpt.config import SamplingOptions
+from igpt.sizes import parse_size
+from tokenizer_vq.base import UserError
+
+CHUNK = "igpt"
+RECIPE_VERSION = 1
+LARGEST_RECIPE = 1 << 20  # characters of JSON; a 16x16 grid needs about a thousand
+LARGEST_SEED = 2**63 - 1  # what a torch generator takes
+LONGEST_STEM = 50  # characters of a label in a file name: file systems allow 255 bytes, a character may have four
+OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+
+log = logging.getLogger("igpt")
+
+# Recipe
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What made a picture. Model and weights_hash say by whom, tokens (row by row, below 65536) say what."""
+
+    model: str
+    weights_hash: str
+    label: str | None
+    seed: int
+    size: tuple[int, int]  # width and height in pixels
+    options: SamplingOptions
+    grid: tuple[int, int]  # rows and columns of tokens
+    tokens: tuple[int, ...]
+
+    def to_json(self, indent: int | None = None) -> str:
+        """ASCII JSON, the inverse of `from_json`. The tokens become base64 of little-endian 16-bit numbers."""
+        packed = base64.b64encode(struct.pack(f"<{len(self.tokens)}H", *self.tokens)).decode("ascii")
+        return json.dumps({"version": RECIPE_VERSION, **asdict(self), "tokens": packed}, indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str) -> Recipe:
+        """The inverse of `to_json`. Raises ValueError or RecursionError when the text is no such recipe."""
+        if len(text) > LARGEST_RECIPE:
+            raise ValueError(f"it has {len(text)} characters, more than {LARGEST_RECIPE}")
+        record = json.loads(text)
+        if not isinstance(record, dict):
+            raise ValueError("it is no JSON object")
+        if (version := _typed(record, "version", int)) != RECIPE_VERSION:
+            raise ValueError(f"it has version {version}, this igpt knows version {RECIPE_VERSION}")
+        seed, (rows, columns) = _typed(record, "seed", int), _pair(record, "grid")
+        packed = base64.b64decode(_typed(record, "tokens", str), validate=True)
+        if not 0 <= seed <= LARGEST_SEED or min(rows, columns) < 1 or len(packed) != 2 * rows * columns:
+            raise ValueError("its seed, grid and tokens do not agree")
+        return cls(
+            model=_typed(record, "model", str),
+            weights_hash=_typed(record, "weights_hash", str),
+            label=_typed(record, "label", str, type(None)),
+            seed=seed,
+            size=parse_size(_pair(record, "size")),
+            options=_options(_typed(record, "options", dict)),
+            grid=(rows, columns),
+            tokens=struct.unpack(f"<{rows * columns}H", packed),
+        )
+
+
+def _typed(record: dict[str, Any], key: str, *kinds: type) -> Any:
+    value = record.get(key)
+    if type(value) not in kinds:  # exactly: True is an int to isinstance
+        raise ValueError(f"{key} is of type {type(value).__name__}")
+    return value
+
+
+def _pair(record: dict[str, Any], key: str) -> tuple[int, int]:
+    values = _typed(record, key, list)
+    if [type(value) for value in values] != [int, int]:
+        raise ValueError(f"{key} is not two whole numbers")
+    return values[0], values[1]
+
+
+def _options(record: dict[str, Any]) -> SamplingOptions:
+    defaults = asdict(SamplingOptions())
+    if unknown := record.keys() - defaults.keys():
+        raise ValueError(f"it has unknown options {sorted(unknown)}")
+    for key, value in record.items():
+        wanted = type(defaults[key])
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise ValueError(f"the option {key} is of type {type(value).__name__}")
+        if wanted is float and not math.isfinite(value):
+            raise ValueError(f"the option {key} is {value}")
+    options = SamplingOptions(**record)
+    options.check()
+    return options
+
+
+def read_recipe(path: str | Path) -> Recipe | None:
+    """The recipe inside the picture at `path`; None, with a warning, when what is there cannot be trusted.
+
+    Raises UserError when there is no such picture.
+    """
+    try:
+        with Image.open(path) as picture:
+            text = getattr(picture, "text", {}).get(CHUNK)
+    except ValueError:  # Pillow's own limit on text chunks
+        log.warning("the text chunks of %s are too large to be looked at", path)
+        return None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is no picture that can be read: {_reason(error)}") from error
+    if text is None:
+        return None
+    try:
+        return Recipe.from_json(text)
+    except (ValueError, RecursionError) as error:
+        log.warning("the igpt chunk of %s is ignored: %s", path, error)
+        return None
+
+
+# Names
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where pictures go: a folder and, where the user has given one, the exact name of the one file."""
+
+    folder: Path
+    name: str | None = None
+
+    def picture(self, stem: str) -> Path:
+        """The file for a picture called `stem`, if the user has not named it."""
+        return self.folder / (self.name or f"{stem}.png")
+
+    def sheet(self, stem: str) -> Path:
+        """The file for the contact sheet beside it."""
+        return self.folder / f"{Path(self.name).stem if self.name else stem}-sheet.png"
+
+
+def plan_output(out: str | Path | None, count: int) -> Output:
+    """Where `count` pictures go for the user's --out: a folder (None: the current one), or a .png for a single picture.
+
+    Creates nothing. Raises UserError when the place cannot be written, or does not suit the number of pictures.
+    """
+    path = Path(out if out is not None else ".")
+    suffix = "" if path.is_dir() else path.suffix.lower()
+    if suffix in OTHER_FORMATS:
+        raise UserError(f"{path} would be no PNG, which has room for the recipe; a folder or a name in .png is wanted")
+    if suffix == ".png" and count > 1:
+        raise UserError(f"{path} is the name of one file, but {count} pictures are wanted: name a folder")
+    output = Output(path.parent, path.name) if suffix == ".png" else Output(path)
+    check_writable(output.folder)
+    return output
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raises UserError when `folder` neither can be written nor can be made. Makes nothing."""
+    folder = Path(folder)
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"nothing can be written to {folder}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"nothing can be written to {folder}: writing in {there} is not permitted")
+
+
+def stem_for(name: str, seed: int) -> str:
+    """A file name without suffix for the picture of a label or model and a seed, safe on every file system."""
+    safe = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:LONGEST_STEM] or "picture"
+    return f"{safe}-{seed}"
+
+
+# Writing
+
+
+def write_picture(picture: Image.Image, path: Path, recipe: Recipe | None = None, *, force: bool = False) -> Path:
+    """Writes a PNG whole or not at all and returns its path, which has a new number (-2, -3) where `path` was taken.
+
+    With `force` a file at `path` is replaced. Raises UserError when the disk refuses.
+    """
+    chunks = PngInfo()
+    if recipe is not None:
+        chunks.add_text(CHUNK, recipe.to_json())
+    png = BytesIO()
+    picture.save(png, "PNG", pnginfo=chunks)
+    part = path.with_name(f".igpt-{secrets.token_hex(8)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_bytes(png.getvalue())
+            return _publish(part, path, force)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {_reason(error)}") from error
+
+
+def _publish(part: Path, path: Path, force: bool) -> Path:
+    """Gives the finished file its name. A hard link, unlike a rename, fails when the name was taken meanwhile."""
+    if force:
+        os.replace(part, path)
+        return path
+    for place in _numbered(path):
+        if os.path.lexists(place):
+            continue
+        try:
+            os.link(part, place)
+        except FileExistsError:
+            continue
+        except OSError:  # a file system without hard links
+            os.replace(part, place)
+        return place
+    raise AssertionError("the numbers never end")
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    yield path
+    for number in count(2):
+        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def _reason(error: BaseException) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -1,0 +1,40 @@
+"""igpt: an image-GPT that learns from a folder of art and paints new pictures in its manner.
+
+    import igpt
+    model = igpt.load()
+    pictures = model.generate(n=4, label="ukiyo_e", seed=7)      # a list of PIL images
+
+`import igpt` alone loads no torch; it comes with the first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tokenizer_vq.base import UserError
+
+from .config import DEFAULT_MODEL, SamplingOptions
+
+if TYPE_CHECKING:
+    from .image_gpt import ImageGPT as ImageGPT
+
+__version__ = "0.1.0"
+__all__ = ["ImageGPT", "SamplingOptions", "UserError", "load"]
+
+
+def load(name: str | Path = DEFAULT_MODEL, device: str | None = None) -> ImageGPT:
+    """A model folder, an in-the-box name or a Hub id, on `device` (default: the best there is).
+
+    Raises UserError if there is no such model or device, or if its files are damaged.
+    """
+    from .image_gpt import ImageGPT
+
+    return ImageGPT.load(name, device)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ImageGPT":
+        return importlib.import_module(".image_gpt", __name__).ImageGPT
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,191 @@
+"""Models on disk: a folder with config.json, model.safetensors and README.md (the model card).
+
+Nothing pickled is ever read. Names resolve in one place: a folder, an in-the-box model, or a Hub id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from tokenizer_vq.base import UserError
+from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
+from tokenizer_vq.vq import VQConfig, VQTokenizer
+
+from .atomic import whole
+from .config import GPTConfig
+from .model import GPT
+
+FORMAT = 1
+CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+
+Tokenizer = VQTokenizer | PaletteTokenizer
+
+
+class Checkpoint(NamedTuple):
+    tokenizer: Tokenizer
+    gpt: GPT | None  # absent while only the tokenizer is trained
+    labels: list[str]
+    provenance: dict[str, Any]  # what it was trained on and how
+    weights_hash: str  # SHA-256 of model.safetensors
+
+
+# Finding
+
+
+def in_the_box() -> dict[str, Path]:
+    """Names and folders of the models that come with igpt."""
+    here = Path(__file__).resolve().parent
+    # Installed, `assets` lies inside the package; in a clone it lies one level up.
+    assets = here / "assets" if (here / "assets").is_dir() else here.parent / "assets"
+    return {path.parent.name: path.parent for path in sorted(assets.glob(f"*/{CONFIG}"))}
+
+
+def find(name: str | Path) -> Path:
+    """The folder of a model given as a folder, an in-the-box name, or a Hub id "user/model" (downloaded once).
+
+    Raises UserError listing what exists if there is no such model.
+    """
+    if (Path(name).expanduser() / CONFIG).is_file():
+        return Path(name).expanduser()
+    boxed = in_the_box()
+    if str(name) in boxed:
+        return boxed[str(name)]
+    if Path(name).is_dir():
+        raise UserError(f"the folder {str(name)!r} holds no model: {CONFIG} is missing")
+    parts = str(name).split("/")
+    if len(parts) == 2 and all(parts) and "." not in parts[0]:
+        return _download(str(name))
+    raise UserError(
+        f"there is no model {str(name)!r}: a model folder, a Hub id like user/model, or one of these is wanted: "
+        + (", ".join(boxed) or "(none in the box)")
+    )
+
+
+def _download(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download  # only here: it takes a second to import
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG, WEIGHTS, CARD]))
+    except Exception as error:  # network, access and naming errors have no common parent
+        raise UserError(
+            f"there is no folder {hub_id!r}, and the model could not be had from the Hub ({type(error).__name__})"
+        ) from error
+
+
+# Reading
+
+
+class _NoRandomWeights(TorchFunctionMode):
+    """Skips torch.nn.init. (The meta device would do as well, but loads the compiler of torch, for two seconds.)"""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def load(name: str | Path) -> Checkpoint:
+    """A model ready for use on the CPU, weights in float32. Raises UserError on anything missing or damaged."""
+    folder = find(name)
+    config = _read_config(folder / CONFIG)
+    try:
+        tokenizer_config = dict(config["tokenizer"])
+        kind = tokenizer_config.pop("kind")
+        tokenizer = _tokenizer(kind, tokenizer_config)
+        with _NoRandomWeights():  # no time is lost on random weights that are overwritten at once
+            gpt = GPT(GPTConfig(**config["gpt"])) if config.get("gpt") else None
+        labels, provenance = list(config["labels"]), dict(config.get("provenance", {}))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG} does not describe a model: {error}") from error
+    weights = folder / WEIGHTS
+    try:
+        tensors = {k: v.float() if v.is_floating_point() else v for k, v in load_file(weights).items()}
+        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the weights {weights} cannot be read: {error}") from error
+    parts: dict[str, nn.Module] = {"tokenizer": tokenizer} | ({"gpt": gpt} if gpt is not None else {})
+    try:
+        for part, module in parts.items():
+            own = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
+            module.load_state_dict(own, strict=True, assign=True)
+            module.eval()
+        if strangers := [key for key in tensors if key.split(".")[0] not in parts]:
+            raise RuntimeError(f"unexpected {strangers[0]}")
+    except RuntimeError as error:
+        first = str(error).split("\n\t")[-1].strip()
+        raise UserError(f"{folder / CONFIG} does not match the weights beside it: {first}") from error
+    if isinstance(tokenizer, VQTokenizer):
+        tokenizer.quantizer.restart_averages()
+    return Checkpoint(tokenizer, gpt, labels, provenance, digest)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        found = config["format"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(f"{path} is no model description: a JSON object with a format is wanted") from error
+    if found != FORMAT:
+        raise UserError(f"{path} is of format {found}; this igpt reads format {FORMAT}")
+    return dict(config)
+
+
+def _tokenizer(kind: str, config: dict[str, Any]) -> Tokenizer:
+    if kind == "vq":
+        with _NoRandomWeights():
+            return VQTokenizer(VQConfig(**config | {"channels": tuple(config["channels"])}))
+    if kind == "palette":
+        return PaletteTokenizer(PaletteConfig(**config))
+    raise ValueError(f"unknown kind of tokenizer {kind!r}")
+
+
+# Writing
+
+
+def save(
+    folder: str | Path,
+    tokenizer: Tokenizer,
+    gpt: GPT | None,
+    labels: list[str],
+    provenance: dict[str, Any],
+    card: str | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> None:
+    """Write a model folder; every file appears whole or not at all. Floating-point weights are stored as `dtype`,
+    the codebook and palette in float32: which code is nearest must not change."""
+    folder = Path(folder)
+    config = {
+        "format": FORMAT,
+        "tokenizer": {"kind": tokenizer.kind} | asdict(tokenizer.config),
+        "gpt": asdict(gpt.config) if gpt is not None else None,
+        "labels": labels,
+        "provenance": provenance,
+    }
+    parts: dict[str, nn.Module] = {"tokenizer": tokenizer} | ({"gpt": gpt} if gpt is not None else {})
+    tensors: dict[str, Tensor] = {}
+    for part, module in parts.items():
+        for key, value in module.state_dict().items():
+            keep = not value.is_floating_point() or "codebook" in key or "palette" in key
+            tensors[f"{part}.{key}"] = value.detach().cpu().to(value.dtype if keep else dtype).contiguous()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with whole(folder / WEIGHTS) as beside:
+            save_file(tensors, beside)
+        with whole(folder / CONFIG) as beside:
+            beside.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if card is not None:
+            with whole(folder / CARD) as beside:
+                beside.write_text(card, encoding="utf-8")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the model cannot be written to {folder}: {error}") from error
+

@@ -1,0 +1,67 @@
+"""Shapes and options, without torch: what a GPT looks like and how a picture is drawn. Each default is written here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenizer_vq.base import UserError
+
+DEFAULT_MODEL = "paintings"
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Shape of the any-order GPT. Half of `layers` are content blocks, half are query blocks."""
+
+    vocab_size: int
+    labels: int  # not counting the null label; 0 = unconditional
+    layers: int = 12
+    width: int = 512
+    heads: int = 8
+    hidden: int | None = None  # of SwiGLU; None = 8/3 of the width, rounded up to a multiple of 64
+    cells: int = 256  # grid cells of a picture in training: its native size
+    dropout: float = 0.1
+    qk_norm: bool = True
+    rope_base: float = 100.0  # grids have tens of cells a side, not thousands of words
+    centred: bool = True  # count rows and columns from the middle of the grid; False = from its top left corner
+    label_turn: float = 1.0  # 1 leaves the label's key alone; 0 blanks it, as ARPG's published weights expect
+    norm_eps: float = 1e-5
+
+    @classmethod
+    def arpg(cls, layers: int, width: int, heads: int) -> GPTConfig:
+        """ARPG-L is (24, 1024, 16), ARPG-XL is (36, 1280, 20) (Li et al. 2025, arXiv 2503.10568, table 1)."""
+        hidden = -(-int(8 * width / 3) // 256) * 256
+        return cls(
+            16384, 1000, layers, width, heads, hidden,
+            qk_norm=False, rope_base=10000.0, centred=False, label_turn=0.0,
+        )  # fmt: skip
+
+
+ORDERS = ("random", "raster")
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens are drawn from the model."""
+
+    steps: int = 32  # a picture's cells are drawn in so many steps, few at first, many at the end
+    temperature: float = 1.0  # below 1 the likelier tokens win more often; 0 always takes the likeliest
+    top_k: int = 0  # only the k likeliest tokens; 0 = all
+    top_p: float = 1.0  # only the likeliest tokens that hold this much probability together
+    guidance: float = 2.0  # how hard to pull towards the label, reached at the last step; 1 = not at all
+    order: str = "random"  # in which cells are drawn: "random", or "raster" (rows from the top, one cell a step)
+
+    def check(self) -> None:
+        """Raises UserError, with the value received, on options that cannot be meant."""
+        if self.steps < 1:
+            raise UserError(f"steps is {self.steps}; 1 or more is wanted")
+        if not 0 <= self.temperature <= 100:
+            raise UserError(f"temperature is {self.temperature}; a number from 0 to 100 is wanted")
+        if self.top_k < 0:
+            raise UserError(f"top-k is {self.top_k}; 0 (all tokens) or more is wanted")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top-p is {self.top_p}; a share above 0 and up to 1 is wanted")
+        if not 0 <= self.guidance <= 100:
+            raise UserError(f"guidance is {self.guidance}; a number from 0 to 100 is wanted")
+        if self.order not in ORDERS:
+            raise UserError(f"order is {self.order!r}; one of {', '.join(ORDERS)} is wanted")

@@ -1,0 +1,30 @@
+"""Which device to work on, and whether it multiplies fast in bfloat16."""
+
+from __future__ import annotations
+
+import torch
+
+from tokenizer_vq.base import UserError
+
+
+def pick_device(asked: str | None = None) -> torch.device:
+    """The device asked for, or the best there is: CUDA, then Apple's MPS, then the CPU.
+
+    Raises UserError where the device asked for is unknown or absent.
+    """
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if asked is None:
+        return torch.device(next(name for name in ("cuda", "mps", "cpu") if present[name]))
+    if not present.get(asked.split(":")[0], False):
+        here = ", ".join(name for name, is_here in present.items() if is_here)
+        raise UserError(f"there is no device {asked!r} here; there is {here}")
+    return torch.device(asked)
+
+
+def fast_bf16() -> bool:
+    """Whether the device that a training would take multiplies in bfloat16 faster than in float32."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported())
+    # torch has no public question for this; where it has lost the private one, float32 is the safe answer.
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(supported and supported())

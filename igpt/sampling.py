@@ -1,0 +1,143 @@
+"""Drawing tokens: pure functions (how many cells a step, filter, guide, draw) and one generator that uses them.
+
+`draw` yields the grid after every step; progress, previews and time-lapses are built on it. Randomness comes from one
+CPU generator a picture, so a seed means the same picture in any batch and on any device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .config import SamplingOptions
+from .model import GPT, cell_positions
+
+# Pure functions
+
+
+def cells_per_step(cells: int, steps: int) -> list[int]:
+    """How many cells each step draws: few at first, when little is known, many at the end; at least one each.
+
+    The arccos schedule of ARPG (arXiv 2503.10568, section 4.1): after step t of T, arccos(t / T) / (pi / 2) are left.
+    """
+    if not cells:
+        return []
+    steps = min(steps, cells)
+    counts, left = [], cells
+    for step in range(1, steps + 1):
+        wanted = int(cells * math.acos(step / steps) / (math.pi / 2))
+        remaining = max(min(wanted, left - 1), steps - step)
+        counts.append(left - remaining)
+        left = remaining
+    return counts
+
+
+def keep_top_k(logits_K: Tensor, k: int) -> Tensor:
+    """All but the k largest along the last axis become -inf; 0 keeps all."""
+    if not 0 < k < logits_K.shape[-1]:
+        return logits_K
+    smallest_kept = logits_K.topk(k, dim=-1).values[..., -1:]
+    return logits_K.masked_fill(logits_K < smallest_kept, -math.inf)
+
+
+def keep_top_p(logits_K: Tensor, p: float) -> Tensor:
+    """The fewest likeliest tokens that hold the probability p together (Holtzman et al. 2020, arXiv 1904.09751)."""
+    if p >= 1:
+        return logits_K
+    ordered, places = logits_K.sort(dim=-1, descending=True)
+    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+    return logits_K.masked_fill((before >= p).scatter(-1, places, before >= p), -math.inf)
+
+
+def guide(with_label: Tensor, without: Tensor, guidance: float) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, equation 6, with 1 meaning none)."""
+    return without + (with_label - without) * guidance
+
+
+def pick(logits_K: Tensor, uniform: Tensor, options: SamplingOptions) -> Tensor:
+    """The token at quantile `uniform` (0..1, shape of the logits less the last axis) of the filtered distribution."""
+    if options.temperature == 0:
+        return logits_K.argmax(-1)
+    logits_K = keep_top_p(keep_top_k(logits_K / options.temperature, options.top_k), options.top_p)
+    # float64, because the sum of thousands of float32 probabilities would move the borders between tokens.
+    heights = logits_K.double().softmax(-1).cumsum(-1)
+    targets = uniform.double().unsqueeze(-1) * heights[..., -1:]
+    return torch.searchsorted(heights, targets, right=True).squeeze(-1).clamp(max=logits_K.shape[-1] - 1)
+
+
+# The sampler
+
+
+class Step(NamedTuple):
+    tokens_Bhw: Tensor  # drawn and given tokens; 0 where nothing is known yet
+    known_Bhw: Tensor  # bool
+
+
+def generators(seed: int, n: int) -> list[torch.Generator]:
+    """One CPU generator a picture: the first is seeded with `seed`, the next with `seed + 1`, ..."""
+    return [torch.Generator().manual_seed(seed + i) for i in range(n)]
+
+
+def drawing_order(unknown: Tensor, order: str, generator: torch.Generator) -> Tensor:
+    """The numbers of the unknown cells (bool, [h * w]) in the order in which they will be drawn."""
+    cells = unknown.nonzero().squeeze(-1)
+    return cells if order == "raster" else cells[torch.randperm(len(cells), generator=generator)]
+
+
+@torch.inference_mode()
+def draw(
+    gpt: GPT,
+    labels_B: Tensor,
+    grid: tuple[int, int],
+    options: SamplingOptions,
+    seeds: Sequence[torch.Generator],
+    given_Bhw: Tensor | None = None,
+    given_hw: Tensor | None = None,
+) -> Iterator[Step]:
+    """Draw len(labels_B) grids of h x w tokens, yielding after every step; the last one is complete.
+
+    Cells where the bool mask `given_hw` is true are taken from `given_Bhw` and never redrawn. The first thing yielded
+    is the grid as given, before any step.
+    """
+    (h, w), batch, device = grid, len(labels_B), gpt.query.device
+    cells = h * w
+    positions_L2 = cell_positions(h, w, gpt.config.centred).to(device)
+    given = torch.zeros(cells, dtype=torch.bool) if given_hw is None else given_hw.flatten().cpu()
+    known_BL = given.expand(batch, cells).clone()
+    tokens_BL = torch.zeros(batch, cells, dtype=torch.long)
+    orders_BL = torch.stack([drawing_order(~given, options.order, generator) for generator in seeds])
+    guided = options.guidance != 1 and bool((labels_B != gpt.null_label).any())
+    copies = 2 if guided else 1  # with guidance, every picture is drawn a second time without its label
+    labels_B = labels_B.to(device)
+    cache = gpt.start(torch.cat([labels_B, torch.full_like(labels_B, gpt.null_label)][:copies]), cells)
+
+    def show(cells_BM: Tensor) -> None:
+        """Let the model see the tokens of these cells."""
+        shown = tokens_BL.gather(1, cells_BM).to(device)
+        gpt.remember(shown.repeat(copies, 1), positions_L2[cells_BM.to(device)].repeat(copies, 1, 1), cache)
+
+    if given_Bhw is not None and given.any():
+        tokens_BL[:, given] = given_Bhw.cpu().flatten(1)[:, given]
+        orders = [torch.randperm(int(given.sum()), generator=generator) for generator in seeds]
+        show(given.nonzero().squeeze(-1)[torch.stack(orders)])
+    yield Step(tokens_BL.view(batch, h, w).clone(), known_BL.view(batch, h, w).clone())
+
+    steps = orders_BL.shape[1] if options.order == "raster" else options.steps
+    drawn = 0
+    for count in cells_per_step(orders_BL.shape[1], steps):
+        cells_BM = orders_BL[:, drawn : drawn + count]
+        drawn += count
+        logits = gpt.predict(positions_L2[cells_BM.to(device)].repeat(copies, 1, 1), cache).float().cpu()
+        if guided:  # the pull grows with the share that is drawn: strong early guidance would make all pictures alike
+            share = drawn / orders_BL.shape[1]
+            logits = guide(logits[:batch], logits[batch:], 1 + (options.guidance - 1) * share)
+        uniform_BM = torch.stack([torch.rand(count, generator=generator, dtype=torch.float64) for generator in seeds])
+        tokens_BL.scatter_(1, cells_BM, pick(logits, uniform_BM, options))
+        known_BL.scatter_(1, cells_BM, True)
+        yield Step(tokens_BL.view(batch, h, w).clone(), known_BL.view(batch, h, w).clone())
+        if drawn < orders_BL.shape[1]:
+            show(cells_BM)

@@ -1,0 +1,116 @@
+"""Pictures already turned into tokens: grids of many shapes, and endless training windows of them."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tokenizer_vq.base import UserError
+from tokenizer_vq.crops import shuffled
+
+from .atomic import whole
+from .config import GPTConfig
+from .model import cell_positions
+
+
+@dataclass
+class TokenCache:
+    """Every picture has `views` grids, one after another: grid number `picture * views + view`."""
+
+    views: int
+    labels: list[int]  # of each picture
+    shapes: list[tuple[int, int]]  # (h, w) of each grid
+    grids: list[Tensor]  # uint16, [h * w] each
+
+    def grid(self, picture: int, view: int) -> Tensor:
+        """Tokens [h, w] of one view of a picture, int64."""
+        number = picture * self.views + view
+        return self.grids[number].view(self.shapes[number]).long()
+
+    def __len__(self) -> int:
+        """Pictures that are encoded in full."""
+        return len(self.grids) // self.views
+
+    def save(self, path: Path, notes: dict[str, str]) -> None:
+        tensors = {
+            "tokens": torch.cat(self.grids) if self.grids else torch.zeros(0, dtype=torch.uint16),
+            "shapes": torch.tensor(self.shapes, dtype=torch.int32).view(-1, 2),
+            "labels": torch.tensor(self.labels, dtype=torch.int32),
+        }
+        with whole(path) as beside:
+            save_file(tensors, beside, notes | {"views": str(self.views)})
+
+    @classmethod
+    def load(cls, path: Path) -> tuple[TokenCache, dict[str, str]]:
+        """The cache and the notes it was saved with. Raises UserError if the file is damaged."""
+        try:
+            with safe_open(path, framework="pt") as file:
+                notes = dict(file.metadata())
+                tokens, shapes, labels = (file.get_tensor(key) for key in ("tokens", "shapes", "labels"))
+        except (OSError, SafetensorError, TypeError) as error:
+            raise UserError(f"the token cache {path} cannot be read ({error}); delete it to encode again") from error
+        sizes = shapes.prod(1).tolist()
+        pairs = [(int(h), int(w)) for h, w in shapes.tolist()]
+        return cls(int(notes["views"]), labels.tolist(), pairs, list(tokens.split(sizes))), notes
+
+
+class TokenWindows(Dataset[dict[str, Tensor]]):
+    """Endless training sequences: sample number k is a pure function of (seed, k).
+
+    A sample is a window of at most `config.cells` cells of a random view of a picture, in a drawing order of its own,
+    padded to `config.cells`: {"tokens" [L] (some replaced by noise), "targets" [L] (-1 in the padding),
+    "positions" [L, 2], "label" []}.
+    """
+
+    def __init__(
+        self, cache: TokenCache, pictures: list[int], config: GPTConfig, seed: int, *,
+        random_orders: float, noise: float = 0.0, label_dropout: float = 0.0,
+    ):  # fmt: skip
+        self.cache, self.pictures, self.config, self.seed = cache, pictures, config, seed
+        self.random_orders, self.noise, self.label_dropout = random_orders, noise, label_dropout
+
+    def __getitem__(self, k: int) -> dict[str, Tensor]:
+        rng = random.Random(f"window/{self.seed}/{k}")
+        generator = torch.Generator().manual_seed(rng.getrandbits(62))
+        picture = self.pictures[shuffled(len(self.pictures), k, self.seed)]
+        grid_hw = window(self.cache.grid(picture, rng.randrange(self.cache.views)), self.config.cells, rng)
+        positions_L2 = cell_positions(grid_hw.shape[0], grid_hw.shape[1], self.config.centred)
+        targets_L = grid_hw.flatten()
+        if rng.random() < self.random_orders:
+            order = torch.randperm(len(targets_L), generator=generator)
+            targets_L, positions_L2 = targets_L[order], positions_L2[order]
+        noisy = torch.rand(len(targets_L), generator=generator) < self.noise
+        strangers = torch.randint(self.config.vocab_size, (len(targets_L),), generator=generator)
+        tokens_L = torch.where(noisy, strangers, targets_L)
+        label = self.config.labels if rng.random() < self.label_dropout else self.cache.labels[picture]
+        padding = self.config.cells - len(targets_L)
+        return {
+            "tokens": torch.nn.functional.pad(tokens_L, (0, padding)),
+            "targets": torch.nn.functional.pad(targets_L, (0, padding), value=-1),
+            "positions": torch.nn.functional.pad(positions_L2, (0, 0, 0, padding)),
+            "label": torch.tensor(label),
+        }
+
+
+def window(grid_hw: Tensor, cells: int, rng: random.Random) -> Tensor:
+    """The whole grid if it has at most `cells` cells, else a random part that does and is as square as can be."""
+    h, w = grid_hw.shape
+    if h * w <= cells:
+        return grid_hw
+    side = math.isqrt(cells)
+    if h < w:
+        rows = min(h, side)
+        columns = min(w, cells // rows)
+    else:
+        columns = min(w, side)
+        rows = min(h, cells // columns)
+    top, left = rng.randint(0, h - rows), rng.randint(0, w - columns)
+    return grid_hw[top : top + rows, left : left + columns]

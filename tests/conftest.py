@@ -1,0 +1,33 @@
+"""Shared by all tests: one tiny model with random weights, saved and loaded once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from igpt.config import GPTConfig
+from igpt.image_gpt import ImageGPT
+from igpt.model import GPT
+from tokenizer_vq.vq import VQConfig, VQTokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model called `tiny`: 32 codes of 8x8 pixels, 16 cells, the labels red and blue."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        tokenizer = VQTokenizer(VQConfig(channels=(32, 32), codes=32, decoder_blocks=1))
+        gpt = GPT(GPTConfig(vocab_size=32, labels=2, layers=2, width=32, heads=2, cells=16))
+        nn.init.normal_(gpt.head.weight)  # it starts at zero, and would make what is drawn independent of everything
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    ImageGPT(tokenizer, gpt, ["red", "blue"]).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_folder: Path) -> ImageGPT:
+    """The same model, loaded on the CPU."""
+    return ImageGPT.load(tiny_folder, "cpu")

@@ -1,0 +1,31 @@
+"""Pictures that tests paint for themselves."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+COLOURS = {"red": (200, 40, 40), "blue": (40, 60, 200)}
+
+
+def paint(seed: int, colour: tuple[int, int, int], size: tuple[int, int] = (64, 64)) -> Image.Image:
+    """A few discs of about one colour on a light ground."""
+    rng = random.Random(seed)
+    picture = Image.new("RGB", size, (240, 230, 210))
+    pen = ImageDraw.Draw(picture)
+    for _ in range(3):
+        x, y, r = rng.randrange(size[0]), rng.randrange(size[1]), rng.randrange(8, 24)
+        shade = tuple(min(255, max(0, channel + rng.randint(-40, 40))) for channel in colour)
+        pen.ellipse((x - r, y - r, x + r, y + r), fill=shade)
+    return picture
+
+
+def art_folder(folder: Path, each: int = 4, size: tuple[int, int] = (64, 64)) -> Path:
+    """`each` painted pictures in each of the sub-folders red and blue."""
+    for first, (label, colour) in enumerate(COLOURS.items()):
+        (folder / label).mkdir(parents=True, exist_ok=True)
+        for i in range(each):
+            paint(100 * first + i, colour, size).save(folder / label / f"{i}.png")
+    return folder

@@ -1,0 +1,398 @@
+"""The command line: what each command prints, and that every mistake ends in one plain sentence and no file."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from igpt.cli import build_parser, main, options_of
+from igpt.config import SamplingOptions
+from igpt.siblings import sibling
+
+ROOT = Path(__file__).resolve().parent.parent
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> Path:
+    """An empty current folder, with the model `tiny` within reach at ../models/tiny."""
+    (tmp_path / "models").mkdir()
+    shutil.copytree(tiny_folder, tmp_path / "models" / "tiny")
+    (tmp_path / "desk").mkdir()
+    monkeypatch.chdir(tmp_path / "desk")
+    return tmp_path / "desk"
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file below the folder above the desk, models included."""
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in folder.parent.rglob("*")}
+
+
+def refusal(capsys: Capture, *argv: str) -> str:
+    """The sentence with which a command line is refused; nothing else is printed and no file appears or changes."""
+    before = tree(Path.cwd())
+    capsys.readouterr()
+    status = main(argv)
+    out, err = capsys.readouterr()
+    assert (status, out) == (2, ""), err
+    assert err.startswith("igpt: ") and err.endswith("\n") and err.count("\n") == 1, err
+    assert "Traceback" not in err and not re.search(r"\w+Error\b", err), "no names from inside the program"
+    assert tree(Path.cwd()) == before
+    return err.removeprefix("igpt: ")
+
+
+GENERATE = ["generate", "--model", "../models/tiny", "--size", "16", "--device", "cpu"]
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--size", "0"], "0"),
+        (["--size", "-1"], "-1"),
+        (["--size", "100000"], "100000"),
+        (["--size", "12x"], "'12x'"),
+        (["--size", "64x7"], "64x7"),
+        (["--steps", "0"], "0"),
+        (["--steps", "many"], "'many'"),
+        (["--steps", "1.5"], "'1.5'"),
+        (["--temperature", "-1"], "-1"),
+        (["--temperature", "nan"], "'nan'"),
+        (["--temperature", "inf"], "'inf'"),
+        (["--top-k", "-1"], "-1"),
+        (["--top-p", "2"], "2"),
+        (["--top-p", "0"], "0"),
+        (["--guidance", "-1"], "-1"),
+        (["--order", "spiral"], "'spiral'"),
+        (["-n", "0"], "0"),
+        (["-n", "-3"], "-3"),
+        (["-n", "some"], "'some'"),
+        (["--seed", "-1"], "-1"),
+        (["--seed", "9223372036854775807"], "9223372036854775807"),
+        (["--seed", "lucky"], "'lucky'"),
+        (["--seed", "9" * 400], "999"),
+        (["--device", "toaster"], "'toaster'"),
+        (["--out", "file/pictures"], "file"),
+        (["--out", "file"], "file"),
+        (["--out", "cat.jpg"], "cat.jpg"),
+        (["--out", "cat.png", "-n", "2"], "cat.png"),
+        (["--colour"], "--colour"),
+        (["--label", "green"], "'green'"),
+        (["--model", "nothing"], "'nothing'"),
+    ],
+    ids=lambda value: " ".join(value)[:30],
+)
+def test_a_mistake_in_generate_is_answered_with_what_was_received(
+    argv: list[str], said: str, desk: Path, capsys: Capture
+) -> None:
+    (desk / "file").write_text("a regular file, which no folder can lie under, not even for root")
+    assert said in refusal(capsys, *GENERATE, *argv)
+
+
+def test_a_label_that_does_not_exist_is_answered_with_those_that_do(desk: Path, capsys: Capture) -> None:
+    assert {"red", "blue"} <= set(refusal(capsys, *GENERATE, "--label", "rad").replace(",", " ").split())
+
+
+def test_a_model_that_does_not_exist_is_answered_with_those_that_do(
+    desk: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import igpt.checkpoint
+
+    boxed = {"watercolours": desk, "woodcuts": desk}
+    monkeypatch.setattr(igpt.checkpoint, "in_the_box", lambda: boxed)
+    for command in (["generate"], ["info"]):
+        sentence = refusal(capsys, *command, *(["--model"] if command == ["generate"] else []), "nothing")
+        assert "'nothing'" in sentence and "watercolours" in sentence and "woodcuts" in sentence
+
+
+def spoil(model: Path, how: str) -> None:
+    weights, config = model / "model.safetensors", model / "config.json"
+    record = json.loads(config.read_text())
+    if how == "truncated weights":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif how == "weights cut off in the header":
+        weights.write_bytes(weights.read_bytes()[:100])
+    elif how == "empty weights":
+        weights.write_bytes(b"")
+    elif how == "pickled weights":
+        weights.write_bytes(b"\x80\x04cposix\nsystem\n(Vtouch pickled\ntR.")
+    elif how == "missing weights":
+        weights.unlink()
+    elif how == "missing config":
+        config.unlink()
+    elif how == "config that is no JSON":
+        config.write_text("{")
+    elif how == "config that is a list":
+        config.write_text("[]")
+    elif how == "config of a wider GPT":
+        record["gpt"]["width"] *= 2
+        config.write_text(json.dumps(record))
+    elif how == "config of a deeper GPT":
+        record["gpt"]["layers"] += 2
+        config.write_text(json.dumps(record))
+    elif how == "config with more labels":
+        record["labels"].append("green")
+        config.write_text(json.dumps(record))
+    elif how == "config with other codes":
+        record["tokenizer"]["codes"] *= 2
+        config.write_text(json.dumps(record))
+    elif how == "config with a word of its own":
+        record["gpt"]["colour"] = 1
+        config.write_text(json.dumps(record))
+    elif how == "config with text for a number":
+        record["gpt"]["layers"] = "two"
+        config.write_text(json.dumps(record))
+
+
+SPOILT = [
+    "truncated weights", "weights cut off in the header", "empty weights", "pickled weights", "missing weights",
+    "missing config", "config that is no JSON", "config that is a list", "config of a wider GPT",
+    "config of a deeper GPT", "config with more labels", "config with other codes", "config with a word of its own",
+    "config with text for a number",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_model_with_spoilt_files_is_refused(how: str, desk: Path, capsys: Capture) -> None:
+    whole = tree(desk)
+    spoil(desk.parent / "models" / "tiny", how)
+    assert tree(desk) != whole
+    sentence = refusal(capsys, *GENERATE)
+    assert "tiny" in sentence or (how == "config with more labels" and "labels" in sentence)
+
+
+@pytest.mark.parametrize("command", ["show", "replay"])
+def test_a_picture_without_a_recipe_is_refused(command: str, desk: Path, capsys: Capture) -> None:
+    Image.new("RGB", (8, 8)).save("foreign.png")
+    (desk / "text.png").write_text("no picture")
+    assert "foreign.png carries no recipe" in refusal(capsys, command, "foreign.png")
+    assert "text.png is no picture" in refusal(capsys, command, "text.png")
+    assert "missing.png" in refusal(capsys, command, "missing.png")
+
+
+def test_art_that_cannot_be_learned_from_is_refused(desk: Path, capsys: Capture) -> None:
+    (desk / "empty").mkdir()
+    (desk / "texts").mkdir()
+    for i in range(3):
+        (desk / "texts" / f"{i}.txt").write_text("no picture")
+    (desk / "file").write_text("no archive either")
+    assert "'missing'" in refusal(capsys, "train", "missing", "--out", "model")
+    for stage in ([], ["tokenizer"], ["gpt"]):
+        for art in ("empty", "texts", "file"):
+            assert art in refusal(capsys, "train", *stage, art, "--out", "model", "--preset", "toy", "--quiet")
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--out", "../file/model"], "file"),
+        (["--out", "../file"], "file"),
+        ([], "--out"),
+        (["--out", "model", "--preset", "gigantic"], "'gigantic'"),
+        (["--out", "model", "--gpt-samples", "0"], "0"),
+        (["--out", "model", "--dropout", "2"], "2"),
+        (["--out", "model", "--gpt-lr", "fast"], "'fast'"),
+    ],
+    ids=" ".join,
+)
+def test_a_mistake_in_train_is_answered_with_what_was_received(
+    argv: list[str], said: str, desk: Path, capsys: Capture
+) -> None:
+    (desk.parent / "file").touch()
+    Image.new("RGB", (64, 64)).save(desk / "picture.png")
+    assert said in refusal(capsys, "train", ".", *argv)
+
+
+def test_unknown_commands_are_answered_with_those_that_exist(desk: Path, capsys: Capture) -> None:
+    assert "generate" in refusal(capsys, "draw")
+    assert "PICTURE" in refusal(capsys, "show").upper()
+
+
+# What works
+
+
+def test_generate_prints_the_paths_and_writes_the_pictures(desk: Path, capsys: Capture) -> None:
+    assert main([*GENERATE, "--label", "blue", "--seed", "5", "-n", "2", "--sheet"]) == 0
+    assert capsys.readouterr() == ("blue-5.png\nblue-6.png\nblue-5-sheet.png\n", "")
+    assert sorted(path.name for path in desk.iterdir()) == ["blue-5-sheet.png", "blue-5.png", "blue-6.png"]
+    assert Image.open("blue-5.png").size == (16, 16)
+
+
+def test_a_seed_that_was_not_given_is_told_and_draws_the_same_picture_again(desk: Path, capsys: Capture) -> None:
+    assert main([*GENERATE, "--out", "one.png"]) == 0
+    word, seed = capsys.readouterr().err.split()
+    assert word == "seed"
+    assert main([*GENERATE, "--out", "two.png", "--seed", seed]) == 0
+    assert (desk / "one.png").read_bytes() == (desk / "two.png").read_bytes()
+
+
+def test_a_second_run_does_not_overwrite_unless_forced(desk: Path, capsys: Capture) -> None:
+    for more, expected in [([], "tiny-1.png"), ([], "tiny-1-2.png"), (["--force"], "tiny-1.png")]:
+        assert main([*GENERATE, "--seed", "1", *more]) == 0
+        assert capsys.readouterr().out == f"{expected}\n"
+    assert main([*GENERATE, "--seed", "1", "--out", "new/album"]) == 0
+    assert capsys.readouterr().out == f"{Path('new/album/tiny-1.png')}\n"
+
+
+def test_every_sampling_option_reaches_the_picture(desk: Path, capsys: Capture) -> None:
+    words = "--steps 3 --temperature 0.5 --top-k 9 --top-p 0.9 --guidance 1.5 --order raster".split()
+    assert main([*GENERATE, "--seed", "1", *words]) == 0
+    capsys.readouterr()
+    assert main(["show", "tiny-1.png"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert SamplingOptions(**shown["options"]) == SamplingOptions(3, 0.5, 9, 0.9, 1.5, "raster")
+    assert (shown["model"], shown["seed"], shown["label"], shown["size"]) == ("tiny", 1, None, [16, 16])
+
+
+def test_progress_is_shown_to_people_only_and_only_if_wanted(
+    desk: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([*GENERATE, "--seed", "1"]) == 0
+    assert capsys.readouterr().err == "", "a pipe is nobody to watch"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert main([*GENERATE, "--seed", "1"]) == 0
+    assert "/16 [" in capsys.readouterr().err
+    assert main([*GENERATE, "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("more", [[], ["--from-tokens"]], ids=["drawn again", "decoded"])
+def test_replay_draws_the_same_pixels_and_says_so(more: list[str], desk: Path, capsys: Capture) -> None:
+    assert main([*GENERATE, "--label", "red", "--seed", "3", "--size", "25x18"]) == 0
+    capsys.readouterr()
+    assert main(["replay", "red-3.png", "--model", "../models/tiny", "--device", "cpu", *more]) == 0
+    out, err = capsys.readouterr()
+    assert out == "red-3-replay.png\n" and "16" in err and "recorded" in err
+    assert (desk / "red-3-replay.png").read_bytes() == (desk / "red-3.png").read_bytes()
+    assert "'tiny'" in refusal(capsys, "replay", "red-3.png"), "the model is not in the box"
+
+
+def test_replay_looks_up_no_path_or_address_that_a_picture_names(desk: Path, capsys: Capture) -> None:
+    files = sibling("generate.files")
+    for name in ("somebody/model", "../models/tiny", "/etc/model", ".."):
+        recipe = files.Recipe(name, "", None, 1, (16, 16), SamplingOptions(), (1, 1), (0,))
+        files.write_picture(Image.new("RGB", (16, 16)), Path("stranger.png"), recipe, force=True)
+        assert f"{name!r}" in refusal(capsys, "replay", "stranger.png")
+
+
+def test_info_describes_a_model(desk: Path, capsys: Capture) -> None:
+    assert main(["info", "../models/tiny"]) == 0
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (rows["name"], rows["labels"]) == ("tiny", "2: red, blue")
+    assert "32 tokens of 8x8 pixels" in rows["tokenizer"] and "32x32 pixels" in rows["picture"]
+    assert len(rows["weights"]) == 64
+
+
+def test_info_lists_the_models_in_the_box(desk: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    import igpt.checkpoint
+
+    monkeypatch.setattr(igpt.checkpoint, "in_the_box", lambda: {"tiny": desk.parent / "models" / "tiny"})
+    assert main(["info"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("tiny: ") and "2 labels" in line
+    monkeypatch.setattr(igpt.checkpoint, "in_the_box", dict)
+    assert main(["info"]) == 0
+    assert capsys.readouterr().out == "no model is in the box\n"
+
+
+@pytest.mark.parametrize("stage", [None, "tokenizer", "gpt"])
+def test_train_hands_every_option_over(stage: str | None, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    received: list[Any] = []
+    fake = SimpleNamespace(train=lambda *arguments: received.extend(arguments))
+    monkeypatch.setitem(sys.modules, "train.run", fake)
+    words = ["train", *([stage] if stage else []), ".", "--out", "model"]
+    assert main([*words, "--preset", "toy", "--seed", "3", "--no-flip", "--gpt-lr", "1e-4", "--gpt-samples", "9"]) == 0
+    options = sibling("train.options").TrainOptions(preset="toy", seed=3, flip=False, gpt_lr=1e-4, gpt_samples=9)
+    assert received == [stage, Path("."), Path("model"), options]
+
+
+def test_every_default_comes_from_the_dataclasses() -> None:
+    parser, options = build_parser(), sibling("train.options").TrainOptions
+    assert options_of(parser.parse_args(["generate"]), SamplingOptions) == SamplingOptions()
+    assert options_of(parser.parse_args(["train", "art", "--out", "model"]), options) == options()
+
+
+@pytest.mark.parametrize("command", ["generate", "train", "replay", "show", "info"])
+def test_help_shows_every_flag_with_its_default(command: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    help = capsys.readouterr().out
+    assert stopped.value.code == 0
+    if command == "generate":
+        assert f"(default: {SamplingOptions().steps})" in help and f"(default: {SamplingOptions().guidance})" in help
+    if command == "train":
+        assert "--tokenizer-crops" in help and "(default: small)" in help and "--stage" not in help
+
+
+def test_the_bare_command_prints_its_help(capsys: Capture) -> None:
+    assert main([]) == 0
+    assert "generate" in capsys.readouterr().out
+
+
+def test_an_interruption_ends_quietly(desk: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sibling("generate.run"), "generate_files", interrupted)
+    assert main([*GENERATE, "--seed", "1"]) == 130
+    assert capsys.readouterr() == ("", "igpt: stopped\n")
+    assert list(desk.iterdir()) == []
+
+
+# Processes of their own
+
+
+def python(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *arguments], env=environment, text=True, **more)
+
+
+def test_help_and_cheap_mistakes_are_answered_without_loading_torch(desk: Path) -> None:
+    main([*GENERATE, "--seed", "1"])
+    Path("file").touch()
+    code = """
+import json, sys
+from igpt.cli import main
+for argv in json.loads(sys.argv[1]):
+    try:
+        main(argv)
+    except SystemExit:
+        pass
+    assert not {"torch", "numpy", "torchvision", "accelerate"} & set(sys.modules), argv
+"""
+    lines = [
+        "", "--help", "--version", "generate --help", "train --help", "info --help", "draw", "generate --colour",
+        "generate --size 0", "generate --steps 0", "generate -n 0", "generate --top-p 2", "generate --seed -1",
+        "generate --out file/x", "generate --order spiral", "show missing.png", "show tiny-1.png",
+        "train missing --out model", "train . --out file/x", "train . --out model --views 0",
+    ]  # fmt: skip
+    done = python("-c", code, json.dumps([line.split() for line in lines]), capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert '"tokens"' in done.stdout
+
+
+def test_a_mistake_exits_with_2_and_one_sentence_from_the_shell_too(desk: Path) -> None:
+    done = python("-m", "igpt", "generate", "--size", "12x", capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("igpt: ")
+
+
+def test_a_reader_that_stops_reading_is_no_error(desk: Path) -> None:
+    main([*GENERATE, "--seed", "1"])
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = python("-m", "igpt", "show", "tiny-1.png", stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert done.stderr == ""

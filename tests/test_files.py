@@ -1,0 +1,426 @@
+"""Files: names, sizes, recipes, contact sheets, and that nothing is ever overwritten or half written."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import struct
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageChops
+from PIL.PngImagePlugin import PngInfo
+
+from generate.files import Recipe, plan_output, read_recipe, stem_for, write_picture
+from generate.run import generate_files, replay
+from generate.sheet import MARGIN, contact_sheet, thumbnail
+from igpt.config import SamplingOptions
+from igpt.image_gpt import ImageGPT
+from igpt.sizes import LARGEST_SIDE, SMALLEST_SIDE, grid_for, parse_size
+from tokenizer_vq.base import UserError
+
+OPTIONS = SamplingOptions(steps=4)
+RECIPE = Recipe(
+    model="tiny", weights_hash="ab" * 32, label="red", seed=7, size=(48, 32), options=OPTIONS,
+    grid=(2, 3), tokens=(0, 1, 2, 255, 256, 65535),
+)  # fmt: skip
+
+
+def painted(width: int = 48, height: int = 32) -> Image.Image:
+    return Image.radial_gradient("L").resize((width, height)).convert("RGB")
+
+
+def same(one: Image.Image, other: Image.Image) -> bool:
+    return one.size == other.size and ImageChops.difference(one, other).getbbox() is None
+
+
+def with_chunk(path: Path, text: str, **how: bool) -> Path:
+    """A PNG with `text` as its igpt chunk."""
+    chunks = PngInfo()
+    if how.get("international"):
+        chunks.add_itxt("igpt", text, zip=how.get("zip", False))
+    else:
+        chunks.add_text("igpt", text, zip=how.get("zip", False))
+    painted().save(path, pnginfo=chunks)
+    return path
+
+
+# Recipes
+
+
+def test_a_recipe_survives_the_way_through_a_png(tmp_path: Path) -> None:
+    path = write_picture(painted(), tmp_path / "a.png", RECIPE)
+    assert read_recipe(path) == RECIPE
+    with Image.open(path) as picture:
+        assert same(picture.convert("RGB"), painted())
+
+
+def test_a_recipe_is_a_text_that_other_tools_can_read(tmp_path: Path) -> None:
+    with Image.open(write_picture(painted(), tmp_path / "a.png", RECIPE)) as picture:
+        record = json.loads(picture.text["igpt"])
+    assert (record["seed"], record["label"], record["options"]["steps"], record["grid"]) == (7, "red", 4, [2, 3])
+    assert base64.b64decode(record["tokens"]) == b"\0\0\1\0\2\0\xff\0\0\1\xff\xff"
+
+
+def test_a_recipe_is_found_where_another_program_has_moved_it_behind_the_pixels(tmp_path: Path) -> None:
+    png = write_picture(painted(), tmp_path / "a.png", RECIPE).read_bytes()
+    at = png.index(b"tEXtigpt") - 4
+    length = struct.unpack(">I", png[at : at + 4])[0] + 12
+    end = len(png) - 12
+    (tmp_path / "b.png").write_bytes(png[:at] + png[at + length : end] + png[at : at + length] + png[end:])
+    assert read_recipe(tmp_path / "b.png") == RECIPE
+
+
+def test_pictures_of_other_programs_have_no_recipe_and_cause_no_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.png", "a.jpg", "a.gif"):
+        painted().save(tmp_path / name)
+        assert read_recipe(tmp_path / name) is None
+    assert not caplog.records
+
+
+def altered(**changes: Any) -> str:
+    return json.dumps({**json.loads(RECIPE.to_json()), **changes})
+
+
+HOSTILE = {
+    "empty": "",
+    "broken": RECIPE.to_json()[:-20],
+    "no json": "\0\1\2",
+    "foreign": '{"prompt": "a cat"}',
+    "a list": "[1, 2]",
+    "a number": "7",
+    "a huge number": "9" * 10_000,
+    "nested": "[" * 100_000,
+    "nested objects": '{"version":' * 100_000,
+    "oversized": RECIPE.to_json() + " " * (1 << 20),
+    "a later version": altered(version=2),
+    "a version that is true": altered(version=True),
+    "no model": altered(model=None),
+    "a model that is a list": altered(model=["a"]),
+    "a label that is a number": altered(label=3),
+    "a seed that is text": altered(seed="7"),
+    "a negative seed": altered(seed=-1),
+    "a seed beyond 64 bits": altered(seed=2**64),
+    "a size of zero": altered(size=[0, 32]),
+    "a size of a million": altered(size=[10**6, 10**6]),
+    "a size of one number": altered(size=[32]),
+    "a size of fractions": altered(size=[32.5, 32.0]),
+    "a grid that is not the tokens'": altered(grid=[3, 3]),
+    "a negative grid": altered(grid=[-2, -3]),
+    "an enormous grid": altered(grid=[10**9, 10**9]),
+    "tokens that are a list": altered(tokens=[1, 2]),
+    "tokens that are no base64": altered(tokens="%%%"),
+    "options that are a list": altered(options=[]),
+    "an option that is unknown": altered(options={"colour": 1}),
+    "an option that is text": altered(options={"steps": "32"}),
+    "an option that is true": altered(options={"steps": True}),
+    "an option that is no number": altered(options={"temperature": float("nan")}),
+    "an option that is infinite": altered(options={"temperature": 1.0}).replace("1.0", "1e999"),
+    "an option that is out of range": altered(options={"steps": 0}),
+}
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_chunk_that_is_no_recipe_is_treated_as_absent(
+    text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in (with_chunk(tmp_path / "a.png", text), with_chunk(tmp_path / "b.png", text, international=True)):
+        caplog.clear()
+        assert read_recipe(path) is None
+        assert [path.name in record.getMessage() for record in caplog.records] == [True]
+
+
+@pytest.mark.parametrize("international", [False, True])
+def test_a_chunk_that_unpacks_to_a_gigabyte_is_treated_as_absent(
+    international: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bomb = with_chunk(tmp_path / "a.png", "[" * (50 << 20), zip=True, international=international)
+    assert bomb.stat().st_size < 1 << 20
+    assert read_recipe(bomb) is None
+    assert len(caplog.records) == 1
+
+
+def test_a_recipe_from_before_an_option_existed_means_its_default(tmp_path: Path) -> None:
+    recipe = read_recipe(with_chunk(tmp_path / "a.png", altered(options={"steps": 4})))
+    assert recipe is not None and recipe.options == OPTIONS
+
+
+@pytest.mark.parametrize("content", [b"", b"some text", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n" + b"\0" * 100])
+def test_reading_the_recipe_of_what_is_no_picture_is_the_users_error(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    for wrong in (path, tmp_path / "missing.png", tmp_path):
+        with pytest.raises(UserError, match="no picture that can be read"):
+            read_recipe(wrong)
+
+
+def test_a_picture_cut_off_in_the_middle_is_the_users_error_or_has_its_recipe(tmp_path: Path) -> None:
+    png = write_picture(painted(), tmp_path / "a.png", RECIPE).read_bytes()
+    for length in range(8, len(png), 7):
+        (tmp_path / "cut.png").write_bytes(png[:length])
+        try:
+            assert read_recipe(tmp_path / "cut.png") in (RECIPE, None)
+        except UserError:
+            pass
+
+
+def test_a_picture_with_any_byte_damaged_never_escapes_as_another_error(tmp_path: Path) -> None:
+    png = write_picture(painted(8, 8), tmp_path / "a.png", RECIPE).read_bytes()
+    path = tmp_path / "damaged.png"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, about the size of what it thinks it sees
+        for at in range(8, len(png), 3):
+            path.write_bytes(png[:at] + bytes([png[at] ^ 0x55]) + png[at + 1 :])
+            try:
+                read_recipe(path)
+            except UserError:
+                pass
+
+
+# Names and writing
+
+
+def test_an_existing_file_is_never_overwritten_but_gets_a_new_number(tmp_path: Path) -> None:
+    paths = [write_picture(painted(8 + i, 8), tmp_path / "red-7.png") for i in range(3)]
+    assert [path.name for path in paths] == ["red-7.png", "red-7-2.png", "red-7-3.png"]
+    assert [Image.open(path).width for path in paths] == [8, 9, 10]
+
+
+def test_force_replaces_the_file(tmp_path: Path) -> None:
+    write_picture(painted(8, 8), tmp_path / "a.png")
+    assert write_picture(painted(9, 8), tmp_path / "a.png", force=True) == tmp_path / "a.png"
+    assert [(path.name, Image.open(path).width) for path in tmp_path.iterdir()] == [("a.png", 9)]
+
+
+def test_a_link_that_points_nowhere_is_not_written_through(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to(tmp_path / "elsewhere.png")
+    assert write_picture(painted(), tmp_path / "a.png").name == "a-2.png"
+    assert not (tmp_path / "elsewhere.png").exists()
+
+
+def test_a_name_taken_by_another_process_while_we_write_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, link = tmp_path / "a.png", os.link
+
+    def late(source: Path, target: Path) -> None:
+        if target == path:
+            path.write_bytes(b"somebody else's")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", late)
+    assert write_picture(painted(), path).name == "a-2.png"
+    assert path.read_bytes() == b"somebody else's"
+
+
+def test_a_file_system_without_hard_links_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    names = [write_picture(painted(), tmp_path / "a.png").name for _ in range(2)]
+    assert names == ["a.png", "a-2.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-2.png", "a.png"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_when_writing_fails_nothing_is_left_behind(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, data: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(data[:20])
+        raise error
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(UserError if isinstance(error, OSError) else KeyboardInterrupt):
+        write_picture(painted(), tmp_path / "a.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_written_picture_has_the_rights_that_any_new_file_has(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    path = write_picture(painted(), tmp_path / "a.png")
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_any_label_makes_a_safe_file_name() -> None:
+    assert stem_for("ukiyo_e", 7) == "ukiyo_e-7"
+    assert stem_for("浮世絵", 7) == "浮世絵-7"
+    assert stem_for("../../etc/pass wd", 7) == "etc-pass-wd-7"
+    assert stem_for("///", 7) == "picture-7"
+    assert len(stem_for("浮" * 1000, 2**63 - 1).encode()) < 200
+
+
+def test_out_is_a_folder_or_the_exact_name_of_one_picture(tmp_path: Path) -> None:
+    assert plan_output(None, 3).picture("red-7") == Path("red-7.png")
+    assert plan_output(tmp_path / "new/deep", 3).picture("red-7") == tmp_path / "new/deep/red-7.png"
+    exact = plan_output(tmp_path / "Cat.PNG", 1)
+    assert (exact.picture("red-7"), exact.sheet("red-7")) == (tmp_path / "Cat.PNG", tmp_path / "Cat-sheet.png")
+    (tmp_path / "album.png").mkdir()
+    assert plan_output(tmp_path / "album.png", 3).picture("red-7") == tmp_path / "album.png/red-7.png"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["album.png"], "planning makes nothing"
+
+
+def test_an_out_that_cannot_be_meant_is_the_users_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out, count, why in [("a.png", 2, "one file"), ("a.jpg", 1, "PNG"), ("file", 1, "file"), ("file/in", 1, "file")]:
+        with pytest.raises(UserError, match=why):
+            plan_output(tmp_path / out, count)
+
+
+# Sheets
+
+
+def test_a_sheet_shows_every_picture_in_rows() -> None:
+    colours = ["red", "lime", "blue", "black", "yellow"]
+    sheet = contact_sheet([Image.new("RGB", (20, 10), colour) for colour in colours])
+    assert sheet.size == (3 * 20 + 4 * MARGIN, 2 * 10 + 3 * MARGIN)
+    middles = [(MARGIN + 10 + i % 3 * (20 + MARGIN), MARGIN + 5 + i // 3 * (10 + MARGIN)) for i in range(5)]
+    shown = [sheet.getpixel(middle) for middle in middles]
+    assert shown == [(255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0), (255, 255, 0)]
+    assert sheet.getpixel((sheet.width - MARGIN - 10, sheet.height - MARGIN - 5)) == (255, 255, 255), "the sixth cell"
+
+
+def test_a_caption_stays_in_its_cell() -> None:
+    pictures = [Image.new("RGB", (24, 24), "white")] * 2
+    plain, captioned = contact_sheet(pictures, ["", ""]), contact_sheet(pictures, ["a caption far too long", ""])
+    written = ImageChops.difference(plain, captioned).getbbox()
+    assert written is not None
+    left, top, right, _ = written
+    assert MARGIN <= left and right <= MARGIN + 24 and top >= MARGIN + 24
+
+
+def test_a_sheet_of_many_pictures_stays_a_picture_one_can_open() -> None:
+    small = thumbnail(Image.new("RGB", (1024, 512)), 100)
+    assert small.size == (409, 205)
+    assert max(contact_sheet([small] * 100).size) < 4300
+
+
+# Sizes
+
+
+def test_a_size_is_one_number_or_two() -> None:
+    for size in ("256", 256, "256x256", " 256 ", (256, 256)):
+        assert parse_size(size) == (256, 256)
+    for size in ("640x384", "640X384", "640×384", (640, 384)):
+        assert parse_size(size) == (640, 384)
+
+
+@pytest.mark.parametrize(
+    "size", ["0", "-1", "7", "1025", "100000", "12x", "x12", "12x-5", "256x7", "", "big", "1e2", "٢٥٦", "1" * 5000]
+)
+def test_any_other_size_is_refused_with_what_was_received(size: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_size(size)
+    assert size[:300] in str(caught.value)
+
+
+def test_the_grid_has_the_aspect_asked_for_and_nearly_as_many_cells_as_the_model_can_draw() -> None:
+    assert grid_for(256, 256, 16, 256) == grid_for(8, 8, 16, 256) == grid_for(1024, 1024, 16, 256) == (16, 16)
+    assert (grid_for(640, 384, 16, 256), grid_for(384, 640, 16, 256)) == ((12, 20), (20, 12))
+    for width, height in [(8, 1024), (1024, 8), (300, 299), (800, 600), (1000, 700), (257, 511)]:
+        rows, columns = grid_for(width, height, 16, 256)
+        assert (columns, rows) == grid_for(height, width, 16, 256)
+        assert min(rows, columns) >= 4 and rows * columns <= 256
+        seen = min(rows, columns * height / width) * min(columns, rows * width / height)
+        if max(width, height) <= 4 * min(width, height):
+            assert seen > 220, "cells that are left after cropping to the aspect"
+    assert grid_for(100, 10, 16, 9) == (1, 9), "a model for very few cells"
+
+
+def test_where_a_token_is_a_pixel_small_pictures_are_drawn_pixel_by_pixel() -> None:
+    assert grid_for(24, 32, 1, 1024) == (32, 24)
+    assert grid_for(64, 64, 1, 1024) == (32, 32)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 16), (17, 31), (31, 17), (64, 64), (300, 299), (8, 300), (1024, 40)])
+def test_a_picture_has_exactly_the_size_asked_for(size: tuple[int, int], tiny_model: ImageGPT) -> None:
+    (picture,) = tiny_model.generate(size=size, seed=3, steps=4)
+    assert picture.size == size
+
+
+def test_every_size_from_8_to_300_can_be_drawn_and_fitted(tiny_model: ImageGPT) -> None:
+    for side in (*range(SMALLEST_SIDE, 301), LARGEST_SIDE):
+        for width, height in ((side, side), (side, 2 * side // 3 + 3), (10, side)):
+            assert parse_size(f"{width}x{height}") == (width, height)
+            rows, columns = grid_for(width, height, tiny_model.downsample, tiny_model.native_cells)
+            assert 1 <= rows * columns <= tiny_model.native_cells
+
+
+# Drawing
+
+
+def draw(model: ImageGPT, folder: Path, **more: Any) -> list[Path]:
+    asked: dict[str, Any] = {"n": 1, "size": (24, 24), "label": "red", "seed": 7, "options": OPTIONS, **more}
+    return generate_files(model, output=plan_output(folder, asked["n"]), **asked)
+
+
+def test_pictures_are_named_by_label_and_seed_and_printed(
+    tiny_model: ImageGPT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = draw(tiny_model, tmp_path, n=3, sheet=True)
+    names = ["red-7.png", "red-8.png", "red-9.png", "red-7-sheet.png"]
+    assert [path.name for path in paths] == names
+    assert capsys.readouterr() == ("".join(f"{path}\n" for path in paths), "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    (unlabelled,) = draw(tiny_model, tmp_path, label=None)
+    assert unlabelled.name == f"{tiny_model.name}-7.png"
+
+
+def test_the_picture_of_a_seed_is_the_same_alone_and_in_any_batch(tiny_model: ImageGPT, tmp_path: Path) -> None:
+    together = draw(tiny_model, tmp_path / "together", n=18)
+    assert len({Image.open(path).tobytes() for path in together}) > 9, "different seeds draw different pictures"
+    for i in (0, 5, 15, 16, 17):
+        (alone,) = draw(tiny_model, tmp_path / "alone", seed=7 + i)
+        assert alone.read_bytes() == together[i].read_bytes()
+
+
+def test_what_the_command_draws_is_what_the_library_draws(tiny_model: ImageGPT, tmp_path: Path) -> None:
+    (path,) = draw(tiny_model, tmp_path, size=(40, 24))
+    (picture,) = tiny_model.generate(size=(40, 24), label="red", seed=7, steps=OPTIONS.steps)
+    assert same(Image.open(path), picture)
+
+
+@pytest.mark.parametrize("from_tokens", [False, True])
+@pytest.mark.parametrize(
+    "asked",
+    [{"label": None}, {"size": (45, 31), "seed": 2**60}, {"options": SamplingOptions(3, 0.7, 9, 0.9, 1.5, "raster")}],
+    ids=["without label", "odd size", "raster order"],
+)
+def test_the_recipe_of_a_picture_draws_the_same_pixels_again(
+    asked: dict[str, Any], from_tokens: bool, tiny_model: ImageGPT, tmp_path: Path
+) -> None:
+    (path,) = draw(tiny_model, tmp_path, **asked)
+    recipe = read_recipe(path)
+    assert recipe is not None
+    again = replay(tiny_model, recipe, path=tmp_path / "again.png", from_tokens=from_tokens)
+    assert same(Image.open(again), Image.open(path))
+    assert read_recipe(again) == recipe
+
+
+def test_replay_refuses_another_model_and_tokens_that_come_out_differently(
+    tiny_model: ImageGPT, tmp_path: Path
+) -> None:
+    (path,) = draw(tiny_model, tmp_path)
+    text = read_recipe(path).to_json()  # type: ignore[union-attr]
+
+    def changed(**changes: Any) -> Recipe:
+        return Recipe.from_json(json.dumps({**json.loads(text), **changes}))
+
+    other = base64.b64encode(bytes(len(base64.b64decode(json.loads(text)["tokens"])))).decode()
+    beyond = base64.b64encode(b"\xff" * len(base64.b64decode(other))).decode()
+    out = tmp_path / "again.png"
+    for recipe, from_tokens, why in [
+        (changed(weights_hash="0" * 64), False, "weights"),
+        (changed(tokens=other), False, "came out differently"),
+        (changed(tokens=beyond), True, "65535"),
+    ]:
+        with pytest.raises(UserError, match=why):
+            replay(tiny_model, recipe, path=out, from_tokens=from_tokens)
+    assert not out.exists()

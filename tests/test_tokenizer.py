@@ -1,0 +1,118 @@
+"""The VQ tokenizer: shapes, round trips, and a quantizer that is exact and stays alive."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tokenizer_vq.base import UserError
+from tokenizer_vq.quantizer import Quantizer, codebook_usage
+from tokenizer_vq.vq import VQConfig, VQTokenizer
+
+
+def make() -> VQTokenizer:
+    torch.manual_seed(0)
+    return VQTokenizer(VQConfig(channels=(32, 32, 64), codes=32)).eval()
+
+
+@pytest.mark.parametrize(("h", "w"), [(1, 1), (2, 5), (7, 3)])
+@torch.no_grad()
+def test_grids_that_are_not_square_encode_and_decode_at_their_own_shape(h: int, w: int) -> None:
+    tokenizer = make()
+    images_BCHW = torch.rand(2, 3, h * 16, w * 16) * 2 - 1
+    tokens_Bhw = tokenizer.encode(images_BCHW)
+    assert tokens_Bhw.shape == (2, h, w) and tokens_Bhw.dtype == torch.int64
+    assert 0 <= int(tokens_Bhw.min()) and int(tokens_Bhw.max()) < tokenizer.vocab_size
+    assert tokenizer.decode(tokens_Bhw).shape == images_BCHW.shape
+
+
+def test_the_codes_of_tokens_are_those_tokens_again() -> None:
+    quantizer = make().quantizer
+    tokens_Bhw = torch.randint(32, (2, 3, 5))
+    assert torch.equal(quantizer.eval()(quantizer.lookup(tokens_Bhw)).tokens_Bhw, tokens_Bhw)
+
+
+def test_a_picture_that_does_not_divide_into_tokens_is_refused_with_its_size() -> None:
+    with pytest.raises(UserError, match="20x32"):
+        make().encode(torch.zeros(1, 3, 32, 20))
+
+
+def test_the_token_side_follows_from_the_config() -> None:
+    assert VQTokenizer(VQConfig(channels=(8, 8, 8))).downsample == 16
+    assert VQTokenizer(VQConfig(patch=2, channels=(8, 8))).downsample == 4
+
+
+def test_the_config_can_say_the_published_vq16() -> None:
+    with torch.device("meta"):
+        tokenizer = VQTokenizer(VQConfig.vq16())
+    assert tokenizer.downsample == 16 and tokenizer.vocab_size == 16384
+    # LlamaGen's README: 72M
+    assert sum(p.numel() for p in tokenizer.parameters()) / 1e6 == pytest.approx(71.9, abs=0.2)
+
+
+# The quantizer
+
+
+def test_the_quantizer_decides_in_float32_under_autocast() -> None:
+    quantizer = Quantizer(512, 8).eval()
+    z_BEhw = torch.randn(4, 8, 16, 16, generator=torch.Generator().manual_seed(0))
+    plain = quantizer(z_BEhw)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = quantizer(z_BEhw)
+        careless = (F.normalize(z_BEhw.movedim(1, -1), dim=-1) @ quantizer.codebook_KE.t()).argmax(-1)
+    assert torch.equal(plain.tokens_Bhw, mixed.tokens_Bhw) and mixed.codes_BEhw.dtype == torch.float32
+    assert not torch.equal(plain.tokens_Bhw, careless)  # what bfloat16 would have done: the test can fail
+
+
+def test_gradients_pass_straight_through_to_the_input() -> None:
+    quantizer = Quantizer(16, 4).eval()
+    z_BEhw = torch.randn(1, 4, 3, 3, requires_grad=True)
+    quantizer(z_BEhw).codes_BEhw.square().sum().backward()
+    assert z_BEhw.grad is not None and float(z_BEhw.grad.abs().sum()) > 0
+
+
+def test_dead_codes_come_back() -> None:
+    """A codebook of which one corner is used: the others are moved onto inputs after a while, and found."""
+    torch.manual_seed(0)
+    quantizer = Quantizer(16, 4).train()
+    with torch.no_grad():
+        quantizer.codebook_KE[1:] = torch.tensor([-1.0, 0, 0, 0])
+        quantizer.codebook_KE[0] = torch.tensor([1.0, 0, 0, 0])
+    quantizer.restart_averages()
+    generator = torch.Generator().manual_seed(0)
+
+    def inputs() -> torch.Tensor:
+        z = torch.randn(4, 4, 4, 4, generator=generator) * 0.3
+        z[:, 0] += 1
+        return z
+
+    assert codebook_usage(quantizer(inputs(), generator).tokens_Bhw, 16).used == 1 / 16
+    for _ in range(400):
+        tokens_Bhw = quantizer(inputs(), generator).tokens_Bhw
+    assert codebook_usage(tokens_Bhw, 16).used > 0.9
+
+
+def test_the_codebook_starts_from_k_means_of_the_first_inputs() -> None:
+    torch.manual_seed(0)
+    corners = F.normalize(torch.randn(4, 4), dim=-1)
+    z_BEhw = corners.repeat(16, 1).t().reshape(1, 4, 8, 8) + 0.02 * torch.randn(1, 4, 8, 8)
+    quantizer = Quantizer(16, 4).train()
+    assert float((corners @ quantizer.codebook_KE.t()).max(1).values.min()) < 0.9
+    quantizer(z_BEhw, torch.Generator().manual_seed(0))
+    assert float((corners @ quantizer.codebook_KE.t()).max(1).values.min()) > 0.99
+
+
+def test_learning_moves_the_codebook_and_evaluation_does_not() -> None:
+    quantizer, z_BEhw = Quantizer(8, 4), torch.randn(2, 4, 4, 4)
+    before = quantizer.codebook_KE.clone()
+    quantizer.eval()(z_BEhw)
+    assert torch.equal(quantizer.codebook_KE, before)
+    quantizer.train()(z_BEhw)
+    assert not torch.equal(quantizer.codebook_KE, before)
+
+
+def test_codebook_usage_counts_codes_and_their_evenness() -> None:
+    even = codebook_usage(torch.arange(16), 32)
+    assert even.used == 0.5 and even.perplexity == pytest.approx(16)
+    assert codebook_usage(torch.zeros(9, dtype=torch.long), 32).perplexity == pytest.approx(1)

@@ -1,0 +1,41 @@
+"""What every tokenizer promises, the one error a user can cause, and the legend of shape letters.
+
+Shape letters used all over the project, as suffixes of tensor names:
+
+    B batch    C channels    H, W picture height and width in pixels    h, w token grid rows and columns
+    L sequence length    D model width    N attention heads    E width of one head or of one code    K vocabulary
+
+This module imports no torch, so that the command line can answer before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class UserError(ValueError):
+    """Something the user can put right. The message is one plain sentence: what was received, what is wanted."""
+
+
+class ImageTokenizer(Protocol):
+    """Pictures in [-1, 1] to integer grids and back. The GPT never knows whether a token is a colour or a code."""
+
+    kind: str
+    """Name of the tokenizer in config.json: "vq" or "palette"."""
+
+    @property
+    def vocab_size(self) -> int:
+        """How many different tokens there are."""
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per token along one side."""
+
+    def encode(self, images_BCHW: Tensor) -> Tensor:
+        """[B, 3, H, W] in [-1, 1], H and W multiples of `downsample`, to int64 tokens [B, h, w]."""
+
+    def decode(self, tokens_Bhw: Tensor) -> Tensor:
+        """Tokens [B, h, w] to pictures [B, 3, h * downsample, w * downsample] in [-1, 1]."""

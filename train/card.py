@@ -1,0 +1,46 @@
+"""The model card: what a trained model is, what it learned from, how good it is and how to make it again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def model_card(name: str, provenance: dict[str, Any], labels: list[str]) -> str:
+    """Markdown, every number taken from the training's own measurements on held-out pictures."""
+    tokenizer, gpt = provenance["tokenizer"], provenance["gpt"]
+    lines = [
+        f"# {name}",
+        "",
+        f"An igpt model, trained {provenance['trained']} on {provenance['pictures']} pictures; "
+        f"{provenance['held_out']} others were held out for the numbers below.",
+        "",
+        "```",
+        provenance["command"],
+        "```",
+        "",
+        f"Machine: {provenance['machine']}. Seed {provenance['options']['seed']}.",
+        "",
+        "| | tokenizer | GPT |",
+        "| --- | --- | --- |",
+        f"| samples seen | {_count(tokenizer, 'samples')} | {_count(gpt, 'samples')} |",
+        f"| time | {_minutes(tokenizer)} | {_minutes(gpt)} |",
+        "",
+        "Held-out pictures, reconstructed through the codes and predicted token by token:",
+        "",
+        "| measure | value |",
+        "| --- | --- |",
+    ]
+    skipped = {"samples", "batch", "seconds", "step", "from"}
+    for part, numbers in (("tokenizer", tokenizer), ("GPT", gpt)):
+        lines += [f"| {part}: {k} | {v:.4g} |" for k, v in numbers.items() if k not in skipped]
+    if labels:
+        lines += ["", f"Labels: {', '.join(labels)}."]
+    return "\n".join(lines) + "\n"
+
+
+def _count(numbers: dict[str, Any], key: str) -> str:
+    return f"{numbers[key]:,}" if key in numbers else "unknown"
+
+
+def _minutes(numbers: dict[str, Any]) -> str:
+    return f"{numbers['seconds'] / 60:.0f} min" if "seconds" in numbers else "unknown"

@@ -1,0 +1,107 @@
+"""Stage two: the GPT learns the token grids, every sample in a drawing order of its own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from PIL.Image import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from igpt.checkpoint import Tokenizer
+from igpt.config import GPTConfig, SamplingOptions
+from igpt.model import GPT
+from igpt.sampling import draw, generators
+from igpt.token_cache import TokenCache, TokenWindows
+from tokenizer_vq.images import to_picture
+
+from .options import Preset, TrainOptions
+
+LABEL_DROPOUT = 0.1  # how often the label is withheld, so that guidance and unlabelled drawing work
+WEIGHT_DECAY = 0.1
+SHOWN = 16
+SHEET_SEED = 0
+
+
+class GPTStage:
+    """A `loop.Stage`: the GPT on cached tokens. The tokenizer only paints the sheets."""
+
+    name = "gpt"
+
+    def __init__(
+        self, cache: TokenCache, tokenizer: Tokenizer, labels: list[str], train: list[int], held_out: list[int],
+        preset: Preset, options: TrainOptions,
+    ):  # fmt: skip
+        torch.manual_seed(options.seed)
+        self.options, self.tokenizer, self.labels = options, tokenizer, labels
+        config = GPTConfig(
+            tokenizer.vocab_size, len(labels), preset.layers, preset.width, preset.heads,
+            cells=preset.cells, dropout=options.dropout,
+        )  # fmt: skip
+        model = GPT(config)
+        self.config = config
+        self.modules: dict[str, nn.Module] = {"model": model}
+        self.dataset: Dataset[Any] = TokenWindows(
+            cache, train, config, options.seed, random_orders=options.random_orders, noise=options.token_noise,
+            label_dropout=LABEL_DROPOUT,
+        )  # fmt: skip
+        judged = held_out or train[:64]
+        self.judged = len(judged)
+        self.measured = {
+            "random": TokenWindows(cache, judged, config, options.seed + 1, random_orders=1),
+            "raster": TokenWindows(cache, judged, config, options.seed + 1, random_orders=0),
+        }
+
+    def optimizer(self, name: str) -> torch.optim.Optimizer:
+        matrices = [p for p in self.modules[name].parameters() if p.dim() >= 2]
+        others = [p for p in self.modules[name].parameters() if p.dim() < 2]
+        groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.options.gpt_lr, betas=(0.9, 0.95), fused=True)
+
+    def turns(self, progress: float) -> list[str]:
+        return ["model"]
+
+    def loss(
+        self, turn: str, ready: dict[str, nn.Module], batch: dict[str, Tensor], progress: float,
+        generator: torch.Generator,
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+        logits_BLK = ready["model"](batch["tokens"], batch["positions"], batch["label"])
+        loss = cross_entropy(logits_BLK, batch["targets"])
+        return loss, {"nats": loss}
+
+    @torch.no_grad()
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """Bits per token on held-out pictures in random and in raster order, the label given."""
+        device, bits = next(model.parameters()).device, {}
+        for order, dataset in self.measured.items():
+            total, tokens = 0.0, 0
+            for batch in DataLoader(dataset, batch_size=16, sampler=range(self.judged)):
+                batch = {key: value.to(device) for key, value in batch.items()}
+                count = int((batch["targets"] >= 0).sum())
+                logits_BLK = model(batch["tokens"], batch["positions"], batch["label"])
+                total += float(cross_entropy(logits_BLK, batch["targets"])) * count
+                tokens += count
+            bits[f"bits_{order}"] = total / tokens / math.log(2)
+        mixture = self.options.random_orders
+        return bits | {"score": mixture * bits["bits_random"] + (1 - mixture) * bits["bits_raster"]}
+
+    @torch.no_grad()
+    def sheet(self, model: nn.Module) -> Image:
+        """Samples of labels spread over the list, two of each, always from the same seeds."""
+        assert isinstance(model, GPT)
+        numbers = [i * max(1, len(self.labels)) // (SHOWN // 2) for i in range(SHOWN // 2) for _ in range(2)]
+        side = math.isqrt(self.config.cells)
+        labels_B = torch.tensor(numbers) if self.labels else torch.full((SHOWN,), model.null_label)
+        *_, last = draw(model, labels_B, (side, side), SamplingOptions(), generators(SHEET_SEED, SHOWN))
+        device = next(self.tokenizer.parameters(), last.tokens_Bhw).device
+        images = self.tokenizer.decode(last.tokens_Bhw.to(device)).float().cpu()
+        return to_picture(rearrange(images, "(rows columns) c h w -> c (rows h) (columns w)", columns=8))
+
+
+def cross_entropy(logits_BLK: Tensor, targets_BL: Tensor) -> Tensor:
+    """Mean negative log likelihood in nats over the targets that are not -1."""
+    return F.cross_entropy(logits_BLK.float().flatten(0, 1), targets_BL.flatten(), ignore_index=-1)

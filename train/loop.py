@@ -1,0 +1,254 @@
+"""The one training loop, for tokenizer and GPT alike: set the rate, step, average, log, now and then look and save.
+
+A `Stage` says what is learned. Its samples are numbered, and sample k is a pure function of (seed, k), so where a
+training stands is one number, the step, and a killed run goes on to the same weights, bit for bit on the CPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import send_to_device
+from PIL.Image import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from .state import load_state, save_state
+
+EMA_DECAY = 0.999
+WARMUP = 0.03  # share of all steps
+FLOOR = 0.02  # last learning rate over the peak
+CLIP = 1.0
+LOOKS = 20  # how often a run measures itself on held-out data and paints a sheet
+LOG_EVERY = 25  # steps
+
+
+class Stage(Protocol):
+    """What is learned. `modules["model"]` is the result; others (a discriminator) help and are thrown away."""
+
+    name: str
+    modules: dict[str, nn.Module]
+    dataset: Dataset[Any]
+
+    def optimizer(self, name: str) -> torch.optim.Optimizer:
+        """For modules[name], at its peak learning rate."""
+
+    def turns(self, progress: float) -> list[str]:
+        """Which modules take a step, in order. `progress` is the share of the run that is done, 0..1."""
+
+    def loss(
+        self, turn: str, ready: dict[str, nn.Module], batch: Any, progress: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scalar to minimise, and what to log. `ready` are the modules as prepared for this machine."""
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        """Numbers on held-out data; "score" among them, lower is better."""
+
+    def sheet(self, model: nn.Module) -> Image:
+        """A picture for people to look at, always from the same seed."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long, how much at once, how often to look."""
+
+    steps: int
+    batch: int
+    save_seconds: float
+    patience: int
+    seed: int
+    precision: str  # "no" or "bf16", as accelerate says it
+    workers: int = 0
+    quiet: bool = False
+
+
+def rate(progress: float) -> float:
+    """Learning rate over its peak: linear warm-up, then a cosine down to the floor."""
+    if progress < WARMUP:
+        return max(progress / WARMUP, 1e-3)
+    down = (progress - WARMUP) / (1 - WARMUP)
+    return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(down, 1.0)))
+
+
+def average(averaged: nn.Module, model: nn.Module, step: int) -> None:
+    """Move the averaged weights towards the model's; the memory grows from nothing to 1 / (1 - EMA_DECAY) steps."""
+    decay = min(EMA_DECAY, (1 + step) / (10 + step))
+    with torch.no_grad():
+        ours: list[Tensor] = list(averaged.parameters())
+        theirs: list[Tensor] = list(model.parameters())
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        for mine, other in zip(averaged.buffers(), model.buffers(), strict=True):
+            mine.copy_(other)
+
+
+class _Numbers:
+    """Batches of sample numbers for one process, from `step` on."""
+
+    def __init__(self, step: int, steps: int, batch: int, rank: int, world: int):
+        self.range, self.batch, self.rank, self.world = range(step, steps), batch, rank, world
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.range:
+            first = (step * self.world + self.rank) * self.batch
+            yield list(range(first, first + self.batch))
+
+    def __len__(self) -> int:
+        return len(self.range)
+
+
+class _Log:
+    """Metrics as JSON lines, a progress line with the time that is left."""
+
+    def __init__(self, path: Path, stage: str, step: int, steps: int, quiet: bool):
+        self.path, self.stage = path, stage
+        self.bar = tqdm(total=steps, initial=step, desc=stage, disable=quiet, mininterval=1, smoothing=0.05)
+
+    def write(self, step: int, numbers: dict[str, float]) -> None:
+        """One line of metrics.jsonl."""
+        line = {"stage": self.stage, "step": step, "time": round(time.time(), 1)}
+        line |= {k: round(v, 5) for k, v in numbers.items()}
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def step(self, step: int, numbers: dict[str, Tensor], written: bool) -> None:
+        """Move the bar; now and then read the numbers, which on a GPU means waiting for it, and write them down."""
+        if written:
+            read = {k: float(v.detach()) for k, v in numbers.items()}
+            self.write(step, read)
+            self.bar.set_postfix({k: f"{v:.3f}" for k, v in list(read.items())[:3]}, refresh=False)
+        self.bar.update()
+
+
+def run(stage: Stage, schedule: Schedule, folder: Path, notes: dict[str, str]) -> nn.Module:
+    """Train, resuming from `folder` if a state lies there, and return the averaged model that scored best.
+
+    Writes `<stage>-state.safetensors`, `<stage>-best.safetensors`, `metrics.jsonl` and `<stage>-<step>.png` there.
+    """
+    training = _Training(stage, schedule, folder, notes)
+    training.resume()
+    log = _Log(folder / "metrics.jsonl", stage.name, training.step, schedule.steps, schedule.quiet or not training.main)
+    look_every = max(LOG_EVERY, schedule.steps // LOOKS)
+    saved_at = time.monotonic()
+    for batch in training.batches():
+        logs = training.update(batch)
+        training.step += 1
+        last = training.step == schedule.steps
+        log.step(training.step, logs, written=training.main and (last or training.step % LOG_EVERY == 0))
+        if last or training.step % look_every == 0:
+            log.write(training.step, training.look())
+        if training.stale > schedule.patience:
+            training.step = schedule.steps  # the best weights are on disk: what follows would only overfit
+            last = True
+        if last or time.monotonic() - saved_at > schedule.save_seconds:
+            training.save()
+            saved_at = time.monotonic()
+        if last:
+            break
+    log.bar.close()
+    return training.best()
+
+
+class _Training:
+    """Everything that moves during a training, and how it moves."""
+
+    def __init__(self, stage: Stage, schedule: Schedule, folder: Path, notes: dict[str, str]):
+        self.stage, self.schedule, self.folder, self.notes = stage, schedule, folder, notes
+        AcceleratorState._reset_state()  # or a second run in this process could not change its precision
+        self.accelerator = Accelerator(mixed_precision=schedule.precision, cpu=not torch.cuda.is_available())
+        self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
+        self.raw = {name: module.to(self.device) for name, module in stage.modules.items()}
+        self.averaged = copy.deepcopy(self.raw["model"]).requires_grad_(False).eval()
+        self.optimizers = {name: stage.optimizer(name) for name in self.raw}
+        self.peaks = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+        self.ready: dict[str, nn.Module] = {}
+        self.step, self.best_score, self.stale = 0, math.inf, 0
+        self.seconds, self.began = 0.0, time.monotonic()
+
+    def resume(self) -> None:
+        """Go on from the state in the folder, if there is one, and prepare for the machine."""
+        path = self.folder / f"{self.stage.name}-state.safetensors"
+        if path.is_file():
+            told = load_state(path, {**self.raw, "averaged": self.averaged}, self.optimizers)
+            self.step, self.best_score, self.stale = int(told["step"]), float(told["best_score"]), int(told["stale"])
+            self.seconds = float(told["seconds"])
+        self.ready = {name: self.accelerator.prepare(module.train()) for name, module in self.raw.items()}
+        self.optimizers = {name: self.accelerator.prepare(optimizer) for name, optimizer in self.optimizers.items()}
+
+    def batches(self) -> Iterable[Any]:
+        """The batches of all steps that are still to be done."""
+        accelerator, schedule = self.accelerator, self.schedule
+        rank, world = accelerator.process_index, accelerator.num_processes
+        numbers = _Numbers(self.step, schedule.steps, schedule.batch, rank, world)
+        pin = self.device.type == "cuda"
+        loader: DataLoader[Any] = DataLoader(
+            self.stage.dataset, batch_sampler=numbers, num_workers=schedule.workers, pin_memory=pin
+        )
+        return loader
+
+    def update(self, batch: Any) -> dict[str, Tensor]:
+        """One step of every module whose turn it is."""
+        progress, seed = self.step / self.schedule.steps, self.schedule.seed * 1_000_003 + self.step
+        batch = send_to_device(batch, self.device, non_blocking=True)
+        # Dropout draws from torch's own generator: seeding it by the step makes a resumed run the same run.
+        torch.manual_seed(seed * 131 + self.accelerator.process_index)
+        generator = torch.Generator().manual_seed(seed)
+        logs: dict[str, Tensor] = {}
+        for turn in self.stage.turns(progress):
+            optimizer = self.optimizers[turn]
+            for group in optimizer.param_groups:
+                group["lr"] = self.peaks[turn] * rate(progress)
+            optimizer.zero_grad(set_to_none=True)
+            with self.accelerator.autocast():
+                loss, told = self.stage.loss(turn, self.ready, batch, progress, generator)
+            self.accelerator.backward(loss)
+            norm = self.accelerator.clip_grad_norm_(self.raw[turn].parameters(), CLIP)
+            optimizer.step()
+            logs |= told | {f"{turn}_gradient": torch.as_tensor(norm)}
+        average(self.averaged, self.raw["model"], self.step)
+        return logs
+
+    def look(self) -> dict[str, float]:
+        """Measure the averaged model, paint a sheet, keep the weights if they are the best so far."""
+        with self.accelerator.autocast():
+            measured = self.stage.measure(self.averaged)
+        self.stale = 0 if measured["score"] < self.best_score else self.stale + 1
+        self.best_score = min(self.best_score, measured["score"])
+        if self.main:
+            self.stage.sheet(self.averaged).save(self.folder / f"{self.stage.name}-{self.step:07d}.png")
+            if self.stale == 0:
+                told = self.told() | {k: f"{v:.5f}" for k, v in measured.items()}
+                save_state(self._best_path, {"model": self.averaged}, {}, told)
+        return measured
+
+    def save(self) -> None:
+        if self.main:
+            path = self.folder / f"{self.stage.name}-state.safetensors"
+            save_state(path, {**self.raw, "averaged": self.averaged}, self.optimizers, self.told())
+
+    def told(self) -> dict[str, str]:
+        """Where the training stands, as notes for the files."""
+        seconds = self.seconds + time.monotonic() - self.began
+        return self.notes | {
+            "step": str(self.step), "stale": str(self.stale), "best_score": repr(self.best_score),
+            "seconds": f"{seconds:.0f}",
+        }  # fmt: skip
+
+    def best(self) -> nn.Module:
+        self.accelerator.wait_for_everyone()
+        load_state(self._best_path, {"model": self.averaged}, {})
+        return self.averaged
+
+    @property
+    def _best_path(self) -> Path:
+        return self.folder / f"{self.stage.name}-best.safetensors"

@@ -1,0 +1,147 @@
+"""What a reconstruction is judged by: L1, a perceptual distance, and a discriminator of patches.
+
+Pictures are [B, 3, H, W] in [-1, 1] everywhere in this file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tokenizer_vq.base import UserError
+
+SQUEEZENET = "squeezenet1_1_features.safetensors"
+LPIPS_LINEAR = "lpips_squeeze_lin.safetensors"
+
+
+class Perceptual(Protocol):
+    """A distance between pictures that agrees with the eye better than pixels do."""
+
+    name: str
+
+    def __call__(self, a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
+        """One distance a picture, [B]."""
+
+
+# Perceptual distances
+
+
+class LPIPS(nn.Module):
+    """LPIPS v0.1 with SqueezeNet (Zhang et al. 2018, arXiv 1801.03924, equation 1).
+
+    `folder` holds the SqueezeNet 1.1 features and the linear weights as safetensors. Raises UserError if it does not.
+    """
+
+    name = "lpips-squeeze"
+    TAPS = (1, 4, 7, 9, 10, 11, 12)
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, folder: str | Path):
+        super().__init__()
+        from torchvision.models import squeezenet1_1  # 2.5 s to import: only when a training asks for it
+
+        for name in (SQUEEZENET, LPIPS_LINEAR):
+            if not (Path(folder) / name).is_file():
+                raise UserError(f"the folder of perceptual weights {str(folder)!r} has no file {name}")
+        self.features = squeezenet1_1().features
+        self.features.load_state_dict(load_file(Path(folder) / SQUEEZENET), strict=True)
+        for module in self.features.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = False  # the tapped maps must survive the next layer
+        linear = load_file(Path(folder) / LPIPS_LINEAR)
+        for i in range(len(self.TAPS)):
+            self.register_buffer(f"linear{i}", linear[f"lin{i}"].view(1, -1, 1, 1))
+        self.register_buffer("mean", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
+        self.eval().requires_grad_(False)
+
+    def taps(self, x_BCHW: Tensor) -> list[Tensor]:
+        """The seven feature maps, each vector scaled to unit length."""
+        x, maps = (x_BCHW - self.mean) / self.std, []
+        for i, layer in enumerate(self.features):
+            x = layer(x)
+            if i in self.TAPS:
+                y = x.float()
+                # 1e-10 as in the published code; the tiny term inside the root keeps its gradient finite at zero.
+                maps.append(y / ((y * y).sum(1, keepdim=True) + 1e-20).sqrt().add(1e-10))
+        return maps
+
+    def forward(self, a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
+        distance_B = a_BCHW.new_zeros(len(a_BCHW), dtype=torch.float32)
+        for i, (a, b) in enumerate(zip(self.taps(a_BCHW), self.taps(b_BCHW), strict=True)):
+            distance_B = distance_B + (getattr(self, f"linear{i}") * (a - b) ** 2).sum(1).mean((1, 2))
+        return distance_B
+
+
+def ssim(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
+    """Structural similarity a picture, [B], mean over channels (Wang et al. 2004, equation 13).
+
+    A 7x7 uniform window, sample covariance and data range 2, as scikit-image's default does.
+    """
+    a, b, n = a_BCHW.float(), b_BCHW.float(), 49.0
+
+    def blur(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 7, stride=1)
+
+    mean_a, mean_b = blur(a), blur(b)
+    var_a = (blur(a * a) - mean_a**2) * n / (n - 1)
+    var_b = (blur(b * b) - mean_b**2) * n / (n - 1)
+    covariance = (blur(a * b) - mean_a * mean_b) * n / (n - 1)
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    top = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return (top / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean((1, 2, 3))
+
+
+class GradientSSIM(nn.Module):
+    """The weight-free substitute for LPIPS: differences of edges at three scales, plus one minus SSIM."""
+
+    name = "gradient-ssim"
+
+    def forward(self, a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
+        a, b = a_BCHW.float(), b_BCHW.float()
+        distance_B = 1 - ssim(a, b)
+        for _ in range(3):
+            for axis in (-1, -2):
+                distance_B = distance_B + (a.diff(dim=axis) - b.diff(dim=axis)).abs().mean((1, 2, 3))
+            a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+        return 0.5 * distance_B
+
+
+def perceptual(folder: str | None) -> LPIPS | GradientSSIM:
+    """LPIPS from the weights in `folder`; without a folder the substitute that needs none."""
+    return LPIPS(folder) if folder else GradientSSIM()
+
+
+# The adversary
+
+
+class PatchDiscriminator(nn.Module):
+    """Judges patches of 70 pixels as real or painted (pix2pix, Isola et al. 2017, section 3.2.2).
+
+    GroupNorm instead of BatchNorm: a score must not depend on the other pictures of the batch.
+    """
+
+    def __init__(self, width: int = 48, layers: int = 3):
+        super().__init__()
+        parts: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for i in range(1, layers + 1):
+            before, after = width * 2 ** (i - 1), width * 2 ** min(i, 3)
+            stride = 2 if i < layers else 1
+            parts += [nn.Conv2d(before, after, 4, stride=stride, padding=1, bias=False), nn.GroupNorm(8, after)]
+            parts += [nn.LeakyReLU(0.2)]
+        self.net = nn.Sequential(*parts, nn.Conv2d(after, 1, 4, padding=1))
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        scores: Tensor = self.net(images_BCHW)
+        return scores
+
+
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's loss (Lim & Ye 2017): real scores above 1, painted ones below -1."""
+    return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean())

@@ -1,0 +1,179 @@
+"""`igpt train`: from a folder of art to a model folder. Started again with the same words, it goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shlex
+import sys
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from igpt import checkpoint
+from igpt.atomic import whole
+from igpt.device import fast_bf16, pick_device
+from igpt.model import GPT
+from tokenizer_vq.art_folder import ArtFolder
+from tokenizer_vq.base import UserError
+from tokenizer_vq.vq import VQTokenizer
+
+from .card import model_card
+from .gpt import GPTStage
+from .loop import Schedule, Stage, run
+from .options import Preset, TrainOptions
+from .state import peek
+from .tokenizer import TokenizerStage
+from .tokens import encode
+
+WORK = "training"  # the folder inside the model folder that a training can resume from
+
+
+def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOptions) -> Path:
+    """Train "tokenizer", "gpt", or with None both, on the pictures in `art`, and write a model folder to `out`.
+
+    `train("gpt")` takes the tokenizer from `options.tokenizer` or from the model already in `out`. Raises UserError on
+    unusable art or options, and where `out` holds something else.
+    """
+    preset = options.resolved()
+    out = Path(out).expanduser()
+    work = _work_folder(out)
+    if not (options.perceptual or options.tokenizer or stage == "gpt"):
+        _say("no --perceptual weights: reconstructions are judged by edges and SSIM instead of LPIPS", options)
+    collection = ArtFolder(art, manifest=options.manifest)
+    told, held_out = collection.split()
+    if len(told) < 2:
+        raise UserError(f"{art} has {len(collection)} usable pictures; 3 different ones or more are wanted")
+    _say(f"{len(collection)} pictures: {len(told)} to learn from, {len(held_out)} held out, "
+         f"{len(collection.labels)} labels; {len(collection.skipped)} skipped", options)  # fmt: skip
+    _report_skipped(collection, options)
+    _remember(work, {"art": collection.fingerprint, "options": asdict(options)}, stage)
+    tokenizer, numbers = _tokenizer(stage, collection, told, held_out, preset, options, out, work)
+    provenance: dict[str, Any] = {
+        "pictures": len(told), "held_out": len(held_out), "art_fingerprint": collection.fingerprint,
+        "trained": date.today().isoformat(), "command": _command(), "options": asdict(options),
+        "machine": f"{platform.machine()}, {'cuda' if torch.cuda.is_available() else 'cpu'}, torch {torch.__version__}",
+        "tokenizer": numbers,
+    }  # fmt: skip
+    if stage == "tokenizer":
+        checkpoint.save(out, tokenizer, None, collection.labels, provenance)
+        return out
+    device = pick_device()
+    cache = encode(
+        collection, tokenizer, work / "tokens.safetensors", cells=preset.cells, views=options.views, flip=options.flip,
+        identity=f"{collection.fingerprint}/{_fingerprint(tokenizer)}/{options.views}/{options.flip}/{preset.cells}",
+        device=device, bf16=_precision(options) == "bf16", save_seconds=60 * options.save_minutes, quiet=options.quiet,
+    )  # fmt: skip
+    gpt_stage = GPTStage(cache, tokenizer, collection.labels, told, held_out, preset, options)
+    gpt, provenance["gpt"] = _learn(gpt_stage, preset.gpt_samples, preset.gpt_batch, options, work)
+    assert isinstance(gpt, GPT)
+    card = model_card(out.name, provenance, collection.labels)
+    checkpoint.save(out, tokenizer, gpt, collection.labels, provenance, card)
+    _say(f"the model is in {out}: draw with `igpt generate --model {out}`", options)
+    return out
+
+
+# Parts
+
+
+def _tokenizer(
+    stage: str | None, collection: ArtFolder, told: list[int], held_out: list[int], preset: Preset,
+    options: TrainOptions, out: Path, work: Path,
+) -> tuple[checkpoint.Tokenizer, dict[str, Any]]:  # fmt: skip
+    """The tokenizer to go on with, and what is known of it: taken from a model, or trained here."""
+    source = options.tokenizer or (str(out) if stage == "gpt" else None)
+    if source:
+        found = checkpoint.load(source)
+        return found.tokenizer, found.provenance.get("tokenizer", {}) | {"from": Path(source).name}
+    tokenizer_stage = TokenizerStage(collection, told, held_out, preset, options)
+    tokenizer, numbers = _learn(tokenizer_stage, preset.tokenizer_crops, preset.tokenizer_batch, options, work)
+    assert isinstance(tokenizer, VQTokenizer)
+    return tokenizer, numbers | tokenizer_stage.measure_all(tokenizer)
+
+
+def _learn(
+    stage: Stage, samples: int, batch: int, options: TrainOptions, work: Path
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Run one stage; the best averaged model and its numbers on held-out pictures."""
+    schedule = Schedule(
+        max(1, samples // batch), batch, 60 * options.save_minutes, options.patience, options.seed,
+        _precision(options), options.workers, options.quiet,
+    )  # fmt: skip
+    model = run(stage, schedule, work, {})
+    best, last = (peek(work / f"{stage.name}-{which}.safetensors") for which in ("best", "state"))
+    numbers = {k: float(v) for k, v in best.items() if k not in ("stale", "best_score", "score", "seconds")}
+    return model, numbers | {"samples": samples, "batch": batch, "seconds": float(last["seconds"])}
+
+
+def _precision(options: TrainOptions) -> str:
+    """What accelerate is told: "bf16" or "no"."""
+    if options.precision == "auto":
+        return "bf16" if fast_bf16() else "no"
+    return "bf16" if options.precision == "bf16" else "no"
+
+
+# The model folder
+
+
+def _work_folder(out: Path) -> Path:
+    """Where the training keeps its state. Raises UserError if `out` cannot become a model folder; makes nothing yet."""
+    parent = next(p for p in (out, *out.absolute().parents) if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"the model cannot be written to {out}: {parent} is no folder that can be written to")
+    if out.is_dir() and any(out.iterdir()) and not ((out / WORK).is_dir() or (out / checkpoint.CONFIG).is_file()):
+        raise UserError(f"{out} holds something else than a model; a new or empty folder is wanted")
+    return out / WORK
+
+
+def _remember(work: Path, now: dict[str, Any], stage: str | None) -> None:
+    """Write down what is trained on and how. Raises UserError if the folder remembers something else."""
+    path = work / "options.json"
+    free = {"quiet", "workers", "save_minutes", "precision", "perceptual", "manifest"}  # may change between runs
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if before["art"] != now["art"]:
+            raise UserError(f"{work.parent} is being trained on other pictures (or some changed); use another --out")
+        changed = [k for k, v in now["options"].items() if k not in free and before["options"].get(k) != v]
+        if stage is None and changed:
+            name = changed[0]
+            raise UserError(
+                f"{work.parent} was begun with {name.replace('_', '-')} {before['options'].get(name)}, now it is "
+                f"{now['options'][name]}; use the same options to go on, or another --out"
+            )
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with whole(path) as beside:
+            beside.write_text(json.dumps(now, indent=2), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"the training cannot be written to {work}: {error.strerror}") from error
+
+
+def _report_skipped(collection: ArtFolder, options: TrainOptions) -> None:
+    """Say which files were passed over, and why."""
+    for skipped in collection.skipped[:10]:
+        _say(f"skipped: {skipped.name} {skipped.reason}", options)
+    if len(collection.skipped) > 10:
+        _say(f"... and {len(collection.skipped) - 10} more", options)
+
+
+def _fingerprint(tokenizer: checkpoint.Tokenizer) -> str:
+    """A hash of all weights: a token cache is good for one tokenizer only."""
+    digest = hashlib.sha256()
+    for value in tokenizer.state_dict().values():
+        digest.update(value.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _command() -> str:
+    return "igpt " + " ".join(shlex.quote(word) for word in sys.argv[1:])
+
+
+def _say(sentence: str, options: TrainOptions) -> None:
+    if not options.quiet:
+        print(sentence, file=sys.stderr)

@@ -1,0 +1,65 @@
+"""Between the stages: every picture is encoded once, in several views, so that GPT training never sees a pixel."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from igpt.checkpoint import Tokenizer
+from igpt.sizes import grid_for
+from igpt.token_cache import TokenCache
+from tokenizer_vq.art_folder import ArtFolder
+from tokenizer_vq.images import fit_cover, to_tensor
+
+LONGEST = 2.0  # a view shows at most this many times its short side
+ZOOM = 1.12  # views beyond the first four come closer, up to this
+
+
+def view_of(picture: Image.Image, view: int, cells: int, downsample: int, flip: bool) -> Tensor:
+    """View number `view` of a picture, [3, H, W]: 0 at the native short side, 1 as a whole on about `cells` cells,
+    2 and 3 the same mirrored, then the same again from a little closer."""
+    zoom = 1 + (ZOOM - 1) * ((view // 4) % 4) / 3
+    if flip and (view // 2) % 2:
+        picture = ImageOps.mirror(picture)
+    width, height = picture.size
+    if view % 2:
+        h, w = grid_for(width, height, downsample, cells)
+    else:
+        side = int(cells**0.5) * zoom
+        aspect = min(max(width / height, 1 / LONGEST), LONGEST)
+        h, w = (round(side), round(side * aspect)) if aspect >= 1 else (round(side / aspect), round(side))
+    return to_tensor(fit_cover(picture, w * downsample, h * downsample))
+
+
+@torch.inference_mode()
+def encode(
+    art: ArtFolder, tokenizer: Tokenizer, path: Path, *, cells: int, views: int, flip: bool, identity: str,
+    device: torch.device, bf16: bool, save_seconds: float, quiet: bool,
+) -> TokenCache:  # fmt: skip
+    """The token cache at `path`, made or completed. `identity` says what it is of; another one is made anew."""
+    cache, notes = TokenCache.load(path) if path.is_file() else (None, {})
+    if cache is None or notes.get("identity") != identity:
+        cache = TokenCache(views, [], [], [])
+    tokenizer = tokenizer.to(device).eval()
+    saved_at = time.monotonic()
+    numbers = range(len(cache), len(art))
+    for i in tqdm(numbers, desc="encoding", total=len(art), initial=len(cache), disable=quiet, mininterval=1):
+        picture = art.picture(i)
+        for view in range(views):
+            image_CHW = view_of(picture, view, cells, tokenizer.downsample, flip)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                tokens_hw = tokenizer.encode(image_CHW.unsqueeze(0).to(device))[0].cpu()
+            cache.shapes.append((tokens_hw.shape[0], tokens_hw.shape[1]))
+            cache.grids.append(tokens_hw.flatten().to(torch.uint16))
+        cache.labels.append(art.label_of[i])
+        if time.monotonic() - saved_at > save_seconds:
+            cache.save(path, {"identity": identity})
+            saved_at = time.monotonic()
+    if numbers:
+        cache.save(path, {"identity": identity})
+    return cache
