@@ -17,6 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import GPTConfig
+from .linear import Linear
 
 # Positions
 
@@ -81,8 +82,8 @@ class FeedForward(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         hidden = config.hidden or -(-8 * config.width // (3 * 64)) * 64
-        self.gate_and_value = nn.Linear(config.width, 2 * hidden, bias=False)
-        self.out = nn.Linear(hidden, config.width, bias=False)
+        self.gate_and_value = Linear(config.width, 2 * hidden)
+        self.out = Linear(hidden, config.width)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         gate, value = self.gate_and_value(x_BLD).chunk(2, dim=-1)
@@ -98,9 +99,9 @@ class Block(nn.Module):
         self.heads = config.heads
         head_width = config.width // config.heads
         self.norm1 = nn.RMSNorm(config.width, config.norm_eps)
-        self.project = nn.Linear(config.width, projections * config.width, bias=False)
+        self.project = Linear(config.width, projections * config.width)
         self.q_norm = nn.RMSNorm(head_width, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.attention_out = nn.Linear(config.width, config.width, bias=False)
+        self.attention_out = Linear(config.width, config.width)
         self.norm2 = nn.RMSNorm(config.width, config.norm_eps)
         self.feed_forward = FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
@@ -166,12 +167,12 @@ class GPT(nn.Module):
         self.query = nn.Parameter(torch.empty(config.width))
         self.content_blocks = nn.ModuleList(ContentBlock(config) for _ in range(config.layers // 2))
         self.shared_norm = nn.RMSNorm(config.width, config.norm_eps)
-        self.shared_kv = nn.Linear(config.width, 2 * config.width, bias=False)
+        self.shared_kv = Linear(config.width, 2 * config.width)
         head_width = config.width // config.heads
         self.shared_k_norm = nn.RMSNorm(head_width, config.norm_eps) if config.qk_norm else nn.Identity()
         self.query_blocks = nn.ModuleList(QueryBlock(config) for _ in range(config.layers // 2))
         self.norm = nn.RMSNorm(config.width, config.norm_eps)
-        self.head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self.head = Linear(config.width, config.vocab_size)
         self.dropout = nn.Dropout(config.dropout)
         self.reset_parameters()
 

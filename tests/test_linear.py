@@ -1,0 +1,52 @@
+"""The packed product is the plain product, and never a stale one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from igpt import linear
+from igpt.linear import Linear
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 100])
+def test_in_inference_mode_the_product_is_that_of_plain_torch(rows: int) -> None:
+    torch.manual_seed(0)
+    layer, x = Linear(48, 80), torch.randn(2, rows, 48)
+    with torch.inference_mode():
+        assert torch.allclose(layer(x), F.linear(x, layer.weight), atol=1e-5)
+
+
+def test_changed_weights_are_packed_anew() -> None:
+    layer, x = Linear(16, 16), torch.ones(1, 4, 16)
+    with torch.inference_mode():
+        layer(x)
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    with torch.inference_mode():
+        assert torch.allclose(layer(x), F.linear(x, layer.weight), atol=1e-5)
+    layer.load_state_dict({"weight": torch.zeros(16, 16)})
+    with torch.inference_mode():
+        assert not layer(x).any()
+
+
+def test_where_packing_does_not_work_the_plain_product_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "packing_works", lambda: False)
+    monkeypatch.setattr(linear, "_product", lambda *_: pytest.fail("the packed product was used"))
+    layer, x = Linear(16, 8), torch.ones(1, 2, 16)
+    with torch.inference_mode():
+        assert torch.equal(layer(x), F.linear(x, layer.weight))
+
+
+def test_a_layer_that_has_drawn_can_be_copied_and_trained() -> None:
+    layer, x = Linear(16, 16), torch.ones(1, 4, 16)
+    with torch.inference_mode():
+        before = layer(x)
+    twin = copy.deepcopy(layer)
+    with torch.inference_mode():
+        assert torch.allclose(twin(x), before, atol=1e-6)
+    twin(x).sum().backward()
+    assert twin.weight.grad is not None
