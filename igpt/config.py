@@ -47,8 +47,8 @@ class SamplingOptions:
     steps: int = 32  # a picture's cells are drawn in so many steps, few at first, many at the end
     temperature: float = 1.0  # below 1 the likelier tokens win more often; 0 always takes the likeliest
     top_k: int = 0  # only the k likeliest tokens; 0 = all
-    top_p: float = 1.0  # only the likeliest tokens that hold this much probability together
-    guidance: float = 2.0  # how hard to pull towards the label, reached at the last step; 1 = not at all
+    top_p: float = 0.95  # only the likeliest tokens that hold this much probability together
+    guidance: float = 4.0  # how hard to pull towards the label, reached at the last step; 1 = not at all
     order: str = "random"  # in which cells are drawn: "random", or "raster" (rows from the top, one cell a step)
 
     def check(self) -> None:

@@ -15,16 +15,23 @@ def pick_device(asked: str | None = None) -> torch.device:
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if asked is None:
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if present[name]))
-    if not present.get(asked.split(":")[0], False):
+    kind, _, number = asked.partition(":")
+    known = present.get(kind, False) and (not number or (number.isdecimal() and int(number) < devices(kind)))
+    if not known:
         here = ", ".join(name for name, is_here in present.items() if is_here)
         raise UserError(f"there is no device {asked!r} here; there is {here}")
     return torch.device(asked)
 
 
+def devices(kind: str) -> int:
+    """How many devices of a kind there are."""
+    return torch.cuda.device_count() if kind == "cuda" else 1
+
+
 def fast_bf16() -> bool:
     """Whether the device that a training would take multiplies in bfloat16 faster than in float32."""
     if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # torch has no public question for this; where it has lost the private one, float32 is the safe answer.
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(supported and supported())

@@ -109,10 +109,10 @@ class ImageGPT:
         with torch.inference_mode():
             # One picture at a time: convolutions gain nothing from batches on a CPU, and sums come out the same.
             images = [self.tokenizer.decode(tokens.unsqueeze(0).to(self.device))[0] for tokens in tokens_Bhw]
-        for i, image_CHW in enumerate(images if known_Bhw is not None else []):
-            assert known_Bhw is not None
-            blank = ~known_Bhw[i].repeat_interleave(self.downsample, 0).repeat_interleave(self.downsample, 1)
-            image_CHW[:, blank.to(image_CHW.device)] = 0
+            if known_Bhw is not None:
+                side = self.downsample
+                known_BHW = known_Bhw.repeat_interleave(side, 1).repeat_interleave(side, 2).to(self.device)
+                images = [image_CHW * known_HW for image_CHW, known_HW in zip(images, known_BHW, strict=True)]
         return [to_picture(image_CHW) for image_CHW in images]
 
     # Drawing tokens

@@ -424,3 +424,11 @@ def test_replay_refuses_another_model_and_tokens_that_come_out_differently(
         with pytest.raises(UserError, match=why):
             replay(tiny_model, recipe, path=out, from_tokens=from_tokens)
     assert not out.exists()
+
+
+def test_previews_show_what_is_drawn_and_end_with_the_picture(tiny_model: ImageGPT) -> None:
+    """Previews were once made by writing into inference tensors, and every one of them died."""
+    frames = list(tiny_model.stream(n=2, size=(40, 32), seed=3, steps=4))
+    assert len(frames) == 5 and all(picture.size == (40, 32) for frame in frames for picture in frame)
+    assert len(frames[0][0].getcolors() or []) == 1  # nothing is drawn yet: mid-grey
+    assert frames[-1][1].tobytes() == tiny_model.generate(2, size=(40, 32), seed=3, steps=4)[1].tobytes()

@@ -14,7 +14,7 @@ from igpt.config import GPTConfig, SamplingOptions
 from igpt.model import GPT, cell_positions
 from igpt.sampling import cells_per_step, draw, generators, guide, keep_top_k, keep_top_p, pick
 
-PLAIN = SamplingOptions(guidance=1.0)
+PLAIN = SamplingOptions(guidance=1.0, top_p=1.0)
 
 
 def make(vocab_size: int = 5) -> GPT:

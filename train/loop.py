@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from tokenizer_vq.base import UserError
+
 from .state import load_state, save_state
 
 EMA_DECAY = 0.999
@@ -146,7 +148,9 @@ def run(stage: Stage, schedule: Schedule, folder: Path, notes: dict[str, str]) -
         last = training.step == schedule.steps
         log.step(training.step, logs, written=training.main and (last or training.step % LOG_EVERY == 0))
         if last or training.step % look_every == 0:
-            log.write(training.step, training.look())
+            measured = training.look()
+            if training.main:
+                log.write(training.step, measured)
         if training.stale > schedule.patience:
             training.step = schedule.steps  # the best weights are on disk: what follows would only overfit
             last = True
@@ -180,6 +184,8 @@ class _Training:
         path = self.folder / f"{self.stage.name}-state.safetensors"
         if path.is_file():
             told = load_state(path, {**self.raw, "averaged": self.averaged}, self.optimizers)
+            if told.get("identity", "") != self.notes.get("identity", ""):
+                raise UserError(f"the training state {path} is of other pictures or tokens; use another --out")
             self.step, self.best_score, self.stale = int(told["step"]), float(told["best_score"]), int(told["stale"])
             self.seconds = float(told["seconds"])
         self.ready = {name: self.accelerator.prepare(module.train()) for name, module in self.raw.items()}

@@ -31,7 +31,7 @@ class Preset:
 
 PRESETS = {
     "toy": Preset(256, 512, layers=2, width=64, heads=2, channels=(32, 32, 64), codes=64, crop=64, cells=64),
-    "small": Preset(60_000, 80_000, layers=8, width=256, heads=4),
+    "small": Preset(50_000, 60_000, layers=8, width=256, heads=4),
     "medium": Preset(150_000, 300_000, layers=10, width=384, heads=6),
     "large": Preset(300_000, 1_000_000, layers=12, width=512, heads=8, tokenizer_batch=64, gpt_batch=64),
 }
@@ -50,12 +50,12 @@ class TrainOptions:
     gpt_samples: int | None = _option(None, "token grids seen by the GPT (default: from the preset)")
     tokenizer_lr: float = _option(4e-4, "peak learning rate of the tokenizer")
     gpt_lr: float = _option(1e-3, "peak learning rate of the GPT")
-    adversarial: float = _option(0.15, "weight of the patch discriminator; 0 trains without")
+    adversarial: float = _option(0.0, "weight of the patch discriminator; 0 trains without (see EXPERIMENTS.md)")
     flip: bool = _option(True, "mirror pictures at random; leave out for lettering and sheets that read one way")
     random_orders: float = _option(1.0, "share of random drawing orders; the rest is raster order")
     token_noise: float = _option(0.05, "share of the GPT's input tokens replaced by random ones")
     dropout: float = _option(0.1, "dropout inside the GPT")
-    views: int = _option(4, "how many times each picture is encoded into the token cache, whole or at its short side")
+    views: int = _option(2, "encodings of each picture: 1 at its short side, 2 also as a whole, 4 also mirrored")
     precision: str = _option("auto", "auto is bf16 where the hardware has it", choices=("auto", "fp32", "bf16"))
     workers: int = _option(0, "processes that load pictures; 0 is best on two cores")
     save_minutes: float = _option(5.0, "minutes between two saved training states")

@@ -27,6 +27,7 @@ from tokenizer_vq.vq import VQTokenizer
 from .card import model_card
 from .gpt import GPTStage
 from .loop import Schedule, Stage, run
+from .losses import perceptual
 from .options import Preset, TrainOptions
 from .state import peek
 from .tokenizer import TokenizerStage
@@ -43,9 +44,10 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     """
     preset = options.resolved()
     out = Path(out).expanduser()
-    work = _work_folder(out)
-    if not (options.perceptual or options.tokenizer or stage == "gpt"):
-        _say("no --perceptual weights: reconstructions are judged by edges and SSIM instead of LPIPS", options)
+    work = _work_folder(out, stage)
+    if options.tokenizer:
+        checkpoint.load(options.tokenizer)  # whatever is wrong with it is said before anything is written
+    perceptual(options.perceptual)
     collection = ArtFolder(art, manifest=options.manifest)
     told, held_out = collection.split()
     if len(told) < 2:
@@ -53,7 +55,9 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     _say(f"{len(collection)} pictures: {len(told)} to learn from, {len(held_out)} held out, "
          f"{len(collection.labels)} labels; {len(collection.skipped)} skipped", options)  # fmt: skip
     _report_skipped(collection, options)
-    _remember(work, {"art": collection.fingerprint, "options": asdict(options)}, stage)
+    if not (options.perceptual or options.tokenizer or stage == "gpt"):
+        _say("no --perceptual weights: reconstructions are judged by edges and SSIM instead of LPIPS", options)
+    _remember(work, {"art": collection.fingerprint, "stage": stage, "options": asdict(options)})
     tokenizer, numbers = _tokenizer(stage, collection, told, held_out, preset, options, out, work)
     provenance: dict[str, Any] = {
         "pictures": len(told), "held_out": len(held_out), "art_fingerprint": collection.fingerprint,
@@ -65,13 +69,14 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
         checkpoint.save(out, tokenizer, None, collection.labels, provenance)
         return out
     device = pick_device()
+    identity = f"{collection.fingerprint}/{_fingerprint(tokenizer)}/{options.views}/{options.flip}/{preset.cells}"
     cache = encode(
         collection, tokenizer, work / "tokens.safetensors", cells=preset.cells, views=options.views, flip=options.flip,
-        identity=f"{collection.fingerprint}/{_fingerprint(tokenizer)}/{options.views}/{options.flip}/{preset.cells}",
-        device=device, bf16=_precision(options) == "bf16", save_seconds=60 * options.save_minutes, quiet=options.quiet,
+        identity=identity, device=device, bf16=_precision(options) == "bf16", save_seconds=60 * options.save_minutes,
+        quiet=options.quiet,
     )  # fmt: skip
     gpt_stage = GPTStage(cache, tokenizer, collection.labels, told, held_out, preset, options)
-    gpt, provenance["gpt"] = _learn(gpt_stage, preset.gpt_samples, preset.gpt_batch, options, work)
+    gpt, provenance["gpt"] = _learn(gpt_stage, preset.gpt_samples, preset.gpt_batch, options, work, identity)
     assert isinstance(gpt, GPT)
     card = model_card(out.name, provenance, collection.labels)
     checkpoint.save(out, tokenizer, gpt, collection.labels, provenance, card)
@@ -92,22 +97,24 @@ def _tokenizer(
         found = checkpoint.load(source)
         return found.tokenizer, found.provenance.get("tokenizer", {}) | {"from": Path(source).name}
     tokenizer_stage = TokenizerStage(collection, told, held_out, preset, options)
-    tokenizer, numbers = _learn(tokenizer_stage, preset.tokenizer_crops, preset.tokenizer_batch, options, work)
+    crops, batch = preset.tokenizer_crops, preset.tokenizer_batch
+    tokenizer, numbers = _learn(tokenizer_stage, crops, batch, options, work, collection.fingerprint)
     assert isinstance(tokenizer, VQTokenizer)
     return tokenizer, numbers | tokenizer_stage.measure_all(tokenizer)
 
 
 def _learn(
-    stage: Stage, samples: int, batch: int, options: TrainOptions, work: Path
+    stage: Stage, samples: int, batch: int, options: TrainOptions, work: Path, identity: str
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Run one stage; the best averaged model and its numbers on held-out pictures."""
+    """Run one stage on what `identity` names; the best averaged model and its numbers on held-out pictures."""
     schedule = Schedule(
         max(1, samples // batch), batch, 60 * options.save_minutes, options.patience, options.seed,
         _precision(options), options.workers, options.quiet,
     )  # fmt: skip
-    model = run(stage, schedule, work, {})
+    model = run(stage, schedule, work, {"identity": identity})
     best, last = (peek(work / f"{stage.name}-{which}.safetensors") for which in ("best", "state"))
-    numbers = {k: float(v) for k, v in best.items() if k not in ("stale", "best_score", "score", "seconds")}
+    kept = best.keys() - {"stale", "best_score", "score", "seconds", "identity"}
+    numbers = {k: float(best[k]) for k in sorted(kept)}
     return model, numbers | {"samples": samples, "batch": batch, "seconds": float(last["seconds"])}
 
 
@@ -121,26 +128,29 @@ def _precision(options: TrainOptions) -> str:
 # The model folder
 
 
-def _work_folder(out: Path) -> Path:
+def _work_folder(out: Path, stage: str | None) -> Path:
     """Where the training keeps its state. Raises UserError if `out` cannot become a model folder; makes nothing yet."""
     parent = next(p for p in (out, *out.absolute().parents) if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise UserError(f"the model cannot be written to {out}: {parent} is no folder that can be written to")
-    if out.is_dir() and any(out.iterdir()) and not ((out / WORK).is_dir() or (out / checkpoint.CONFIG).is_file()):
-        raise UserError(f"{out} holds something else than a model; a new or empty folder is wanted")
+    if out.is_dir() and any(out.iterdir()) and not (out / WORK).is_dir():
+        if not (out / checkpoint.CONFIG).is_file():
+            raise UserError(f"{out} holds something else than a model; a new or empty folder is wanted")
+        if stage != "gpt" or checkpoint.load(out).gpt is not None:
+            raise UserError(f"{out} already holds a finished model; a new or empty folder is wanted")
     return out / WORK
 
 
-def _remember(work: Path, now: dict[str, Any], stage: str | None) -> None:
+def _remember(work: Path, now: dict[str, Any]) -> None:
     """Write down what is trained on and how. Raises UserError if the folder remembers something else."""
     path = work / "options.json"
-    free = {"quiet", "workers", "save_minutes", "precision", "perceptual", "manifest"}  # may change between runs
+    free = {"quiet", "workers", "save_minutes", "precision"}  # may change between runs
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         if before["art"] != now["art"]:
             raise UserError(f"{work.parent} is being trained on other pictures (or some changed); use another --out")
         changed = [k for k, v in now["options"].items() if k not in free and before["options"].get(k) != v]
-        if stage is None and changed:
+        if before.get("stage") == now["stage"] and changed:
             name = changed[0]
             raise UserError(
                 f"{work.parent} was begun with {name.replace('_', '-')} {before['options'].get(name)}, now it is "

@@ -101,7 +101,7 @@ class TokenizerStage:
         assert isinstance(model, VQTokenizer)
         device = next(model.parameters()).device
         batches = (batch.to(device) for batch in self.pictures(indices or self.all_held_out))
-        return reconstruction(model, batches, self.distance)
+        return reconstruction(model, batches, self.distance.to(device))
 
     @torch.no_grad()
     def sheet(self, model: nn.Module) -> Image:

@@ -1,0 +1,53 @@
+"""What the README shows, done as it says, in an empty folder with the model in the box."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from igpt.cli import main
+from tests.painting import art_folder
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHORT = "--preset toy --tokenizer-crops 64 --gpt-samples 64 --adversarial 0 --quiet"  # what a test can wait for
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert blocks("python")
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), {})
+    assert (tmp_path / "monet.png").stat().st_size > 1000
+
+
+def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All but the installation, which .ci/run does. Trainings are cut short."""
+    monkeypatch.chdir(tmp_path)
+    art_folder(tmp_path / "my-art", each=3)
+    lines = [line for line in "".join(blocks("sh")).splitlines() if line.startswith("igpt ")]
+    commands = [shlex.split(line, comments=True)[1:] for line in lines]
+    assert len(commands) > 5
+    for words in commands:
+        assert main(words + (SHORT.split() if words[0] == "train" else [])) == 0, words
+    assert len(list((tmp_path / "ukiyo").glob("*.png"))) == 9
+    assert (tmp_path / "again.png").is_file() and (tmp_path / "my-model" / "model.safetensors").is_file()
+
+
+def test_the_file_tree_lists_every_file_and_no_other() -> None:
+    listed = set(re.findall(r"^\| `([a-z_]+/[a-z_]+\.py)` \|", README, re.MULTILINE))
+    folders = ("tokenizer_vq", "igpt", "generate", "train")
+    there = {path.relative_to(ROOT).as_posix() for folder in folders for path in (ROOT / folder).glob("*.py")}
+    assert listed == there - {f"{folder}/__init__.py" for folder in folders if folder != "igpt"}
+
+
+def test_everything_the_readme_links_to_is_there() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).is_file(), target
