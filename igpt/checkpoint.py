@@ -55,12 +55,17 @@ def find(name: str | Path) -> Path:
 
     Raises UserError listing what exists if there is no such model.
     """
-    if (Path(name).expanduser() / CONFIG).is_file():
-        return Path(name).expanduser()
+    try:
+        folder = Path(name).expanduser()
+        there, is_model = folder.is_dir(), (folder / CONFIG).is_file()
+    except (OSError, RuntimeError) as error:  # too long a name, an unreadable folder, no such user
+        raise UserError(f"there is no model {str(name)!r:.200}: {error}") from error
+    if is_model:
+        return folder
     boxed = in_the_box()
     if str(name) in boxed:
         return boxed[str(name)]
-    if Path(name).is_dir():
+    if there:
         raise UserError(f"the folder {str(name)!r} holds no model: {CONFIG} is missing")
     parts = str(name).split("/")
     if len(parts) == 2 and all(parts) and "." not in parts[0]:
@@ -105,7 +110,7 @@ def load(name: str | Path) -> Checkpoint:
         with _NoRandomWeights():  # no time is lost on random weights that are overwritten at once
             gpt = GPT(GPTConfig(**config["gpt"])) if config.get("gpt") else None
         labels, provenance = list(config["labels"]), dict(config.get("provenance", {}))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError, IndexError, RuntimeError) as error:
         raise UserError(f"{folder / CONFIG} does not describe a model: {error}") from error
     weights = folder / WEIGHTS
     try:

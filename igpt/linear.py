@@ -33,6 +33,11 @@ class Linear(nn.Linear):
             self._packed, self._packed_from = _pack(self.weight), now
         return _product(x, self._packed)
 
+    def train(self, mode: bool = True) -> Linear:
+        """Forgets the packed weights: fused optimizers change weights without moving on their version."""
+        self._packed = None
+        return super().train(mode)
+
     def _can_pack(self) -> bool:
         weight = self.weight
         return weight.is_cpu and weight.dtype == torch.float32 and not weight.is_inference() and packing_works()

@@ -33,6 +33,17 @@ def test_changed_weights_are_packed_anew() -> None:
         assert not layer(x).any()
 
 
+def test_weights_changed_by_a_fused_optimizer_are_packed_anew() -> None:
+    layer, x = Linear(16, 16), torch.ones(1, 4, 16)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=1.0, fused=True)
+    for _ in range(2):
+        layer.eval()
+        with torch.inference_mode():
+            assert torch.allclose(layer(x), F.linear(x, layer.weight), atol=1e-5)
+        layer.train()(x).sum().backward()
+        optimizer.step()
+
+
 def test_where_packing_does_not_work_the_plain_product_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "packing_works", lambda: False)
     monkeypatch.setattr(linear, "_product", lambda *_: pytest.fail("the packed product was used"))

@@ -26,6 +26,7 @@ from train.gpt import GPTStage
 from train.loop import Schedule, average, rate, run
 from train.options import Preset, TrainOptions
 from train.run import train
+from train.state import peek
 from train.tokenizer import TokenizerStage
 
 TOY = Preset(64, 64, layers=2, width=64, heads=2, channels=(32, 32, 64), codes=32, crop=32, cells=16)
@@ -158,9 +159,10 @@ def test_training_stops_early_when_held_out_pictures_get_worse_and_keeps_the_bes
     stage, scores = gpt_stage(), iter([3.0, 1.0, 2.0, 2.0, 2.0])
     monkeypatch.setattr("train.loop.LOG_EVERY", 1)
     monkeypatch.setattr(stage, "measure", lambda model: {"score": next(scores)})
-    run(stage, schedule(20, patience=1), tmp_path, {})
+    run(stage, schedule(20, patience=2), tmp_path, {})
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [line["score"] for line in lines if "score" in line] == [3.0, 1.0, 2.0, 2.0]
+    assert peek(tmp_path / "gpt-best.safetensors")["step"] == "2"  # the weights of the best score, not the last
 
 
 # The whole way
@@ -198,7 +200,10 @@ def test_the_gpt_stage_can_take_the_tokenizer_of_another_model(
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
-    [({"preset": "huge"}, "huge"), ({"gpt_samples": 0}, "samples 0"), ({"dropout": 1.5}, "1.5"), ({"views": 0}, "0")],
+    [
+        ({"preset": "huge"}, "huge"), ({"gpt_samples": 0}, "samples 0"), ({"dropout": 1.5}, "1.5"),
+        ({"views": 0}, "0"), ({"seed": -1}, "seed"), ({"gpt_lr": 0.0}, "gpt-lr"), ({"patience": 0}, "patience"),
+    ],
 )
 def test_options_that_cannot_be_meant_are_refused(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):

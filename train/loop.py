@@ -151,7 +151,7 @@ def run(stage: Stage, schedule: Schedule, folder: Path, notes: dict[str, str]) -
             measured = training.look()
             if training.main:
                 log.write(training.step, measured)
-        if training.stale > schedule.patience:
+        if training.stale >= schedule.patience:
             training.step = schedule.steps  # the best weights are on disk: what follows would only overfit
             last = True
         if last or time.monotonic() - saved_at > schedule.save_seconds:

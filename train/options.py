@@ -70,6 +70,11 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} {value} is too few; 1 or more is wanted")
+        for name in ("tokenizer_lr", "gpt_lr", "patience"):
+            if not 0 < getattr(self, name) < 1e6:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} cannot be; more than 0 is wanted")
+        if not 0 <= self.seed < 2**31 or self.workers < 0 or self.adversarial < 0 or self.save_minutes < 0:
+            raise UserError("--seed goes from 0 to 2**31 - 1; --workers, --adversarial, --save-minutes from 0")
         for name in ("random_orders", "token_noise", "dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is not a share between 0 and 1")

@@ -146,7 +146,11 @@ def _remember(work: Path, now: dict[str, Any]) -> None:
     path = work / "options.json"
     free = {"quiet", "workers", "save_minutes", "precision"}  # may change between runs
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = dict(json.loads(path.read_text(encoding="utf-8")))
+            before["art"], before["options"]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path} is damaged; delete it to go on, or use another --out") from error
         if before["art"] != now["art"]:
             raise UserError(f"{work.parent} is being trained on other pictures (or some changed); use another --out")
         changed = [k for k, v in now["options"].items() if k not in free and before["options"].get(k) != v]
