@@ -36,7 +36,8 @@ def test_no_pickle_is_ever_opened(tiny_folder: Path, monkeypatch: pytest.MonkeyP
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, refuse)
     monkeypatch.setattr(torch, "load", refuse)
-    ImageGPT.load(tiny_folder, "cpu").generate(1, size=16, seed=0, steps=2)
+    pictures = ImageGPT.load(tiny_folder, "cpu").generate(1, size=16, seed=0, steps=2)
+    assert pictures[0].size == (16, 16)
 
 
 def test_a_pickle_beside_the_weights_is_not_even_read(

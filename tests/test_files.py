@@ -177,7 +177,8 @@ def test_a_picture_with_any_byte_damaged_never_escapes_as_another_error(tmp_path
         for at in range(8, len(png), 3):
             path.write_bytes(png[:at] + bytes([png[at] ^ 0x55]) + png[at + 1 :])
             try:
-                read_recipe(path)
+                recipe = read_recipe(path)
+                assert recipe is None or isinstance(recipe, Recipe)
             except UserError:
                 pass
 
