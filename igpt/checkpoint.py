@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from tokenizer_vq.base import UserError
 from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
+from tokenizer_vq.quantizer import AveragedCodes
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
 from .atomic import whole
@@ -129,7 +130,7 @@ def load(name: str | Path) -> Checkpoint:
     except RuntimeError as error:
         first = str(error).split("\n\t")[-1].strip()
         raise UserError(f"{folder / CONFIG} does not match the weights beside it: {first}") from error
-    if isinstance(tokenizer, VQTokenizer):
+    if isinstance(tokenizer, VQTokenizer) and isinstance(tokenizer.quantizer, AveragedCodes):
         tokenizer.quantizer.restart_averages()
     return Checkpoint(tokenizer, gpt, labels, provenance, digest)
 
@@ -148,7 +149,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 def _tokenizer(kind: str, config: dict[str, Any]) -> Tokenizer:
     if kind == "vq":
         with _NoRandomWeights():
-            return VQTokenizer(VQConfig(**config | {"channels": tuple(config["channels"])}))
+            lists = {key: tuple(value) for key, value in config.items() if isinstance(value, list)}
+            return VQTokenizer(VQConfig(**config | lists))
     if kind == "palette":
         return PaletteTokenizer(PaletteConfig(**config))
     raise ValueError(f"unknown kind of tokenizer {kind!r}")
@@ -167,7 +169,7 @@ def save(
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
     """Write a model folder; every file appears whole or not at all. Floating-point weights are stored as `dtype`,
-    the codebook and palette in float32: which code is nearest must not change."""
+    quantizer and palette in float32: which code is nearest must not change."""
     folder = Path(folder)
     config = {
         "format": FORMAT,
@@ -180,7 +182,7 @@ def save(
     tensors: dict[str, Tensor] = {}
     for part, module in parts.items():
         for key, value in module.state_dict().items():
-            keep = not value.is_floating_point() or "codebook" in key or "palette" in key
+            keep = not value.is_floating_point() or "quantizer" in key or "palette" in key
             tensors[f"{part}.{key}"] = value.detach().cpu().to(value.dtype if keep else dtype).contiguous()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -97,6 +97,7 @@ def build_parser() -> Parser:
     show.add_argument("picture", metavar="PICTURE", help="a PNG made by igpt")
     info = _add_command(commands, "info", _info, "list the models in the box, or describe one model")
     info.add_argument("model", metavar="MODEL", nargs="?", help="name or folder of a model")
+    _add_tokenize(commands)
     _add_train(commands)
     return parser
 
@@ -107,8 +108,8 @@ def _add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], N
     return parser
 
 
-def _add_output(parser: Parser) -> None:
-    parser.add_argument("--out", metavar="PATH", help="a folder, or the name of a single .png (default: this folder)")
+def _add_output(parser: Parser, default: str = "this folder") -> None:
+    parser.add_argument("--out", metavar="PATH", help=f"a folder, or the name of a single .png (default: {default})")
     parser.add_argument("--force", action="store_true", help="replace files of the same name instead of numbering")
     parser.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
     parser.add_argument("--quiet", action="store_true", help="print nothing but the paths of the pictures")
@@ -134,6 +135,14 @@ def _add_replay(commands: Any) -> None:
     parser.add_argument("--model", metavar="MODEL", help="where the model of the picture is (default: by its name)")
     parser.add_argument("--from-tokens", action="store_true", help="decode the recorded tokens, draw nothing anew")
     _add_output(parser)
+
+
+def _add_tokenize(commands: Any) -> None:
+    parser = _add_command(commands, "tokenize", _tokenize, "show what is left of pictures when they are said in tokens")
+    parser.add_argument("pictures", metavar="PICTURE", nargs="+", help="a picture, written anew beside its original")
+    model = f"name or folder of a model (default: {DEFAULT_MODEL})"
+    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help=model)
+    _add_output(parser, "each beside its original")
 
 
 def _add_train(commands: Any) -> None:
@@ -201,6 +210,18 @@ def _info(args: argparse.Namespace) -> None:
     if not in_the_box():
         print("no model is in the box")
     print("igpt info MODEL tells more, also of a model folder of your own", file=sys.stderr)
+
+
+def _tokenize(args: argparse.Namespace) -> None:
+    from igpt import checkpoint
+    from igpt.device import pick_device
+
+    files, evaluate = sibling("generate.files"), sibling("train.evaluate")
+    sources = [Path(picture) for picture in args.pictures]
+    out = None if args.out is None else files.plan_output(args.out, len(sources))
+    tokenizer = checkpoint.load(args.model).tokenizer.to(pick_device(args.device))
+    measures = {"PSNR": evaluate.psnr, "SSIM": evaluate.ssim}
+    sibling("generate.tokenize").tokenize_files(tokenizer, sources, measures, out, args.force, args.quiet)
 
 
 def _train(args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tokenizer_vq.base import UserError
-from tokenizer_vq.quantizer import Quantizer, codebook_usage
+from tokenizer_vq.quantizer import AveragedCodes, codebook_usage
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
 
@@ -55,7 +55,7 @@ def test_the_config_can_say_the_published_vq16() -> None:
 
 
 def test_the_quantizer_decides_in_float32_under_autocast() -> None:
-    quantizer = Quantizer(512, 8).eval()
+    quantizer = AveragedCodes(512, 8).eval()
     z_BEhw = torch.randn(4, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     plain = quantizer(z_BEhw)
     with torch.autocast("cpu", torch.bfloat16):
@@ -66,7 +66,7 @@ def test_the_quantizer_decides_in_float32_under_autocast() -> None:
 
 
 def test_gradients_pass_straight_through_to_the_input() -> None:
-    quantizer = Quantizer(16, 4).eval()
+    quantizer = AveragedCodes(16, 4).eval()
     z_BEhw = torch.randn(1, 4, 3, 3, requires_grad=True)
     quantizer(z_BEhw).codes_BEhw.square().sum().backward()
     assert z_BEhw.grad is not None and float(z_BEhw.grad.abs().sum()) > 0
@@ -75,7 +75,7 @@ def test_gradients_pass_straight_through_to_the_input() -> None:
 def test_dead_codes_come_back() -> None:
     """A codebook of which one corner is used: the others are moved onto inputs after a while, and found."""
     torch.manual_seed(0)
-    quantizer = Quantizer(16, 4).train()
+    quantizer = AveragedCodes(16, 4).train()
     with torch.no_grad():
         quantizer.codebook_KE[1:] = torch.tensor([-1.0, 0, 0, 0])
         quantizer.codebook_KE[0] = torch.tensor([1.0, 0, 0, 0])
@@ -97,14 +97,14 @@ def test_the_codebook_starts_from_k_means_of_the_first_inputs() -> None:
     torch.manual_seed(0)
     corners = F.normalize(torch.randn(4, 4), dim=-1)
     z_BEhw = corners.repeat(16, 1).t().reshape(1, 4, 8, 8) + 0.02 * torch.randn(1, 4, 8, 8)
-    quantizer = Quantizer(16, 4).train()
+    quantizer = AveragedCodes(16, 4).train()
     assert float((corners @ quantizer.codebook_KE.t()).max(1).values.min()) < 0.9
     quantizer(z_BEhw, torch.Generator().manual_seed(0))
     assert float((corners @ quantizer.codebook_KE.t()).max(1).values.min()) > 0.99
 
 
 def test_learning_moves_the_codebook_and_evaluation_does_not() -> None:
-    quantizer, z_BEhw = Quantizer(8, 4), torch.randn(2, 4, 4, 4)
+    quantizer, z_BEhw = AveragedCodes(8, 4), torch.randn(2, 4, 4, 4)
     before = quantizer.codebook_KE.clone()
     quantizer.eval()(z_BEhw)
     assert torch.equal(quantizer.codebook_KE, before)

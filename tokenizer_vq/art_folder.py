@@ -50,6 +50,8 @@ class ArtFolder:
     """For each picture its path below `path`, with forward slashes."""
     label_of: list[int]
     """For each picture the index of its label in `labels`."""
+    sizes: list[tuple[int, int]]
+    """For each picture its width and height in pixels."""
     skipped: list[Skipped]
     """Files with the name of a picture that cannot be used, and why."""
     ignored: int
@@ -70,14 +72,15 @@ class ArtFolder:
         files = files_in_folder(root) if root.is_dir() else files_in_tar(root)
         candidates = [entry for entry in files if PurePosixPath(entry.name).suffix.lower() in PICTURE_SUFFIXES]
         self.ignored = len(files) - len(candidates)
-        self.skipped, self._entries, self._digests = [], [], []
+        self.skipped, self.sizes, self._entries, self._digests = [], [], [], []
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             for done, (entry, result) in enumerate(pool.map(lambda entry: _check(entry, min_side), candidates), 1):
                 if isinstance(result, Skipped):
                     self.skipped.append(result)
                 else:
                     self._entries.append(entry)
-                    self._digests.append(result)
+                    self._digests.append(result[0])
+                    self.sizes.append(result[1])
                 if progress is not None:
                     progress(done, len(candidates))
         if not self._entries:
@@ -99,6 +102,11 @@ class ArtFolder:
         """One picture, decoded now, as RGB. Raises UnreadablePicture if the file has changed for the worse."""
         entry = self._entries[index]
         return open_picture(entry.read(), entry.name)
+
+    @property
+    def different(self) -> int:
+        """How many pictures there are without exact copies."""
+        return len(set(self._digests))
 
     @property
     def fingerprint(self) -> str:
@@ -126,8 +134,8 @@ class ArtFolder:
         return ["val" if digest in chosen else "train" for digest in self._digests]
 
 
-def _check(entry: Entry, min_side: int) -> tuple[Entry, str | Skipped]:
-    """Decode one picture; the SHA-256 of its file, or why it is skipped."""
+def _check(entry: Entry, min_side: int) -> tuple[Entry, tuple[str, tuple[int, int]] | Skipped]:
+    """Decode one picture; the SHA-256 of its file and its size, or why it is skipped."""
     try:
         content = entry.read()
         width, height = open_picture(content, entry.name).size
@@ -135,7 +143,7 @@ def _check(entry: Entry, min_side: int) -> tuple[Entry, str | Skipped]:
         return entry, Skipped(entry.name, error.reason)
     if min(width, height) < min_side:
         return entry, Skipped(entry.name, f"is too small: {width}x{height} pixels, wanted at least {min_side} a side")
-    return entry, hashlib.sha256(content).hexdigest()
+    return entry, (hashlib.sha256(content).hexdigest(), (width, height))
 
 
 # The manifest

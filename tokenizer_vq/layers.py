@@ -6,6 +6,7 @@ every convolution, strided convolutions down, nearest-neighbour resizing plus a 
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -75,6 +76,19 @@ class Upsample(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         out: Tensor = self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
         return out
+
+
+def shuffle_up(channels_in: int, channels_out: int) -> list[nn.Module]:
+    """Doubles both sides where channels are few: a convolution at the low side whose channels become pixels.
+
+    The four convolutions start alike (ICNR, Aitken et al. 2017, arXiv 1707.02937), so that no checkerboard is there to
+    unlearn.
+    """
+    conv = nn.Conv2d(channels_in, 4 * channels_out, 3, padding=1)
+    with torch.no_grad():
+        for parameter in conv.parameters():
+            parameter.copy_(parameter[::4].repeat_interleave(4, dim=0))
+    return [conv, nn.PixelShuffle(2), nn.SiLU()]
 
 
 def bottom(channels: int, attention: bool) -> nn.Sequential:

@@ -5,7 +5,7 @@ its members by exponential moving averages (VQ-VAE, van den Oord et al. 2017, ap
 over the first batch, and codes that nobody uses are moved onto inputs (SoundStream, Zeghidour et al. 2021,
 section 3.3). A trainer lets inputs pass unquantized at first: an untrained encoder says much the same everywhere, and a
 codebook started from that collapses to one code. Nearest-code decisions must not depend on the precision around them,
-hence float32 even under autocast.
+hence float32 even under autocast. The other ways of quantizing, in `quantizer_kinds.py`, keep the same interface.
 """
 
 from __future__ import annotations
@@ -17,18 +17,56 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-EMA_DECAY = 0.99
-DEAD_BELOW = 0.1  # a code whose average count per batch falls below this is dead
+MEMORY_STEPS = 100  # the averages span so many steps ...
+MEMORY_MEMBERS = 50  # ... or more, until an average code has been chosen so often
+DEAD_BELOW = 0.1  # a code chosen less often than this share of the average code is dead
+REVIVED_AT = 0.3  # ... and comes back as if chosen this much: it has a hundred steps to be found before it dies again
 KMEANS_ROUNDS = 10
+COMMITMENT = 0.25  # weight of the pull of inputs towards their codes (van den Oord et al. 2017, equation 3)
 
 
 class Quantized(NamedTuple):
     codes_BEhw: Tensor  # the chosen codes, with straight-through gradients to the input
     tokens_Bhw: Tensor  # their numbers
-    commitment: Tensor  # scalar: mean squared distance of the inputs from their codes
+    loss: Tensor  # scalar, to be added to the reconstruction's: what keeps inputs and codes together
 
 
 class Quantizer(nn.Module):
+    """What all kinds share: inputs [B, E, h, w] of any length and dtype to codes and tokens, and tokens to codes."""
+
+    def forward(self, z_BEhw: Tensor, generator: torch.Generator | None = None, passing: bool = False) -> Quantized:
+        """In training mode the codes may learn; `generator` (on the CPU) makes their random choices. `passing` leaves
+        the inputs as they are, but for what `bound` does to them."""
+        with torch.autocast(z_BEhw.device.type, enabled=False):
+            z_BhwE = self.bound(rearrange(z_BEhw.float(), "b e h w -> b h w e"))
+            if passing:
+                return Quantized(rearrange(z_BhwE, "b h w e -> b e h w"), self.nearest(z_BhwE), z_BhwE.new_zeros(()))
+            codes_BhwE, tokens_Bhw, loss = self.choose(z_BhwE, generator)
+            straight_BhwE = z_BhwE + (codes_BhwE - z_BhwE).detach()
+        return Quantized(rearrange(straight_BhwE, "b h w e -> b e h w"), tokens_Bhw, loss)
+
+    def bound(self, z_BhwE: Tensor) -> Tensor:
+        """Inputs to where codes live."""
+        raise TypeError("a kind of quantizer says where its codes live")
+
+    def nearest(self, z_BhwE: Tensor) -> Tensor:
+        """Number of the nearest code for bounded inputs [..., E]."""
+        raise TypeError("a kind of quantizer says which code is nearest")
+
+    def choose(self, z_BhwE: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes, tokens and loss for bounded inputs."""
+        raise TypeError("a kind of quantizer says how it chooses")
+
+    def lookup(self, tokens_Bhw: Tensor) -> Tensor:
+        """Codes [B, E, h, w] of token numbers; the inverse of `nearest` on the codes themselves."""
+        return rearrange(self.codebook()[tokens_Bhw], "b h w e -> b e h w")
+
+    def codebook(self) -> Tensor:
+        """All codes, [K, E]."""
+        raise TypeError("a kind of quantizer says what its codes are")
+
+
+class AveragedCodes(Quantizer):
     """Nearest code by cosine. The codebook has no gradient: in training mode each call moves it by averages."""
 
     codebook_KE: Tensor
@@ -40,37 +78,29 @@ class Quantizer(nn.Module):
         super().__init__()
         codebook_KE = F.normalize(torch.randn(codes, width), dim=-1)
         self.register_buffer("codebook_KE", codebook_KE)
-        # The averages are training state: `training_state` hands them out, a model file holds the codebook alone.
+        # The averages are training state: `train.state` keeps them, a model file holds the codebook alone.
         self.register_buffer("sums_KE", codebook_KE.clone(), persistent=False)
         self.register_buffer("counts_K", torch.ones(codes), persistent=False)
         self.register_buffer("started", torch.zeros((), dtype=torch.bool), persistent=False)
 
-    def forward(self, z_BEhw: Tensor, generator: torch.Generator | None = None, passing: bool = False) -> Quantized:
-        """Inputs [B, E, h, w] of any length and dtype. In training mode the codebook learns; `generator` (on the CPU)
-        picks the inputs that start the codebook and revive dead codes. `passing` leaves the inputs as they are."""
-        with torch.autocast(z_BEhw.device.type, enabled=False):
-            z_BhwE = F.normalize(rearrange(z_BEhw.float(), "b e h w -> b h w e"), dim=-1)
-            flat_ME = z_BhwE.detach().reshape(-1, z_BhwE.shape[-1])
-            if passing:
-                unit_BEhw = rearrange(z_BhwE, "b h w e -> b e h w")
-                return Quantized(unit_BEhw, self.nearest(z_BhwE), z_BhwE.new_zeros(()))
-            if self.training and not bool(self.started):
-                self.start(flat_ME, generator)
-            tokens_Bhw = self.nearest(z_BhwE)
-            codes_BhwE = self.codebook_KE[tokens_Bhw]
-            if self.training:
-                self.learn(flat_ME, tokens_Bhw.flatten(), generator)
-            commitment = (z_BhwE - codes_BhwE).pow(2).sum(-1).mean()
-            straight_BhwE = z_BhwE + (codes_BhwE - z_BhwE).detach()
-        return Quantized(rearrange(straight_BhwE, "b h w e -> b e h w"), tokens_Bhw, commitment)
+    def bound(self, z_BhwE: Tensor) -> Tensor:
+        return F.normalize(z_BhwE, dim=-1)
 
     def nearest(self, z_BhwE: Tensor) -> Tensor:
-        """Number of the nearest code for unit vectors [..., E]."""
         return (z_BhwE @ self.codebook_KE.t()).argmax(-1)
 
-    def lookup(self, tokens_Bhw: Tensor) -> Tensor:
-        """Codes [B, E, h, w] of token numbers; the inverse of `nearest` on the codes themselves."""
-        return rearrange(self.codebook_KE[tokens_Bhw], "b h w e -> b e h w")
+    def codebook(self) -> Tensor:
+        return self.codebook_KE
+
+    def choose(self, z_BhwE: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        flat_ME = z_BhwE.detach().reshape(-1, z_BhwE.shape[-1])
+        if self.training and not bool(self.started):
+            self.start(flat_ME, generator)
+        tokens_Bhw = self.nearest(z_BhwE)
+        codes_BhwE = self.codebook_KE[tokens_Bhw]
+        if self.training:
+            self.learn(flat_ME, tokens_Bhw.flatten(), generator)
+        return codes_BhwE, tokens_Bhw, COMMITMENT * (z_BhwE - codes_BhwE).pow(2).sum(-1).mean()
 
     # Learning
 
@@ -91,7 +121,7 @@ class Quantizer(nn.Module):
             sums_KE, counts_K = self.gather(flat_ME, self.nearest(flat_ME))
             moved_KE = F.normalize(sums_KE, dim=-1)
             self.codebook_KE.copy_(torch.where(counts_K[:, None] > 0, moved_KE, self.codebook_KE))
-        self.counts_K.fill_(len(flat_ME) / len(self.codebook_KE))
+        self.counts_K.copy_(counts_K)
         self.sums_KE.copy_(self.codebook_KE * self.counts_K[:, None])
         self.started.fill_(True)
 
@@ -99,14 +129,14 @@ class Quantizer(nn.Module):
     def learn(self, flat_ME: Tensor, tokens_M: Tensor, generator: torch.Generator | None) -> None:
         """One step of the moving averages; codes that have died are put onto inputs drawn at random."""
         sums_KE, counts_K = self.gather(flat_ME, tokens_M)
-        self.counts_K.lerp_(counts_K, 1 - EMA_DECAY)
-        self.sums_KE.lerp_(sums_KE, 1 - EMA_DECAY)
-        dead_K = self.counts_K < DEAD_BELOW
+        rate = float(counts_K.mean())
+        step = min(1 / MEMORY_STEPS, rate / MEMORY_MEMBERS)
+        self.counts_K.lerp_(counts_K, step)
+        self.sums_KE.lerp_(sums_KE, step)
+        dead_K = self.counts_K < DEAD_BELOW * rate
         fresh = flat_ME[torch.randint(len(flat_ME), (int(dead_K.sum()),), generator=generator)]
-        # A revived code starts as if it had been chosen at the average rate, or it would die again before it is found.
-        rate = len(flat_ME) / len(self.codebook_KE)
-        self.sums_KE[dead_K] = fresh * rate
-        self.counts_K[dead_K] = rate
+        self.sums_KE[dead_K] = fresh * rate * REVIVED_AT
+        self.counts_K[dead_K] = rate * REVIVED_AT
         self.codebook_KE.copy_(F.normalize(self.sums_KE, dim=-1))
 
     def gather(self, flat_ME: Tensor, tokens_M: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,35 +8,40 @@ LlamaGen with the same parts.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from .base import UserError
-from .layers import AttnBlock, Downsample, ResBlock, Upsample, bottom, group_norm
-from .quantizer import Quantized, Quantizer
+from .layers import AttnBlock, Downsample, ResBlock, Upsample, bottom, group_norm, shuffle_up
+from .quantizer import Quantized
+from .quantizer_kinds import make_quantizer
 
 
 @dataclass(frozen=True)
 class VQConfig:
     """Shape of the tokenizer. Its token side is `patch * 2 ** (len(channels) - 1)` pixels."""
 
-    patch: int = 4  # pixels of a patch side folded into channels at the stem, unfolded at the head
+    patch: int = 4  # pixels of a patch side folded into channels at the stem
     channels: tuple[int, ...] = (128, 192, 256)  # per level, finest first
     encoder_blocks: int = 1  # residual blocks a level
     decoder_blocks: int = 2
+    head: tuple[int, ...] = (48, 16)  # channels after each doubling that unfolds a patch; () unfolds it at once
     bottom: bool = False  # two more residual blocks at the lowest level on both sides
     attention: bool = False  # self-attention at the lowest level
     latent: int | None = None  # channels around the codebook; None = those of the lowest level
+    quantizer: str = "ema"  # ema, simvq or fsq
     codes: int = 1024
-    code_width: int = 8
+    code_width: int = 8  # fsq has its own
 
     @classmethod
     def vq16(cls) -> VQConfig:
         """The VQ-16 of LlamaGen (Sun et al. 2024, section 2.2) and, but for the codes, of taming-transformers."""
         return cls(
-            patch=1, channels=(128, 128, 256, 256, 512), encoder_blocks=2, decoder_blocks=3,
+            patch=1, channels=(128, 128, 256, 256, 512), encoder_blocks=2, decoder_blocks=3, head=(),
             bottom=True, attention=True, latent=256, codes=16384, code_width=8,
         )  # fmt: skip
 
@@ -72,7 +77,6 @@ class Decoder(nn.Module):
 
     def __init__(self, config: VQConfig):
         super().__init__()
-        self.patch = config.patch
         widths = config.channels[::-1]
         self.stem = nn.Conv2d(config.latent or widths[0], widths[0], 3, padding=1)
         self.bottom = bottom(widths[0], config.attention) if config.bottom else nn.Sequential()
@@ -84,11 +88,15 @@ class Decoder(nn.Module):
             levels.append(_level(blocks, attention, width, None if i == len(widths) - 1 else Upsample(width)))
         self.levels = nn.Sequential(*levels)
         self.norm = group_norm(widths[-1])
-        self.head = nn.Conv2d(widths[-1], 3 * config.patch**2, 3, padding=1)
+        # Doubling in steps, with a convolution between, lets neighbouring patches agree; unfolded at once they show.
+        tops = (widths[-1], *config.head[: int(math.log2(config.patch))])
+        self.upscale = nn.Sequential(*(part for pair in pairwise(tops) for part in shuffle_up(*pair)))
+        self.patch = config.patch // 2 ** (len(tops) - 1)
+        self.head = nn.Conv2d(tops[-1], 3 * self.patch**2, 3, padding=1)
 
     def forward(self, z_BChw: Tensor) -> Tensor:
         x = self.levels(self.bottom(self.stem(z_BChw)))
-        return F.pixel_shuffle(self.head(F.silu(self.norm(x))), self.patch)
+        return F.pixel_shuffle(self.head(self.upscale(F.silu(self.norm(x)))), self.patch)
 
 
 def _level(blocks: list[ResBlock], attention: bool, width: int, resize: nn.Module | None) -> nn.Sequential:
@@ -110,9 +118,9 @@ class VQTokenizer(nn.Module):
         self.config = config
         latent = config.latent or config.channels[-1]
         self.encoder = Encoder(config)
-        self.to_code = nn.Conv2d(latent, config.code_width, 1)
-        self.quantizer = Quantizer(config.codes, config.code_width)
-        self.from_code = nn.Conv2d(config.code_width, latent, 1)
+        self.quantizer, code_width = make_quantizer(config.quantizer, config.codes, config.code_width)
+        self.to_code = nn.Conv2d(latent, code_width, 1)
+        self.from_code = nn.Conv2d(code_width, latent, 1)
         self.decoder = Decoder(config)
 
     @property

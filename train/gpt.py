@@ -12,6 +12,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from igpt import checkpoint
 from igpt.checkpoint import Tokenizer
 from igpt.config import GPTConfig, SamplingOptions
 from igpt.model import GPT
@@ -20,6 +21,7 @@ from igpt.token_cache import TokenCache, TokenWindows
 from tokenizer_vq.images import to_picture
 
 from .options import Preset, TrainOptions
+from .start import start_from
 
 LABEL_DROPOUT = 0.1  # how often the label is withheld, so that guidance and unlabelled drawing work
 WEIGHT_DECAY = 0.1
@@ -43,6 +45,8 @@ class GPTStage:
             cells=preset.cells, dropout=options.dropout,
         )  # fmt: skip
         model = GPT(config)
+        if options.start_from and (old := checkpoint.load(options.start_from).gpt) is not None:
+            start_from(model, old)
         self.config = config
         self.modules: dict[str, nn.Module] = {"model": model}
         self.dataset: Dataset[Any] = TokenWindows(
@@ -88,6 +92,9 @@ class GPTStage:
             bits[f"bits_{order}"] = total / tokens / math.log(2)
         mixture = self.options.random_orders
         return bits | {"score": mixture * bits["bits_random"] + (1 - mixture) * bits["bits_raster"]}
+
+    def worries(self, progress: float, numbers: dict[str, float]) -> list[str]:
+        return []
 
     @torch.no_grad()
     def sheet(self, model: nn.Module) -> Image:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -56,6 +57,9 @@ class Stage(Protocol):
 
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Numbers on held-out data; "score" among them, lower is better."""
+
+    def worries(self, progress: float, numbers: dict[str, float]) -> list[str]:
+        """What a person should know of the numbers last measured and logged, in plain words."""
 
     def sheet(self, model: nn.Module) -> Image:
         """A picture for people to look at, always from the same seed."""
@@ -114,14 +118,21 @@ class _Log:
 
     def __init__(self, path: Path, stage: str, step: int, steps: int, quiet: bool):
         self.path, self.stage = path, stage
+        self.latest: dict[str, float] = {}
         self.bar = tqdm(total=steps, initial=step, desc=stage, disable=quiet, mininterval=1, smoothing=0.05)
 
     def write(self, step: int, numbers: dict[str, float]) -> None:
         """One line of metrics.jsonl."""
         line = {"stage": self.stage, "step": step, "time": round(time.time(), 1)}
         line |= {k: round(v, 5) for k, v in numbers.items()}
+        self.latest |= numbers
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+
+    def warn(self, sentence: str) -> None:
+        """Above the progress line, where it stays."""
+        if not self.bar.disable:
+            self.bar.write(f"warning: {sentence}", file=sys.stderr)
 
     def step(self, step: int, numbers: dict[str, Tensor], written: bool) -> None:
         """Move the bar; now and then read the numbers, which on a GPU means waiting for it, and write them down."""
@@ -151,6 +162,8 @@ def run(stage: Stage, schedule: Schedule, folder: Path, notes: dict[str, str]) -
             measured = training.look()
             if training.main:
                 log.write(training.step, measured)
+                for sentence in stage.worries(training.step / schedule.steps, log.latest):
+                    log.warn(sentence)
         if training.stale >= schedule.patience:
             training.step = schedule.steps  # the best weights are on disk: what follows would only overfit
             last = True

@@ -1,4 +1,4 @@
-"""What a reconstruction is judged by: L1, a perceptual distance, and a discriminator of patches.
+"""What a reconstruction is judged by besides L1: perceptual distances with weights and without.
 
 Pictures are [B, 3, H, W] in [-1, 1] everywhere in this file.
 """
@@ -61,6 +61,11 @@ class LPIPS(nn.Module):
         self.register_buffer("std", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
         self.eval().requires_grad_(False)
 
+    def linear(self, tap: int) -> Tensor:
+        """The weights of the channels of feature map `tap`, [1, C, 1, 1]."""
+        weights: Tensor = getattr(self, f"linear{tap}")
+        return weights
+
     def taps(self, x_BCHW: Tensor) -> list[Tensor]:
         """The seven feature maps, each vector scaled to unit length."""
         x, maps = (x_BCHW - self.mean) / self.std, []
@@ -75,7 +80,7 @@ class LPIPS(nn.Module):
     def forward(self, a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
         distance_B = a_BCHW.new_zeros(len(a_BCHW), dtype=torch.float32)
         for i, (a, b) in enumerate(zip(self.taps(a_BCHW), self.taps(b_BCHW), strict=True)):
-            distance_B = distance_B + (getattr(self, f"linear{i}") * (a - b) ** 2).sum(1).mean((1, 2))
+            distance_B = distance_B + (self.linear(i) * (a - b) ** 2).sum(1).mean((1, 2))
         return distance_B
 
 
@@ -116,32 +121,3 @@ class GradientSSIM(nn.Module):
 def perceptual(folder: str | None) -> LPIPS | GradientSSIM:
     """LPIPS from the weights in `folder`; without a folder the substitute that needs none."""
     return LPIPS(folder) if folder else GradientSSIM()
-
-
-# The adversary
-
-
-class PatchDiscriminator(nn.Module):
-    """Judges patches of 70 pixels as real or painted (pix2pix, Isola et al. 2017, section 3.2.2).
-
-    GroupNorm instead of BatchNorm: a score must not depend on the other pictures of the batch.
-    """
-
-    def __init__(self, width: int = 48, layers: int = 3):
-        super().__init__()
-        parts: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for i in range(1, layers + 1):
-            before, after = width * 2 ** (i - 1), width * 2 ** min(i, 3)
-            stride = 2 if i < layers else 1
-            parts += [nn.Conv2d(before, after, 4, stride=stride, padding=1, bias=False), nn.GroupNorm(8, after)]
-            parts += [nn.LeakyReLU(0.2)]
-        self.net = nn.Sequential(*parts, nn.Conv2d(after, 1, 4, padding=1))
-
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        scores: Tensor = self.net(images_BCHW)
-        return scores
-
-
-def hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's loss (Lim & Ye 2017): real scores above 1, painted ones below -1."""
-    return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,11 +18,13 @@ class Preset:
     """How much to learn and with what: one line of the table below."""
 
     tokenizer_crops: int  # training crops seen by the tokenizer
+    decoder_crops: int  # and by its decoder alone, afterwards
     gpt_samples: int  # token grids seen by the GPT
     layers: int
     width: int
     heads: int
     channels: tuple[int, ...] = (128, 192, 256)
+    downsample: int = 16  # pixels a side of a token
     codes: int = 1024
     crop: int = 128  # pixels a side of a tokenizer crop
     cells: int = 256  # token cells of a picture: 256 = 16x16 = 256x256 pixels
@@ -30,11 +33,19 @@ class Preset:
 
 
 PRESETS = {
-    "toy": Preset(256, 512, layers=2, width=64, heads=2, channels=(32, 32, 64), codes=64, crop=64, cells=64),
-    "small": Preset(50_000, 60_000, layers=8, width=256, heads=4),
-    "medium": Preset(150_000, 300_000, layers=10, width=384, heads=6),
-    "large": Preset(300_000, 1_000_000, layers=12, width=512, heads=8, tokenizer_batch=64, gpt_batch=64),
+    "toy": Preset(256, 64, 512, layers=2, width=64, heads=2, channels=(32, 32, 64), codes=64, crop=64, cells=64),
+    "small": Preset(50_000, 10_000, 60_000, layers=8, width=256, heads=4),
+    "medium": Preset(150_000, 30_000, 300_000, layers=10, width=384, heads=6),
+    "large": Preset(300_000, 60_000, 1_000_000, layers=12, width=512, heads=8, tokenizer_batch=64, gpt_batch=64),
 }
+
+
+DOWNSAMPLES = (16, 8, 4)
+CELLS_A_SIDE = 12  # a picture is said in at least so many tokens a side, if tokens can be that small
+TOKENS_A_CODE = 50
+MIN_CODES = 64
+CROPS_A_PICTURE = 100
+MIN_CROPS = 4000
 
 
 @dataclass(frozen=True)
@@ -46,11 +57,16 @@ class TrainOptions:
     manifest: str | None = _option(None, "CSV with columns id and split (train, val): the held-out pictures")
     perceptual: str | None = _option(None, "folder with LPIPS weights; without it a weight-free distance is used")
     tokenizer: str | None = _option(None, "take the tokenizer from this model instead of training one")
+    start_from: str | None = _option(None, "begin with the weights of this model, where they fit, not with random ones")
     tokenizer_crops: int | None = _option(None, "training crops seen by the tokenizer (default: from the preset)")
+    decoder_crops: int | None = _option(None, "crops for the decoder alone, in the end (default: from the preset)")
+    downsample: int | None = _option(None, "pixels a side of a token (default: from the size of the pictures)")
+    codes: int | None = _option(None, "how many codes the tokenizer has (default: from the number of pictures)")
+    quantizer: str = _option("ema", "how the tokenizer quantizes", choices=("ema", "simvq", "fsq"))
     gpt_samples: int | None = _option(None, "token grids seen by the GPT (default: from the preset)")
     tokenizer_lr: float = _option(4e-4, "peak learning rate of the tokenizer")
     gpt_lr: float = _option(1e-3, "peak learning rate of the GPT")
-    adversarial: float = _option(0.0, "weight of the patch discriminator; 0 trains without (see EXPERIMENTS.md)")
+    adversarial: float = _option(0.5, "how hard the discriminator pulls at the decoder in the end; 0 trains without")
     flip: bool = _option(True, "mirror pictures at random; leave out for lettering and sheets that read one way")
     random_orders: float = _option(1.0, "share of random drawing orders; the rest is raster order")
     token_noise: float = _option(0.05, "share of the GPT's input tokens replaced by random ones")
@@ -66,10 +82,12 @@ class TrainOptions:
         """The preset with what was said on top of it. Raises UserError on values that cannot be meant."""
         if self.preset not in PRESETS:
             raise UserError(f"there is no preset {self.preset!r}; there are {', '.join(PRESETS)}")
-        for name in ("tokenizer_crops", "gpt_samples"):
+        for name, least in (("tokenizer_crops", 1), ("decoder_crops", 0), ("gpt_samples", 1), ("codes", 2)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} {value} is too few; 1 or more is wanted")
+            if value is not None and value < least:
+                raise UserError(f"--{name.replace('_', '-')} {value} is too few; {least} or more is wanted")
+        if self.downsample not in (None, *DOWNSAMPLES):
+            raise UserError(f"--downsample {self.downsample} cannot be; 4, 8 or 16 is wanted")
         for name in ("tokenizer_lr", "gpt_lr", "patience"):
             if not 0 < getattr(self, name) < 1e6:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} cannot be; more than 0 is wanted")
@@ -80,5 +98,28 @@ class TrainOptions:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is not a share between 0 and 1")
         if self.views < 1:
             raise UserError(f"--views {self.views} is too few; 1 or more is wanted")
-        given = {k: v for k in ("tokenizer_crops", "gpt_samples") if (v := getattr(self, k)) is not None}
-        return replace(PRESETS[self.preset], **given)
+        return self._over(PRESETS[self.preset])
+
+    def _over(self, preset: Preset) -> Preset:
+        """The preset with the flags that were given."""
+        names = ("tokenizer_crops", "decoder_crops", "gpt_samples", "downsample", "codes")
+        return replace(preset, **{name: v for name in names if (v := getattr(self, name)) is not None})
+
+    def suited(self, pictures: int, side: int) -> Preset:
+        """The preset fitted to a collection: so many pictures to learn from, of that short side in pixels (the median).
+
+        A small collection needs fewer crops, and has too few tokens for many codes; small pictures need small tokens.
+        What was said by a flag stays as it was said.
+        """
+        preset = self.resolved()
+        downsample = next((d for d in DOWNSAMPLES if side >= CELLS_A_SIDE * d), DOWNSAMPLES[-1])
+        downsample = self.downsample or min(preset.downsample, downsample)
+        cells = min(preset.cells, max(2, round(side / downsample)) ** 2)
+        codes = 2 ** int(math.log2(max(MIN_CODES, pictures * cells / TOKENS_A_CODE)))
+        return self._over(replace(
+            preset, downsample=downsample, cells=cells, codes=min(preset.codes, codes),
+            channels=preset.channels[: int(math.log2(downsample // 4)) + 1],
+            crop=min(preset.crop, max(2, side // downsample) * downsample),
+            tokenizer_crops=min(preset.tokenizer_crops, max(MIN_CROPS, CROPS_A_PICTURE * pictures)),
+            decoder_crops=min(preset.decoder_crops, max(MIN_CROPS, CROPS_A_PICTURE * pictures) // 5),
+        ))  # fmt: skip

@@ -11,6 +11,7 @@ import sys
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from tokenizer_vq.base import UserError
 from tokenizer_vq.vq import VQTokenizer
 
 from .card import model_card
+from .decoder import DecoderStage, FrozenCodes
 from .gpt import GPTStage
 from .loop import Schedule, Stage, run
 from .losses import perceptual
@@ -42,19 +44,21 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     `train("gpt")` takes the tokenizer from `options.tokenizer` or from the model already in `out`. Raises UserError on
     unusable art or options, and where `out` holds something else.
     """
-    preset = options.resolved()
+    options.resolved()
     out = Path(out).expanduser()
     work = _work_folder(out, stage)
-    if options.tokenizer:
-        checkpoint.load(options.tokenizer)  # whatever is wrong with it is said before anything is written
+    for name in (options.tokenizer, options.start_from):
+        if name:
+            checkpoint.load(name)  # whatever is wrong with it is said before anything is written
     perceptual(options.perceptual)
     collection = ArtFolder(art, manifest=options.manifest)
     told, held_out = collection.split()
-    if len(told) < 2:
-        raise UserError(f"{art} has {len(collection)} usable pictures; 3 different ones or more are wanted")
+    if len(told) < 2 or collection.different < 3:
+        raise UserError(f"{art} has {collection.different} different usable pictures; 3 or more are wanted")
     _say(f"{len(collection)} pictures: {len(told)} to learn from, {len(held_out)} held out, "
          f"{len(collection.labels)} labels; {len(collection.skipped)} skipped", options)  # fmt: skip
     _report_skipped(collection, options)
+    preset = options.suited(len(told), int(median(min(size) for size in collection.sizes)))
     if not (options.perceptual or options.tokenizer or stage == "gpt"):
         _say("no --perceptual weights: reconstructions are judged by edges and SSIM instead of LPIPS", options)
     _remember(work, {"art": collection.fingerprint, "stage": stage, "options": asdict(options)})
@@ -96,11 +100,20 @@ def _tokenizer(
     if source:
         found = checkpoint.load(source)
         return found.tokenizer, found.provenance.get("tokenizer", {}) | {"from": Path(source).name}
-    tokenizer_stage = TokenizerStage(collection, told, held_out, preset, options)
-    crops, batch = preset.tokenizer_crops, preset.tokenizer_batch
-    tokenizer, numbers = _learn(tokenizer_stage, crops, batch, options, work, collection.fingerprint)
+    _say(f"tokenizer: {preset.codes} codes of {preset.downsample}x{preset.downsample} pixels, {options.quantizer}; "
+         f"{preset.tokenizer_crops:,} crops of {preset.crop} pixels a side, then {preset.decoder_crops:,} for the "
+         f"decoder alone; reconstructions to look at appear in {work}", options)  # fmt: skip
+    first = TokenizerStage(collection, told, held_out, preset, options)
+    batch, identity = preset.tokenizer_batch, collection.fingerprint
+    tokenizer, numbers = _learn(first, preset.tokenizer_crops, batch, options, work, identity)
     assert isinstance(tokenizer, VQTokenizer)
-    return tokenizer, numbers | tokenizer_stage.measure_all(tokenizer)
+    if preset.decoder_crops:
+        last = DecoderStage(collection, told, held_out, preset, options, tokenizer)
+        model, later = _learn(last, preset.decoder_crops, batch, options, work, f"{identity}/{_fingerprint(tokenizer)}")
+        assert isinstance(model, FrozenCodes)
+        tokenizer = model.tokenizer
+        numbers |= {"decoder_samples": later["samples"], "seconds": numbers["seconds"] + later["seconds"]}
+    return tokenizer, numbers | first.measure_all(tokenizer)
 
 
 def _learn(

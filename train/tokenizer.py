@@ -1,4 +1,4 @@
-"""Stage one: the tokenizer learns to say a picture in codes. L1, a perceptual distance, and later a discriminator."""
+"""Stage one: the tokenizer learns to say a picture in codes. L1 and a perceptual distance; no adversary yet."""
 
 from __future__ import annotations
 
@@ -12,78 +12,77 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from igpt import checkpoint
 from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.crops import Crops
 from tokenizer_vq.images import fit_cover, to_picture, to_tensor
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
 from .evaluate import reconstruction
-from .losses import PatchDiscriminator, hinge, perceptual
+from .losses import perceptual
 from .options import Preset, TrainOptions
+from .start import split_codes, start_from
 
-COMMITMENT = 0.25
 WIDEST = 0.7  # crops are taken from pictures scaled to between this and 1 times their native side
 QUANTIZED_AFTER = 0.05  # share of the run in which the encoder learns to say something before it is quantized
-CRITIC_STARTS = 0.45  # share of the run after which the discriminator trains ...
-CRITIC_ENTERS = 0.50  # ... after which its verdict counts, so that it is not blind when it does ...
-CRITIC_RAMP = 0.05  # ... growing to full weight over this share
 MEASURED = 96  # held-out pictures looked at during training
 SHOWN = 8
+JITTER = 4  # pixels: the perceptual distance looks from another corner every time, up to this far in
+COLLAPSED = 0.5  # share of the codes in use below which a codebook is said to collapse
 
 
 class TokenizerStage:
-    """A `loop.Stage`: the tokenizer, and the discriminator that helps it."""
+    """A `loop.Stage`: encoder, codebook and decoder."""
 
     name = "tokenizer"
 
-    def __init__(self, art: ArtFolder, train: list[int], held_out: list[int], preset: Preset, options: TrainOptions):
+    def __init__(
+        self, art: ArtFolder, train: list[int], held_out: list[int], preset: Preset, options: TrainOptions,
+        tokenizer: VQTokenizer | None = None,
+    ):  # fmt: skip
         torch.manual_seed(options.seed)
-        config = VQConfig(channels=preset.channels, codes=preset.codes)
         self.options, self.art = options, art
+        self.passing = QUANTIZED_AFTER
+        if tokenizer is None:
+            config = VQConfig(channels=preset.channels, quantizer=options.quantizer, codes=preset.codes)
+            tokenizer = VQTokenizer(config)
+            if options.start_from:
+                old = checkpoint.load(options.start_from).tokenizer
+                start_from(tokenizer, old)
+                split_codes(tokenizer, old.vocab_size, torch.Generator().manual_seed(options.seed))
+                self.passing = 0.0
         # channels_last is what convolutions on both CPU and GPU run fastest in
-        model = VQTokenizer(config).to(memory_format=torch.channels_last)
-        self.modules: dict[str, nn.Module] = {"model": model}
-        if options.adversarial > 0:
-            critic = PatchDiscriminator().to(memory_format=torch.channels_last)
-            self.modules["critic"] = critic
-        side = int(preset.cells**0.5) * model.downsample
-        scales = (max(1.0, WIDEST * side / preset.crop), max(1.0, side / preset.crop))
+        self.modules: dict[str, nn.Module] = {"model": tokenizer.to(memory_format=torch.channels_last)}
+        self.side = int(preset.cells**0.5) * tokenizer.downsample
+        scales = (max(1.0, WIDEST * self.side / preset.crop), max(1.0, self.side / preset.crop))
         self.dataset: Dataset[Any] = Crops(art, train, preset.crop, options.seed, scales, options.flip)
         self.distance = perceptual(options.perceptual)
         self.all_held_out = held_out or train[:SHOWN]
         self.held_out = self.all_held_out[:: max(1, len(self.all_held_out) // MEASURED)][:MEASURED]
-        self.side = side
-        self._painted: Tensor | None = None
 
     def optimizer(self, name: str) -> torch.optim.Optimizer:
-        betas = (0.9, 0.95) if name == "model" else (0.5, 0.9)
         parameters = self.modules[name].parameters()
-        return torch.optim.AdamW(parameters, lr=self.options.tokenizer_lr, betas=betas, weight_decay=0.01, fused=True)
+        return torch.optim.AdamW(
+            parameters, lr=self.options.tokenizer_lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True
+        )
 
     def turns(self, progress: float) -> list[str]:
-        return ["model", "critic"] if "critic" in self.modules and progress >= CRITIC_STARTS else ["model"]
+        return ["model"]
 
     def loss(
         self, turn: str, ready: dict[str, nn.Module], batch: Tensor, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        if turn == "critic":
-            assert self._painted is not None
-            real, fake = ready["critic"](batch), ready["critic"](self._painted)
-            loss = hinge(real, fake)
-            return loss, {"critic": loss, "critic_real": real.mean(), "critic_fake": fake.mean()}
         images_BCHW = batch.contiguous(memory_format=torch.channels_last)
-        painted_BCHW, quantized = ready["model"](images_BCHW, generator, progress < QUANTIZED_AFTER)
-        painted_BCHW = painted_BCHW.float()
-        self._painted = painted_BCHW.detach()
-        l1 = F.l1_loss(painted_BCHW, images_BCHW)
-        seen = self.distance.to(batch.device)(images_BCHW, painted_BCHW).mean()
-        loss = l1 + seen + COMMITMENT * quantized.commitment
-        logs = {"l1": l1, "perceptual": seen, "commitment": quantized.commitment}
-        weight = self.options.adversarial * min(max((progress - CRITIC_ENTERS) / CRITIC_RAMP, 0.0), 1.0)
-        if weight > 0:
-            fooled = -ready["critic"](painted_BCHW).float().mean()
-            loss, logs["fooled"] = loss + weight * fooled, fooled
-        return loss, logs
+        painted_BCHW, quantized = ready["model"](images_BCHW, generator, progress < self.passing)
+        l1, seen = self.likeness(images_BCHW, painted_BCHW.float(), generator)
+        return l1 + seen + quantized.loss, {"l1": l1, "perceptual": seen, "quantizer": quantized.loss}
+
+    def likeness(self, images_BCHW: Tensor, painted_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """L1 and the perceptual distance, the latter from a random corner: its network strides over the picture, and
+        what falls between its strides in the same way every time becomes a grid in the reconstruction."""
+        y, x = torch.randint(JITTER, (2,), generator=generator).tolist()
+        seen = self.distance.to(images_BCHW.device)(images_BCHW[..., y:, x:], painted_BCHW[..., y:, x:]).mean()
+        return F.l1_loss(painted_BCHW, images_BCHW), seen
 
     def pictures(self, indices: list[int]) -> Iterator[Tensor]:
         """Centre crops of the native size, in batches [B, 3, H, W]."""
@@ -103,6 +102,17 @@ class TokenizerStage:
         batches = (batch.to(device) for batch in self.pictures(indices or self.all_held_out))
         return reconstruction(model, batches, self.distance.to(device))
 
+    def worries(self, progress: float, numbers: dict[str, float]) -> list[str]:
+        """A codebook that collapses, in plain words."""
+        used = numbers["codes_used"]
+        cells = len(self.held_out) * (self.side // self._tokenizer.downsample) ** 2
+        if progress < 2 * QUANTIZED_AFTER or used >= COLLAPSED * min(1.0, cells / self._tokenizer.vocab_size):
+            return []
+        return [
+            f"the codebook is collapsing: {used:.0%} of its {self._tokenizer.vocab_size} codes are in use; a lower "
+            "--tokenizer-lr or fewer --codes may help"
+        ]
+
     @torch.no_grad()
     def sheet(self, model: nn.Module) -> Image:
         """Held-out pictures above, their reconstructions below."""
@@ -112,3 +122,8 @@ class TokenizerStage:
         painted = model.decode(model.encode(images))
         return to_picture(rearrange([images, painted], "two b c h w -> c (two h) (b w)").cpu())
 
+    @property
+    def _tokenizer(self) -> VQTokenizer:
+        model = self.modules["model"]
+        assert isinstance(model, VQTokenizer)
+        return model

@@ -1,0 +1,77 @@
+"""What a tokenizer makes of pictures: each beside its reconstruction, with numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from tokenizer_vq.base import ImageTokenizer, UserError
+from tokenizer_vq.images import open_picture, to_picture, to_tensor
+
+from .files import Output, write_picture
+
+LONGEST_SIDE = 1024  # pixels; larger pictures are made smaller first
+SHORTEST_SIDE = 8  # pixels; SSIM looks through windows of 7
+
+Measure = Callable[[Tensor, Tensor], Tensor]  # of two [B, 3, H, W] in [-1, 1], one number a picture
+
+
+class Tokenized(NamedTuple):
+    original: Image.Image  # as it was encoded, at most LONGEST_SIDE a side
+    reconstruction: Image.Image
+    tokens_hw: Tensor
+    bits_per_pixel: float  # at log2(vocabulary) bits a token
+
+
+@torch.inference_mode()
+def tokenize(tokenizer: ImageTokenizer, picture: Image.Image) -> Tokenized:
+    """A picture through the codes. Sides that do not divide into tokens are continued at the edge, and cut again."""
+    picture = picture.copy()
+    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    width, height = picture.size
+    side = tokenizer.downsample
+    image_BCHW = F.pad(to_tensor(picture)[None], (0, -width % side, 0, -height % side), mode="replicate")
+    device = next(tokenizer.parameters(), image_BCHW).device if isinstance(tokenizer, nn.Module) else image_BCHW.device
+    tokens_hw = tokenizer.encode(image_BCHW.to(device))[0]
+    painted_CHW = tokenizer.decode(tokens_hw[None])[0, :, :height, :width].float().cpu()
+    bits = tokens_hw.numel() * math.log2(tokenizer.vocab_size) / (width * height)
+    return Tokenized(picture, to_picture(painted_CHW), tokens_hw.cpu(), bits)
+
+
+def tokenize_files(
+    tokenizer: ImageTokenizer, sources: list[Path], measures: dict[str, Measure], out: Output | None,
+    force: bool = False, quiet: bool = False,
+) -> list[Path]:  # fmt: skip
+    """Writes NAME-tokens.png, original and reconstruction side by side, into `out` or (None) beside each original, and
+    prints what it measured. Raises UserError, before anything is written, if one of the pictures cannot be read."""
+    for source in sources:
+        size = open_picture(source).size
+        if min(size) < SHORTEST_SIDE:
+            raise UserError(f"{source} is too small: {size[0]}x{size[1]} pixels, wanted {SHORTEST_SIDE} or more")
+    paths = []
+    for source in sources:
+        told = tokenize(tokenizer, open_picture(source))
+        place = (out or Output(source.parent)).picture(f"{source.stem}-tokens")
+        path = write_picture(side_by_side(told.original, told.reconstruction), place, force=force)
+        paths.append(path)
+        pair = [to_tensor(picture)[None] for picture in (told.original, told.reconstruction)]
+        numbers = [f"{name} {float(measure(*pair)):.4g}" for name, measure in measures.items()]
+        rows, columns = told.tokens_hw.shape
+        numbers += [f"{rows * columns} tokens ({columns}x{rows})", f"{told.bits_per_pixel:.4f} bits per pixel"]
+        print(path if quiet else f"{path}: {', '.join(numbers)}", flush=True)
+    return paths
+
+
+def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Two pictures of one size."""
+    both = Image.new("RGB", (2 * left.width, left.height))
+    both.paste(left, (0, 0))
+    both.paste(right, (left.width, 0))
+    return both

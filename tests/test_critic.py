@@ -1,0 +1,70 @@
+"""The adversary: it learns, it looks at features where there are some, and it cannot push harder than its share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision.models import squeezenet1_1
+
+from train.critic import FeatureDiscriminator, PatchDiscriminator, balanced, discriminator, hinge
+from train.losses import LPIPS, LPIPS_LINEAR, SQUEEZENET, GradientSSIM
+
+CHANNELS = (64, 128, 256, 384, 384, 512, 512)
+
+
+@pytest.fixture(scope="module")
+def random_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like that of the LPIPS weights, the weights random."""
+    folder = tmp_path_factory.mktemp("features")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_file(squeezenet1_1().features.state_dict(), folder / SQUEEZENET)
+        save_file({f"lin{i}": torch.rand(count) for i, count in enumerate(CHANNELS)}, folder / LPIPS_LINEAR)
+    return folder
+
+
+def test_the_discriminators_loss_is_zero_only_beyond_the_margins() -> None:
+    real, fake = torch.tensor([1.0, 2.0]), torch.tensor([-1.0, -3.0])
+    assert float(hinge(real, fake)) == 0
+    assert float(hinge(fake, real)) == pytest.approx((3 + 2.5) / 2)
+
+
+@pytest.mark.parametrize("on", ["pixels", "features"])
+def test_the_discriminator_learns_to_tell_noise_from_stripes(on: str, random_features: Path) -> None:
+    torch.manual_seed(0)
+    small = PatchDiscriminator(width=8, layers=2)
+    critic = small if on == "pixels" else FeatureDiscriminator(LPIPS(random_features), width=8)
+    optimizer = torch.optim.Adam(critic.parameters(), 2e-3)
+    stripes = torch.sign(torch.sin(torch.arange(32) / 2.0)).expand(4, 3, 32, 32)
+    for _ in range(40):
+        loss = hinge(critic(stripes), critic(torch.randn(4, 3, 32, 32)))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert float(loss.detach()) < 0.5
+
+
+def test_a_discriminator_of_features_trains_and_keeps_its_heads_only(random_features: Path) -> None:
+    critic = discriminator(LPIPS(random_features))
+    assert isinstance(critic, FeatureDiscriminator) and isinstance(discriminator(GradientSSIM()), PatchDiscriminator)
+    assert all(name.startswith("heads.") for name in critic.state_dict())
+    image = torch.rand(2, 3, 64, 48, requires_grad=True)
+    scores = critic(image)
+    scores.mean().backward()
+    assert scores.shape[0] == 2 and image.grad is not None and float(image.grad.abs().sum()) > 0
+
+
+@pytest.mark.parametrize("strength", [1e-6, 1.0, 1e6])
+def test_the_adversary_pulls_as_hard_as_its_weight_says_and_no_harder(strength: float) -> None:
+    source = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    painted = 2 * source
+    leaf = painted.detach().requires_grad_()
+    wanted, also = leaf.square().sum(), strength * leaf.sin().sum()
+    balanced(painted, wanted, also, 0.5, leaf).backward()
+    with torch.no_grad():
+        main, side = 2 * painted, painted.cos()
+        expected = 2 * (main + 0.5 * main.norm() / side.norm() * side)
+    assert source.grad is not None and torch.allclose(source.grad, expected, rtol=1e-4)

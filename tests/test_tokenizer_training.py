@@ -1,0 +1,187 @@
+"""How a tokenizer is trained: fitted to its collection, watched, started from another, its decoder tuned at the end."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from igpt.checkpoint import load
+from tests.painting import art_folder, paint
+from tests.test_training import QUIET, TOY, schedule
+from tokenizer_vq.art_folder import ArtFolder
+from tokenizer_vq.base import UserError
+from tokenizer_vq.vq import VQConfig, VQTokenizer
+from train.decoder import DecoderStage, swap
+from train.loop import run
+from train.options import TrainOptions
+from train.run import train
+from train.start import split_codes, start_from
+from train.tokenizer import TokenizerStage
+
+
+@pytest.fixture(scope="module")
+def art(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return art_folder(tmp_path_factory.mktemp("art"))
+
+
+def tiny(codes: int = 16, seed: int = 0) -> VQTokenizer:
+    torch.manual_seed(seed)
+    return VQTokenizer(VQConfig(channels=(32, 32, 64), codes=codes))
+
+
+# Fitted to the collection
+
+
+@pytest.mark.parametrize(
+    ("pictures", "side", "downsample", "cells", "codes", "crop", "crops"),
+    [
+        (5000, 256, 16, 256, 1024, 128, 50_000),  # paintings: the preset as it is
+        (5000, 1500, 16, 256, 1024, 128, 50_000),
+        (20, 256, 16, 256, 64, 128, 4_000),  # few pictures: few codes, fewer crops
+        (300, 256, 16, 256, 1024, 128, 30_000),
+        (2000, 128, 8, 256, 1024, 128, 50_000),  # emoji: smaller tokens
+        (2000, 32, 4, 64, 1024, 32, 50_000),  # tiles: crops no larger than they are
+        (2000, 7, 4, 4, 128, 8, 50_000),
+    ],
+)
+def test_the_settings_follow_from_number_and_size_of_the_pictures(
+    pictures: int, side: int, downsample: int, cells: int, codes: int, crop: int, crops: int
+) -> None:
+    preset = TrainOptions().suited(pictures, side)
+    told = (preset.downsample, preset.cells, preset.codes, preset.crop, preset.tokenizer_crops)
+    assert told == (downsample, cells, codes, crop, crops)
+    config = VQConfig(channels=preset.channels)
+    assert config.patch * 2 ** (len(config.channels) - 1) == downsample
+
+
+def test_a_flag_is_stronger_than_what_would_be_chosen() -> None:
+    preset = TrainOptions(codes=512, downsample=8, tokenizer_crops=77, decoder_crops=0).suited(20, 256)
+    assert (preset.codes, preset.downsample, preset.tokenizer_crops, preset.decoder_crops) == (512, 8, 77, 0)
+
+
+@pytest.mark.parametrize(("flag", "value"), [("codes", 1), ("downsample", 5), ("decoder_crops", -1)])
+def test_flags_that_cannot_be_meant_are_refused(flag: str, value: int) -> None:
+    with pytest.raises(UserError, match=f"--{flag.replace('_', '-')} {value}"):
+        TrainOptions(**{flag: value}).suited(20, 256)  # type: ignore[arg-type]
+
+
+def test_pictures_smaller_than_the_crop_are_learned_from_all_the_same(tmp_path: Path) -> None:
+    for i in range(4):
+        paint(i, (200, 40, 40), (20, 33)).save(tmp_path / f"{i}.png")
+    collection = ArtFolder(tmp_path)
+    stage = TokenizerStage(collection, [0, 1, 2], [3], replace(TOY, crop=64), QUIET)
+    assert stage.dataset[0].shape == (3, 64, 64)
+
+
+@pytest.mark.parametrize("pictures", ["one", "equal"])
+def test_a_collection_with_nothing_to_tell_apart_is_refused(pictures: str, tmp_path: Path) -> None:
+    for i in range(1 if pictures == "one" else 4):
+        Image.new("RGB", (64, 64), "teal").save(tmp_path / f"{i}.png")
+    with pytest.raises(UserError, match="different"):
+        train("tokenizer", tmp_path, tmp_path / "model", QUIET)
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_folder_that_changes_between_two_runs_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("train.options", fromlist=["PRESETS"]).PRESETS, "toy", TOY)
+    options = replace(QUIET, preset="toy")
+    train("tokenizer", art_folder(tmp_path / "art"), tmp_path / "model", options)
+    paint(99, (0, 200, 0)).save(tmp_path / "art" / "red" / "new.png")
+    with pytest.raises(UserError, match="other pictures"):
+        train("tokenizer", tmp_path / "art", tmp_path / "model", options)
+
+
+# Warnings
+
+
+def test_a_collapsing_codebook_is_reported_in_plain_words(art: Path) -> None:
+    stage = TokenizerStage(ArtFolder(art), [0, 1, 2], [3, 4], TOY, QUIET)
+    assert stage.worries(0.5, {"codes_used": 0.9}) == []
+    assert stage.worries(0.0, {"codes_used": 0.01}) == []  # it has not begun to be used
+    (sentence,) = stage.worries(0.5, {"codes_used": 0.03})
+    assert "collapsing" in sentence and "3% of its 32 codes" in sentence
+
+
+def test_a_winning_discriminator_is_reported_in_plain_words(art: Path) -> None:
+    options = replace(QUIET, adversarial=0.5)
+    stage = DecoderStage(ArtFolder(art), [0, 1, 2], [3, 4], TOY, options, tiny(32))
+    assert stage.worries(0.5, {"critic": 0.6}) == [] == stage.worries(0.01, {"critic": 0.0})
+    (sentence,) = stage.worries(0.5, {"critic": 0.02})
+    assert "discriminator wins" in sentence and "0.020" in sentence
+
+
+def test_warnings_reach_the_screen_and_not_a_quiet_one(
+    art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(TokenizerStage, "worries", lambda self, progress, numbers: ["mind the codes"])
+    for quiet in (False, True):
+        stage = TokenizerStage(ArtFolder(art), [0, 1, 2], [3, 4], TOY, QUIET)
+        (tmp_path / str(quiet)).mkdir()
+        run(stage, schedule(1, quiet=quiet), tmp_path / str(quiet), {})
+        assert ("warning: mind the codes" in capsys.readouterr().err) is not quiet
+
+
+# Frozen codes
+
+
+@pytest.mark.parametrize("adversarial", [0.0, 0.5])
+def test_the_last_stage_changes_the_decoder_and_nothing_that_makes_tokens(
+    adversarial: float, art: Path, tmp_path: Path
+) -> None:
+    tokenizer = tiny(32)
+    before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
+    options = replace(QUIET, adversarial=adversarial)
+    stage = DecoderStage(ArtFolder(art), list(range(6)), [6, 7], TOY, options, tokenizer)
+    after = run(stage, schedule(8), tmp_path, {}).tokenizer.state_dict()  # type: ignore[union-attr]
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"from_code", "decoder"}
+
+
+def test_swapped_codes_are_as_many_as_asked_for_and_from_the_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens_Bhw = torch.randint(1000, 1500, (16, 16, 16), generator=generator)
+    swapped = swap(tokens_Bhw, 0.05, generator)
+    assert 0.035 < float((swapped != tokens_Bhw).float().mean()) < 0.065
+    assert set(swapped.unique().tolist()) <= set(tokens_Bhw.unique().tolist())
+    assert torch.equal(swap(tokens_Bhw, 0.0, generator), tokens_Bhw)
+
+
+# Started from another
+
+
+@torch.no_grad()
+def test_a_tokenizer_started_from_another_paints_the_same_also_with_its_codes_split() -> None:
+    old, images = tiny(16).eval(), torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for times in (1, 4):
+        new = tiny(16 * times, seed=1).eval()
+        assert not torch.allclose(new.decode(new.encode(images)), old.decode(old.encode(images)), atol=1e-2)
+        start_from(new, old)
+        split_codes(new, 16, torch.Generator().manual_seed(0))
+        same = (new.encode(images) % 16 == old.encode(images)).float().mean()
+        assert float(same) == 1 if times == 1 else float(same) > 0.8
+        assert torch.allclose(new.decode(new.encode(images)), old.decode(old.encode(images)), atol=0.2)
+        assert len(new.quantizer.codebook().unique(dim=0)) == 16 * times
+
+
+def test_a_model_of_another_shape_cannot_be_started_from() -> None:
+    with pytest.raises(UserError, match="no weights of the shapes"):
+        start_from(torch.nn.Linear(3, 4, bias=False), torch.nn.Linear(5, 4, bias=False))
+
+
+def test_training_starts_from_a_model_on_disk(art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("train.options", fromlist=["PRESETS"]).PRESETS, "toy", TOY)
+    options = replace(QUIET, preset="toy")
+    first = train(None, art, tmp_path / "first", options)
+    steady = replace(options, start_from=str(first), tokenizer_lr=1e-9, gpt_lr=1e-9)
+    second = train(None, art, tmp_path / "second", steady)
+    a, b = (load(folder) for folder in (first, second))
+    assert torch.allclose(a.tokenizer.decoder.stem.weight, b.tokenizer.decoder.stem.weight, atol=1e-6)  # type: ignore[union-attr]
+    assert a.gpt is not None and b.gpt is not None
+    assert torch.allclose(a.gpt.tokens.weight, b.gpt.tokens.weight, atol=1e-6)
+    with pytest.raises(UserError, match="nowhere"):
+        train(None, art, tmp_path / "third", replace(options, start_from="nowhere"))
+    assert not (tmp_path / "third").exists()

@@ -1,0 +1,89 @@
+"""The adversary: discriminators that tell paintings from reconstructions patch by patch, and how much they may say.
+
+Pictures are [B, 3, H, W] in [-1, 1]; scores are [B, N], one for each of the N patches looked at, higher for real.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .losses import LPIPS, Perceptual
+
+
+class PatchDiscriminator(nn.Module):
+    """Judges patches of 70 pixels as real or painted (pix2pix, Isola et al. 2017, section 3.2.2).
+
+    GroupNorm instead of BatchNorm: a score must not depend on the other pictures of the batch.
+    """
+
+    def __init__(self, width: int = 48, layers: int = 3):
+        super().__init__()
+        parts: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for i in range(1, layers + 1):
+            before, after = width * 2 ** (i - 1), width * 2 ** min(i, 3)
+            stride = 2 if i < layers else 1
+            parts += [nn.Conv2d(before, after, 4, stride=stride, padding=1, bias=False), nn.GroupNorm(8, after)]
+            parts += [nn.LeakyReLU(0.2)]
+        self.net = nn.Sequential(*parts, nn.Conv2d(after, 1, 4, padding=1))
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        scores: Tensor = self.net(images_BCHW).flatten(1)
+        return scores
+
+
+class FeatureDiscriminator(nn.Module):
+    """Small heads on the frozen features of the perceptual distance (Projected GANs, Sauer et al. 2021, section 3).
+
+    What the features know already need not be learned: it is useful after a few hundred steps, where a discriminator
+    of pixels first learns that reconstructions are blurred.
+    """
+
+    TAPS = (0, 1, 2, 5)  # of the seven feature maps: 1/2, 1/4, 1/8 and 1/16 of the side
+
+    def __init__(self, distance: LPIPS, width: int = 64):
+        super().__init__()
+        self._distance = [distance]  # in a list: its frozen weights are no part of this module's state
+        channels = [len(distance.linear(tap).flatten()) for tap in self.TAPS]
+        self.heads = nn.ModuleList(_head(count, width) for count in channels)
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        maps = self._distance[0].to(images_BCHW.device).taps(images_BCHW)
+        # Vectors of unit length have tiny entries where there are many: scale them to about one each.
+        scores = [
+            head(maps[tap] * maps[tap].shape[1] ** 0.5).flatten(1)
+            for tap, head in zip(self.TAPS, self.heads, strict=True)
+        ]
+        return torch.cat(scores, dim=1)
+
+
+def _head(channels: int, width: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(channels, width, 1), nn.LeakyReLU(0.2),
+        nn.Conv2d(width, width, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 3, padding=1),
+    )  # fmt: skip
+
+
+def discriminator(distance: Perceptual) -> PatchDiscriminator | FeatureDiscriminator:
+    """On the features of the perceptual distance if it has any, else on pixels."""
+    return FeatureDiscriminator(distance) if isinstance(distance, LPIPS) else PatchDiscriminator()
+
+
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """The discriminator's loss (Lim & Ye 2017): real scores above 1, painted ones below -1."""
+    return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean())
+
+
+def balanced(painted: Tensor, wanted: Tensor, also: Tensor, weight: float, leaf: Tensor) -> Tensor:
+    """A loss whose gradient at `painted` is that of `wanted` plus that of `also` scaled to `weight` times its length.
+
+    Both losses are functions of `leaf`, a detached copy of `painted`. However sure of itself a discriminator is, it
+    then never pushes harder than its share (the idea of the adaptive weight of Esser et al. 2021, equation 7, taken at
+    the picture instead of at the last layer, where it costs nothing).
+    """
+    (main,) = torch.autograd.grad(wanted, leaf)
+    (side,) = torch.autograd.grad(also, leaf)
+    scale = weight * main.norm() / side.norm().clamp(min=1e-12)
+    loss: Tensor = (painted * (main + scale * side)).sum()
+    return loss

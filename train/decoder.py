@@ -1,0 +1,118 @@
+"""The last stage of the tokenizer: the encoder and the codes stay as they are, the decoder learns to paint sharply.
+
+An adversary would pull the codes about if it could; here it cannot. And the decoder meets wrong codes now and then, as
+a GPT will send them (TiTok, Yu et al. 2024, section 3.3, trains its decoder in two stages likewise).
+"""
+
+from __future__ import annotations
+
+import torch
+from PIL.Image import Image
+from torch import Tensor, nn
+
+from tokenizer_vq.art_folder import ArtFolder
+from tokenizer_vq.vq import VQTokenizer
+
+from .critic import balanced, discriminator, hinge
+from .options import Preset, TrainOptions
+from .tokenizer import JITTER, TokenizerStage
+
+SWAPPED = 0.03  # share of the codes exchanged for others of the same batch
+CRITIC_ENTERS = 0.1  # share of the run after which the discriminator's verdict counts: it is not blind when it does ...
+CRITIC_RAMP = 0.2  # ... growing to full weight over this share
+CRITIC_LR = 0.5  # learning rate of the discriminator over that of the decoder
+WINNING = 0.1  # a discriminator with a hinge loss below this is never wrong, and teaches nothing
+
+
+class FrozenCodes(nn.Module):
+    """A tokenizer of which only the way from codes to pictures learns."""
+
+    def __init__(self, tokenizer: VQTokenizer):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.tokenizer.requires_grad_(False)
+        for part in (tokenizer.from_code, tokenizer.decoder):
+            part.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> FrozenCodes:
+        super().train(mode)
+        self.tokenizer.quantizer.eval()  # a codebook of moving averages would go on learning
+        return self
+
+    def forward(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+        with torch.no_grad():
+            tokens_Bhw = swap(self.tokenizer.encode(images_BCHW), SWAPPED, generator)
+        return self.tokenizer.decode(tokens_Bhw)
+
+
+def swap(tokens_Bhw: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """The tokens, about `share` of them exchanged for tokens from anywhere in the batch (drawn on the CPU)."""
+    shape, device = tokens_Bhw.shape, tokens_Bhw.device
+    others = tokens_Bhw.flatten()[torch.randint(tokens_Bhw.numel(), shape, generator=generator).to(device)]
+    return torch.where((torch.rand(shape, generator=generator) < share).to(device), others, tokens_Bhw)
+
+
+class DecoderStage(TokenizerStage):
+    """A `loop.Stage`: the decoder on frozen codes, and the discriminator that helps it."""
+
+    name = "decoder"
+
+    def __init__(
+        self, art: ArtFolder, train: list[int], held_out: list[int], preset: Preset, options: TrainOptions,
+        tokenizer: VQTokenizer,
+    ):  # fmt: skip
+        super().__init__(art, train, held_out, preset, options, tokenizer)
+        self.modules = {"model": FrozenCodes(tokenizer)}
+        if options.adversarial > 0:
+            self.modules["critic"] = discriminator(self.distance).to(memory_format=torch.channels_last)
+        self._images: Tensor | None = None
+        self._painted: Tensor | None = None
+
+    def optimizer(self, name: str) -> torch.optim.Optimizer:
+        critic, rate = name == "critic", self.options.tokenizer_lr
+        parameters = [p for p in self.modules[name].parameters() if p.requires_grad]
+        return torch.optim.AdamW(
+            parameters, lr=rate * (CRITIC_LR if critic else 1), betas=(0.5 if critic else 0.9, 0.95),
+            weight_decay=0.01, fused=True,
+        )  # fmt: skip
+
+    def turns(self, progress: float) -> list[str]:
+        return list(self.modules)
+
+    def loss(
+        self, turn: str, ready: dict[str, nn.Module], batch: Tensor, progress: float, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if turn == "critic":
+            assert self._images is not None and self._painted is not None
+            real, fake = ready["critic"](self._images), ready["critic"](self._painted)
+            loss = hinge(real, fake)
+            return loss, {"critic": loss, "critic_real": real.mean(), "critic_fake": fake.mean()}
+        images_BCHW = batch.contiguous(memory_format=torch.channels_last)
+        painted_BCHW = ready["model"](images_BCHW, generator).float()
+        # The discriminator, too, looks from another corner every time.
+        y, x = torch.randint(JITTER, (2,), generator=generator).tolist()
+        self._images, self._painted = images_BCHW[..., y:, x:], painted_BCHW.detach()[..., y:, x:]
+        weight = self.options.adversarial * min(max((progress - CRITIC_ENTERS) / CRITIC_RAMP, 0.0), 1.0)
+        if weight == 0 or "critic" not in ready:
+            l1, seen = self.likeness(images_BCHW, painted_BCHW, generator)
+            return l1 + seen, {"l1": l1, "perceptual": seen}
+        leaf_BCHW = painted_BCHW.detach().requires_grad_()
+        l1, seen = self.likeness(images_BCHW, leaf_BCHW, generator)
+        fooled = -ready["critic"](leaf_BCHW[..., y:, x:]).float().mean()
+        loss = balanced(painted_BCHW, l1 + seen, fooled, weight, leaf_BCHW)
+        return loss, {"l1": l1, "perceptual": seen, "fooled": fooled}
+
+    def measure_all(self, model: nn.Module, indices: list[int] | None = None) -> dict[str, float]:
+        return super().measure_all(model.tokenizer if isinstance(model, FrozenCodes) else model, indices)
+
+    def sheet(self, model: nn.Module) -> Image:
+        return super().sheet(model.tokenizer if isinstance(model, FrozenCodes) else model)
+
+    def worries(self, progress: float, numbers: dict[str, float]) -> list[str]:
+        """A discriminator that wins, in plain words."""
+        if "critic" not in numbers or progress < CRITIC_ENTERS or numbers["critic"] >= WINNING:
+            return []
+        return [
+            f"the discriminator wins: its loss is {numbers['critic']:.3f}, so it teaches the decoder nothing any more; "
+            "a lower --adversarial may help"
+        ]

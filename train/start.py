@@ -1,0 +1,47 @@
+"""Starting from another model's weights instead of from random ones."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tokenizer_vq.base import UserError
+from tokenizer_vq.quantizer import AveragedCodes
+from tokenizer_vq.vq import VQTokenizer
+
+VOCABULARIES = ("codebook_KE", "tokens.weight", "head.weight")  # one row a token
+SPLIT_NOISE = 0.03  # how far the children of a split code start from their parent, which has length 1
+
+
+def start_from(new: nn.Module, old: nn.Module) -> None:
+    """Copy into `new` every weight of `old` that has its name and shape; the others stay as they are.
+
+    A vocabulary that is a multiple of the old one is copied that many times over: code, embedding and output of token
+    k, k + K, k + 2K all start from those of the old token k. Raises UserError if nothing fits.
+    """
+    weights, fitted = old.state_dict(), 0
+    with torch.no_grad():
+        for name, value in new.state_dict().items():
+            source = weights.get(name)
+            if source is None:
+                continue
+            if name.endswith(VOCABULARIES) and source.dim() == 2 and len(value) % len(source) == 0:
+                source = source.repeat(len(value) // len(source), 1)
+            if source.shape == value.shape:
+                value.copy_(source)
+                fitted += 1
+    if not fitted:
+        raise UserError("the model to start from has no weights of the shapes that are wanted here")
+
+
+def split_codes(tokenizer: VQTokenizer, parents: int, generator: torch.Generator) -> None:
+    """Move all codes but the first `parents`, which are copies of those, a little apart (Linde, Buzo & Gray 1980,
+    section 3), and let learning go on from there. The decoder understands all of them at once, as it did their parent.
+    """
+    quantizer = tokenizer.quantizer
+    if isinstance(quantizer, AveragedCodes):
+        children_KE = quantizer.codebook_KE[parents:]
+        noise_KE = torch.randn(children_KE.shape, generator=generator) * SPLIT_NOISE
+        quantizer.codebook_KE[parents:] = F.normalize(children_KE + noise_KE, dim=-1)
+        quantizer.restart_averages()
