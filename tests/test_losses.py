@@ -24,9 +24,9 @@ def pair() -> tuple[torch.Tensor, torch.Tensor]:
 def test_psnr_and_ssim_are_those_of_scikit_image() -> None:
     a, b = pair()
     for i in range(2):
-        x, y = (np.moveaxis(image[i].double().numpy(), 0, -1) for image in (a, b))
-        assert float(psnr(a, b)[i]) == pytest.approx(peak_signal_noise_ratio(x, y, data_range=2), abs=1e-3)
-        wanted = structural_similarity(x, y, channel_axis=-1, data_range=2)
+        x, y = (np.moveaxis(image[i].double().numpy() / 2 + 0.5, 0, -1) for image in (a, b))
+        assert float(psnr(a, b)[i]) == pytest.approx(peak_signal_noise_ratio(x, y, data_range=1), abs=1e-3)
+        wanted = structural_similarity(x, y, channel_axis=-1, data_range=1)
         assert float(ssim(a, b)[i]) == pytest.approx(wanted, abs=1e-4)
 
 

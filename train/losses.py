@@ -87,9 +87,10 @@ class LPIPS(nn.Module):
 def ssim(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
     """Structural similarity a picture, [B], mean over channels (Wang et al. 2004, equation 13).
 
-    A 7x7 uniform window, sample covariance and data range 2, as scikit-image's default does.
+    A 7x7 uniform window, sample covariance and a data range of 1, as scikit-image's default does on pictures in [0, 1].
+    They are brought there first: SSIM compares brightness too, and that must not be negative.
     """
-    a, b, n = a_BCHW.float(), b_BCHW.float(), 49.0
+    a, b, n = (a_BCHW.float() + 1) / 2, (b_BCHW.float() + 1) / 2, 49.0
 
     def blur(x: Tensor) -> Tensor:
         return F.avg_pool2d(x, 7, stride=1)
@@ -98,7 +99,7 @@ def ssim(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
     var_a = (blur(a * a) - mean_a**2) * n / (n - 1)
     var_b = (blur(b * b) - mean_b**2) * n / (n - 1)
     covariance = (blur(a * b) - mean_a * mean_b) * n / (n - 1)
-    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    c1, c2 = 0.01**2, 0.03**2
     top = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
     return (top / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean((1, 2, 3))
 
