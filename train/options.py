@@ -105,20 +105,20 @@ class TrainOptions:
         names = ("tokenizer_crops", "decoder_crops", "gpt_samples", "downsample", "codes")
         return replace(preset, **{name: v for name in names if (v := getattr(self, name)) is not None})
 
-    def suited(self, pictures: int, side: int) -> Preset:
+    def suited(self, pictures: int, side: int, downsample: int | None = None) -> Preset:
         """The preset fitted to a collection: so many pictures to learn from, of that short side in pixels (the median).
 
-        A small collection needs fewer crops, and has too few tokens for many codes; small pictures need small tokens.
-        What was said by a flag stays as it was said.
+        A small collection needs fewer crops, and has too few tokens for many codes; small pictures need small tokens,
+        unless there is a tokenizer already with tokens of `downsample` pixels. What a flag said stays as it was said.
         """
         preset = self.resolved()
-        downsample = next((d for d in DOWNSAMPLES if side >= CELLS_A_SIDE * d), DOWNSAMPLES[-1])
-        downsample = self.downsample or min(preset.downsample, downsample)
+        fitting = next((d for d in DOWNSAMPLES if side >= CELLS_A_SIDE * d), DOWNSAMPLES[-1])
+        downsample = downsample or self.downsample or min(preset.downsample, fitting)
         cells = min(preset.cells, max(2, round(side / downsample)) ** 2)
         codes = 2 ** int(math.log2(max(MIN_CODES, pictures * cells / TOKENS_A_CODE)))
         return self._over(replace(
             preset, downsample=downsample, cells=cells, codes=min(preset.codes, codes),
-            channels=preset.channels[: int(math.log2(downsample // 4)) + 1],
+            channels=preset.channels[: int(math.log2(max(4, downsample) // 4)) + 1],
             crop=min(preset.crop, max(2, side // downsample) * downsample),
             tokenizer_crops=min(preset.tokenizer_crops, max(MIN_CROPS, CROPS_A_PICTURE * pictures)),
             decoder_crops=min(preset.decoder_crops, max(MIN_CROPS, CROPS_A_PICTURE * pictures) // 5),

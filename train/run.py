@@ -47,9 +47,11 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     options.resolved()
     out = Path(out).expanduser()
     work = _work_folder(out, stage)
-    for name in (options.tokenizer, options.start_from):
-        if name:
-            checkpoint.load(name)  # whatever is wrong with it is said before anything is written
+    # Whatever is wrong with other models or weights is said before anything is written.
+    source = options.tokenizer or (str(out) if stage == "gpt" else None)
+    given = checkpoint.load(source).tokenizer if source else None
+    if options.start_from:
+        checkpoint.load(options.start_from)
     perceptual(options.perceptual)
     collection = ArtFolder(art, manifest=options.manifest)
     told, held_out = collection.split()
@@ -58,11 +60,12 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     _say(f"{len(collection)} pictures: {len(told)} to learn from, {len(held_out)} held out, "
          f"{len(collection.labels)} labels; {len(collection.skipped)} skipped", options)  # fmt: skip
     _report_skipped(collection, options)
-    preset = options.suited(len(told), int(median(min(size) for size in collection.sizes)))
-    if not (options.perceptual or options.tokenizer or stage == "gpt"):
+    side = int(median(min(size) for size in collection.sizes))
+    preset = options.suited(len(told), side, given.downsample if given else None)
+    if not (options.perceptual or given):
         _say("no --perceptual weights: reconstructions are judged by edges and SSIM instead of LPIPS", options)
     _remember(work, {"art": collection.fingerprint, "stage": stage, "options": asdict(options)})
-    tokenizer, numbers = _tokenizer(stage, collection, told, held_out, preset, options, out, work)
+    tokenizer, numbers = _tokenizer(source, collection, told, held_out, preset, options, work)
     provenance: dict[str, Any] = {
         "pictures": len(told), "held_out": len(held_out), "art_fingerprint": collection.fingerprint,
         "trained": date.today().isoformat(), "command": _command(), "options": asdict(options),
@@ -92,11 +95,10 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
 
 
 def _tokenizer(
-    stage: str | None, collection: ArtFolder, told: list[int], held_out: list[int], preset: Preset,
-    options: TrainOptions, out: Path, work: Path,
+    source: str | None, collection: ArtFolder, told: list[int], held_out: list[int], preset: Preset,
+    options: TrainOptions, work: Path,
 ) -> tuple[checkpoint.Tokenizer, dict[str, Any]]:  # fmt: skip
-    """The tokenizer to go on with, and what is known of it: taken from a model, or trained here."""
-    source = options.tokenizer or (str(out) if stage == "gpt" else None)
+    """The tokenizer to go on with, and what is known of it: taken from the model `source`, or trained here."""
     if source:
         found = checkpoint.load(source)
         return found.tokenizer, found.provenance.get("tokenizer", {}) | {"from": Path(source).name}
