@@ -28,6 +28,7 @@ QUANTIZED_AFTER = 0.05  # share of the run in which the encoder learns to say so
 MEASURED = 96  # held-out pictures looked at during training
 SHOWN = 8
 JITTER = 4  # pixels: the perceptual distance looks from another corner every time, up to this far in
+SEEN_TO_JUDGE = 4  # tokens for each code that must be looked at before all codes can be expected to show
 COLLAPSED = 0.5  # share of the codes in use below which a codebook is said to collapse
 
 
@@ -106,7 +107,8 @@ class TokenizerStage:
         """A codebook that collapses, in plain words."""
         used = numbers["codes_used"]
         cells = len(self.held_out) * (self.side // self._tokenizer.downsample) ** 2
-        if progress < 2 * QUANTIZED_AFTER or used >= COLLAPSED * min(1.0, cells / self._tokenizer.vocab_size):
+        could_be_used = min(1.0, cells / SEEN_TO_JUDGE / self._tokenizer.vocab_size)
+        if progress < 2 * QUANTIZED_AFTER or used >= COLLAPSED * could_be_used:
             return []
         return [
             f"the codebook is collapsing: {used:.0%} of its {self._tokenizer.vocab_size} codes are in use; a lower "
