@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from tokenizer_vq.base import UserError
+from tokenizer_vq.layers import shuffle_up
 from tokenizer_vq.quantizer import AveragedCodes, codebook_usage
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
@@ -49,6 +51,24 @@ def test_the_config_can_say_the_published_vq16() -> None:
     assert tokenizer.downsample == 16 and tokenizer.vocab_size == 16384
     # LlamaGen's README: 72M
     assert sum(p.numel() for p in tokenizer.parameters()) / 1e6 == pytest.approx(71.9, abs=0.2)
+
+
+@torch.no_grad()
+def test_the_default_is_lean_enough_for_a_laptop() -> None:
+    with torch.device("meta"):
+        tokenizer = VQTokenizer(VQConfig()).eval()
+        assert sum(p.numel() for p in tokenizer.parameters()) < 12e6
+        with FlopCounterMode(display=False) as counter:
+            tokenizer.decode(torch.zeros(1, 16, 16, dtype=torch.long))
+    assert counter.get_total_flops() < 20e9
+
+
+def test_doubling_in_steps_starts_without_a_checkerboard() -> None:
+    torch.manual_seed(0)
+    conv, shuffle, _ = shuffle_up(8, 4)
+    doubled_BCHW = shuffle(conv(torch.randn(1, 8, 5, 5)))
+    corners = [doubled_BCHW[..., y::2, x::2] for y in (0, 1) for x in (0, 1)]
+    assert all(torch.equal(corner, corners[0]) for corner in corners)
 
 
 # The quantizer

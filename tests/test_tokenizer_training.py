@@ -39,13 +39,13 @@ def tiny(codes: int = 16, seed: int = 0) -> VQTokenizer:
 @pytest.mark.parametrize(
     ("pictures", "side", "downsample", "cells", "codes", "crop", "crops"),
     [
-        (5000, 256, 16, 256, 1024, 128, 50_000),  # paintings: the preset as it is
-        (5000, 1500, 16, 256, 1024, 128, 50_000),
+        (5000, 256, 16, 256, 4096, 128, 50_000),  # paintings: the preset as it is
+        (5000, 1500, 16, 256, 4096, 128, 50_000),
         (20, 256, 16, 256, 64, 128, 4_000),  # few pictures: few codes, fewer crops
-        (300, 256, 16, 256, 1024, 128, 30_000),
+        (300, 256, 16, 256, 256, 128, 30_000),
         (2000, 128, 8, 256, 1024, 128, 50_000),  # emoji: smaller tokens
-        (2000, 32, 4, 64, 1024, 32, 50_000),  # tiles: crops no larger than they are
-        (2000, 7, 4, 4, 128, 8, 50_000),
+        (2000, 32, 4, 64, 256, 32, 50_000),  # tiles: crops no larger than they are
+        (2000, 7, 4, 4, 64, 8, 50_000),
     ],
 )
 def test_the_settings_follow_from_number_and_size_of_the_pictures(

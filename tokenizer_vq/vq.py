@@ -34,7 +34,7 @@ class VQConfig:
     attention: bool = False  # self-attention at the lowest level
     latent: int | None = None  # channels around the codebook; None = those of the lowest level
     quantizer: str = "ema"  # ema, simvq or fsq
-    codes: int = 1024
+    codes: int = 4096
     code_width: int = 8  # fsq has its own
 
     @classmethod

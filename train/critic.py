@@ -1,6 +1,7 @@
 """The adversary: discriminators that tell paintings from reconstructions patch by patch, and how much they may say.
 
-Pictures are [B, 3, H, W] in [-1, 1]; scores are [B, N], one for each of the N patches looked at, higher for real.
+Pictures are [B, 3, H, W] in [-1, 1]. A discriminator gives scores at one or more scales: a list of [B, N], one for each
+of the N patches looked at, higher for real. Every scale has the same say, however many its patches.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from .losses import LPIPS, Perceptual
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges patches of 70 pixels as real or painted (pix2pix, Isola et al. 2017, section 3.2.2).
+    """Judges patches of 70 pixels (34 with two layers) as real or painted (pix2pix, Isola et al. 2017, section 3.2.2).
 
     GroupNorm instead of BatchNorm: a score must not depend on the other pictures of the batch.
     """
@@ -28,9 +29,8 @@ class PatchDiscriminator(nn.Module):
             parts += [nn.LeakyReLU(0.2)]
         self.net = nn.Sequential(*parts, nn.Conv2d(after, 1, 4, padding=1))
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
-        scores: Tensor = self.net(images_BCHW).flatten(1)
-        return scores
+    def forward(self, images_BCHW: Tensor) -> list[Tensor]:
+        return [self.net(images_BCHW).flatten(1)]
 
 
 class FeatureDiscriminator(nn.Module):
@@ -48,14 +48,22 @@ class FeatureDiscriminator(nn.Module):
         channels = [len(distance.linear(tap).flatten()) for tap in self.TAPS]
         self.heads = nn.ModuleList(_head(count, width) for count in channels)
 
-    def forward(self, images_BCHW: Tensor) -> Tensor:
+    def forward(self, images_BCHW: Tensor) -> list[Tensor]:
         maps = self._distance[0].to(images_BCHW.device).taps(images_BCHW)
         # Vectors of unit length have tiny entries where there are many: scale them to about one each.
-        scores = [
-            head(maps[tap] * maps[tap].shape[1] ** 0.5).flatten(1)
-            for tap, head in zip(self.TAPS, self.heads, strict=True)
-        ]
-        return torch.cat(scores, dim=1)
+        heads = zip(self.TAPS, self.heads, strict=True)
+        return [head(maps[tap] * maps[tap].shape[1] ** 0.5).flatten(1) for tap, head in heads]
+
+
+class Jury(nn.Module):
+    """Several discriminators as one."""
+
+    def __init__(self, *members: nn.Module):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images_BCHW: Tensor) -> list[Tensor]:
+        return [scores for member in self.members for scores in member(images_BCHW)]
 
 
 def _head(channels: int, width: int) -> nn.Sequential:
@@ -65,14 +73,25 @@ def _head(channels: int, width: int) -> nn.Sequential:
     )  # fmt: skip
 
 
-def discriminator(distance: Perceptual) -> PatchDiscriminator | FeatureDiscriminator:
-    """On the features of the perceptual distance if it has any, else on pixels."""
-    return FeatureDiscriminator(distance) if isinstance(distance, LPIPS) else PatchDiscriminator()
+def discriminator(distance: Perceptual) -> nn.Module:
+    """On pixels alone, or also on the features of the perceptual distance if it has any: those know what paintings look
+    like, but pixels show what falls between the strides of their network."""
+    if isinstance(distance, LPIPS):
+        return Jury(FeatureDiscriminator(distance), PatchDiscriminator(width=32, layers=2))
+    return PatchDiscriminator()
 
 
-def hinge(real: Tensor, fake: Tensor) -> Tensor:
+def mean_score(scores: list[Tensor]) -> Tensor:
+    """Over patches, then over scales."""
+    return torch.stack([each.float().mean() for each in scores]).mean()
+
+
+def hinge(real: list[Tensor], fake: list[Tensor]) -> Tensor:
     """The discriminator's loss (Lim & Ye 2017): real scores above 1, painted ones below -1."""
-    return 0.5 * (F.relu(1 - real.float()).mean() + F.relu(1 + fake.float()).mean())
+    return 0.5 * (
+        mean_score([F.relu(1 - scores.float()) for scores in real])
+        + mean_score([F.relu(1 + scores.float()) for scores in fake])
+    )
 
 
 def balanced(painted: Tensor, wanted: Tensor, also: Tensor, weight: float, leaf: Tensor) -> Tensor:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.vq import VQTokenizer
 
-from .critic import balanced, discriminator, hinge
+from .critic import balanced, discriminator, hinge, mean_score
 from .options import Preset, TrainOptions
-from .tokenizer import JITTER, TokenizerStage
+from .tokenizer import JITTER, TokenizerStage, total
 
 SWAPPED = 0.03  # share of the codes exchanged for others of the same batch
 CRITIC_ENTERS = 0.1  # share of the run after which the discriminator's verdict counts: it is not blind when it does ...
@@ -86,7 +86,7 @@ class DecoderStage(TokenizerStage):
             assert self._images is not None and self._painted is not None
             real, fake = ready["critic"](self._images), ready["critic"](self._painted)
             loss = hinge(real, fake)
-            return loss, {"critic": loss, "critic_real": real.mean(), "critic_fake": fake.mean()}
+            return loss, {"critic": loss, "critic_real": mean_score(real), "critic_fake": mean_score(fake)}
         images_BCHW = batch.contiguous(memory_format=torch.channels_last)
         painted_BCHW = ready["model"](images_BCHW, generator).float()
         # The discriminator, too, looks from another corner every time.
@@ -94,13 +94,13 @@ class DecoderStage(TokenizerStage):
         self._images, self._painted = images_BCHW[..., y:, x:], painted_BCHW.detach()[..., y:, x:]
         weight = self.options.adversarial * min(max((progress - CRITIC_ENTERS) / CRITIC_RAMP, 0.0), 1.0)
         if weight == 0 or "critic" not in ready:
-            l1, seen = self.likeness(images_BCHW, painted_BCHW, generator)
-            return l1 + seen, {"l1": l1, "perceptual": seen}
+            losses = self.likeness(images_BCHW, painted_BCHW, generator)
+            return total(losses), losses
         leaf_BCHW = painted_BCHW.detach().requires_grad_()
-        l1, seen = self.likeness(images_BCHW, leaf_BCHW, generator)
-        fooled = -ready["critic"](leaf_BCHW[..., y:, x:]).float().mean()
-        loss = balanced(painted_BCHW, l1 + seen, fooled, weight, leaf_BCHW)
-        return loss, {"l1": l1, "perceptual": seen, "fooled": fooled}
+        losses = self.likeness(images_BCHW, leaf_BCHW, generator)
+        fooled = -mean_score(ready["critic"](leaf_BCHW[..., y:, x:]))
+        loss = balanced(painted_BCHW, total(losses), fooled, weight, leaf_BCHW)
+        return loss, losses | {"fooled": fooled}
 
     def measure_all(self, model: nn.Module, indices: list[int] | None = None) -> dict[str, float]:
         return super().measure_all(model.tokenizer if isinstance(model, FrozenCodes) else model, indices)

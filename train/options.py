@@ -25,7 +25,7 @@ class Preset:
     heads: int
     channels: tuple[int, ...] = (128, 192, 256)
     downsample: int = 16  # pixels a side of a token
-    codes: int = 1024
+    codes: int = 4096
     crop: int = 128  # pixels a side of a tokenizer crop
     cells: int = 256  # token cells of a picture: 256 = 16x16 = 256x256 pixels
     tokenizer_batch: int = 16
@@ -42,7 +42,7 @@ PRESETS = {
 
 DOWNSAMPLES = (16, 8, 4)
 CELLS_A_SIDE = 12  # a picture is said in at least so many tokens a side, if tokens can be that small
-TOKENS_A_CODE = 50
+TOKENS_A_CODE = 256
 MIN_CODES = 64
 CROPS_A_PICTURE = 100
 MIN_CROPS = 4000

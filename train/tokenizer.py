@@ -19,7 +19,7 @@ from tokenizer_vq.images import fit_cover, to_picture, to_tensor
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
 from .evaluate import reconstruction
-from .losses import perceptual
+from .losses import LPIPS, GradientSSIM
 from .options import Preset, TrainOptions
 from .start import split_codes, start_from
 
@@ -57,7 +57,8 @@ class TokenizerStage:
         self.side = int(preset.cells**0.5) * tokenizer.downsample
         scales = (max(1.0, WIDEST * self.side / preset.crop), max(1.0, self.side / preset.crop))
         self.dataset: Dataset[Any] = Crops(art, train, preset.crop, options.seed, scales, options.flip)
-        self.distance = perceptual(options.perceptual)
+        self.structure = GradientSSIM()
+        self.distance = LPIPS(options.perceptual) if options.perceptual else self.structure
         self.all_held_out = held_out or train[:SHOWN]
         self.held_out = self.all_held_out[:: max(1, len(self.all_held_out) // MEASURED)][:MEASURED]
 
@@ -75,15 +76,26 @@ class TokenizerStage:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         images_BCHW = batch.contiguous(memory_format=torch.channels_last)
         painted_BCHW, quantized = ready["model"](images_BCHW, generator, progress < self.passing)
-        l1, seen = self.likeness(images_BCHW, painted_BCHW.float(), generator)
-        return l1 + seen + quantized.loss, {"l1": l1, "perceptual": seen, "quantizer": quantized.loss}
+        losses = self.likeness(images_BCHW, painted_BCHW.float(), generator) | {"quantizer": quantized.loss}
+        return total(losses), losses
 
-    def likeness(self, images_BCHW: Tensor, painted_BCHW: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """L1 and the perceptual distance, the latter from a random corner: its network strides over the picture, and
-        what falls between its strides in the same way every time becomes a grid in the reconstruction."""
-        y, x = torch.randint(JITTER, (2,), generator=generator).tolist()
-        seen = self.distance.to(images_BCHW.device)(images_BCHW[..., y:, x:], painted_BCHW[..., y:, x:]).mean()
-        return F.l1_loss(painted_BCHW, images_BCHW), seen
+    def likeness(
+        self, images_BCHW: Tensor, painted_BCHW: Tensor, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """What is summed: L1, edges and structure, and LPIPS where there are weights for it.
+
+        LPIPS alone leaves its stamp on every token: it does not see what falls between the strides of its network.
+        The others do, and it looks from another corner every time.
+        """
+        losses = {
+            "l1": F.l1_loss(painted_BCHW, images_BCHW),
+            "structure": self.structure(images_BCHW, painted_BCHW).mean(),
+        }
+        if self.distance is not self.structure:
+            y, x = torch.randint(JITTER, (2,), generator=generator).tolist()
+            distance = self.distance.to(images_BCHW.device)
+            losses["perceptual"] = distance(images_BCHW[..., y:, x:], painted_BCHW[..., y:, x:]).mean()
+        return losses
 
     def pictures(self, indices: list[int]) -> Iterator[Tensor]:
         """Centre crops of the native size, in batches [B, 3, H, W]."""
@@ -129,3 +141,8 @@ class TokenizerStage:
         model = self.modules["model"]
         assert isinstance(model, VQTokenizer)
         return model
+
+
+def total(losses: dict[str, Tensor]) -> Tensor:
+    """Their sum."""
+    return torch.stack(list(losses.values())).sum()
