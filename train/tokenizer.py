@@ -19,7 +19,7 @@ from tokenizer_vq.images import fit_cover, to_picture, to_tensor
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
 from .evaluate import reconstruction
-from .losses import LPIPS, GradientSSIM
+from .losses import GradientSSIM, perceptual
 from .options import Preset, TrainOptions
 from .start import split_codes, start_from
 
@@ -57,8 +57,8 @@ class TokenizerStage:
         self.side = int(preset.cells**0.5) * tokenizer.downsample
         scales = (max(1.0, WIDEST * self.side / preset.crop), max(1.0, self.side / preset.crop))
         self.dataset: Dataset[Any] = Crops(art, train, preset.crop, options.seed, scales, options.flip)
-        self.structure = GradientSSIM()
-        self.distance = LPIPS(options.perceptual) if options.perceptual else self.structure
+        self.distance = perceptual(options.perceptual)
+        self.structure = self.distance if isinstance(self.distance, GradientSSIM) else GradientSSIM()
         self.all_held_out = held_out or train[:SHOWN]
         self.held_out = self.all_held_out[:: max(1, len(self.all_held_out) // MEASURED)][:MEASURED]
 
@@ -79,9 +79,7 @@ class TokenizerStage:
         losses = self.likeness(images_BCHW, painted_BCHW.float(), generator) | {"quantizer": quantized.loss}
         return total(losses), losses
 
-    def likeness(
-        self, images_BCHW: Tensor, painted_BCHW: Tensor, generator: torch.Generator
-    ) -> dict[str, Tensor]:
+    def likeness(self, images_BCHW: Tensor, painted_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """What is summed: L1, edges and structure, and LPIPS where there are weights for it.
 
         LPIPS alone leaves its stamp on every token: it does not see what falls between the strides of its network.
