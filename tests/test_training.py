@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -145,6 +147,29 @@ def test_a_run_killed_at_a_random_step_goes_on_to_bit_equal_weights(
     states = [load_file(tmp_path / which / f"{kind}-state.safetensors") for which in ("whole", "killed")]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def test_ctrl_c_saves_the_training_where_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import train.loop
+
+    original = train.loop._Training.update
+
+    def update(self: Any, batch: Any) -> Any:
+        if self.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batch)
+
+    whole = run(gpt_stage(), schedule(6), tmp_path / "whole", {})
+    monkeypatch.setattr(train.loop._Training, "update", update)
+    with pytest.raises(KeyboardInterrupt):
+        run(gpt_stage(), schedule(6, save_seconds=999, quiet=False), tmp_path / "stopped", {})
+    assert "stopped at step 4 of 6" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    monkeypatch.undo()
+    resumed = run(gpt_stage(), schedule(6), tmp_path / "stopped", {})
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 
 
 def test_a_damaged_state_is_named_and_not_trusted(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ SWAPPED = 0.03  # share of the codes exchanged for others of the same batch
 CRITIC_ENTERS = 0.1  # share of the run after which the discriminator's verdict counts: it is not blind when it does ...
 CRITIC_RAMP = 0.2  # ... growing to full weight over this share
 CRITIC_LR = 0.5  # learning rate of the discriminator over that of the decoder
+UNSETTLED = 10.0  # added to the score until then, so that no weights from before are kept as the best
 WINNING = 0.1  # a discriminator with a hinge loss below this is never wrong, and teaches nothing
 
 
@@ -65,6 +66,7 @@ class DecoderStage(TokenizerStage):
         self.modules = {"model": FrozenCodes(tokenizer)}
         if options.adversarial > 0:
             self.modules["critic"] = discriminator(self.distance).to(memory_format=torch.channels_last)
+        self._settled = options.adversarial == 0
         self._images: Tensor | None = None
         self._painted: Tensor | None = None
 
@@ -84,7 +86,8 @@ class DecoderStage(TokenizerStage):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if turn == "critic":
             assert self._images is not None and self._painted is not None
-            real, fake = ready["critic"](self._images), ready["critic"](self._painted)
+            scores, half = ready["critic"](torch.cat([self._images, self._painted])), len(self._images)
+            real, fake = [each[:half] for each in scores], [each[half:] for each in scores]
             loss = hinge(real, fake)
             return loss, {"critic": loss, "critic_real": mean_score(real), "critic_fake": mean_score(fake)}
         images_BCHW = batch.contiguous(memory_format=torch.channels_last)
@@ -92,15 +95,21 @@ class DecoderStage(TokenizerStage):
         # The discriminator, too, looks from another corner every time.
         y, x = torch.randint(JITTER, (2,), generator=generator).tolist()
         self._images, self._painted = images_BCHW[..., y:, x:], painted_BCHW.detach()[..., y:, x:]
-        weight = self.options.adversarial * min(max((progress - CRITIC_ENTERS) / CRITIC_RAMP, 0.0), 1.0)
-        if weight == 0 or "critic" not in ready:
+        ramp = min(max((progress - CRITIC_ENTERS) / CRITIC_RAMP, 0.0), 1.0)
+        self._settled, weight = ramp == 1 or "critic" not in ready, self.options.adversarial * ramp
+        if weight == 0:
             losses = self.likeness(images_BCHW, painted_BCHW, generator)
             return total(losses), losses
         leaf_BCHW = painted_BCHW.detach().requires_grad_()
         losses = self.likeness(images_BCHW, leaf_BCHW, generator)
-        fooled = -mean_score(ready["critic"](leaf_BCHW[..., y:, x:]))
+        # The bare module: with several processes, the prepared one would wait for gradients of its own weights.
+        fooled = -mean_score(self.modules["critic"](leaf_BCHW[..., y:, x:]))
         loss = balanced(painted_BCHW, total(losses), fooled, weight, leaf_BCHW)
         return loss, losses | {"fooled": fooled}
+
+    def measure(self, model: nn.Module) -> dict[str, float]:
+        numbers = super().measure(model)
+        return numbers | {"score": numbers["score"] + (0 if self._settled else UNSETTLED)}
 
     def measure_all(self, model: nn.Module, indices: list[int] | None = None) -> dict[str, float]:
         return super().measure_all(model.tokenizer if isinstance(model, FrozenCodes) else model, indices)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from tokenizer_vq.base import UserError
 
+from .interrupt import Interrupt
 from .state import load_state, save_state
 
 EMA_DECAY = 0.999
@@ -129,10 +130,10 @@ class _Log:
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def warn(self, sentence: str) -> None:
+    def say(self, sentence: str) -> None:
         """Above the progress line, where it stays."""
         if not self.bar.disable:
-            self.bar.write(f"warning: {sentence}", file=sys.stderr)
+            self.bar.write(sentence, file=sys.stderr)
 
     def step(self, step: int, numbers: dict[str, Tensor], written: bool) -> None:
         """Move the bar; now and then read the numbers, which on a GPU means waiting for it, and write them down."""
@@ -153,25 +154,29 @@ def run(stage: Stage, schedule: Schedule, folder: Path, notes: dict[str, str]) -
     log = _Log(folder / "metrics.jsonl", stage.name, training.step, schedule.steps, schedule.quiet or not training.main)
     look_every = max(LOG_EVERY, schedule.steps // LOOKS)
     saved_at = time.monotonic()
-    for batch in training.batches():
-        logs = training.update(batch)
-        training.step += 1
-        last = training.step == schedule.steps
-        log.step(training.step, logs, written=training.main and (last or training.step % LOG_EVERY == 0))
-        if last or training.step % look_every == 0:
-            measured = training.look()
-            if training.main:
-                log.write(training.step, measured)
-                for sentence in stage.worries(training.step / schedule.steps, log.latest):
-                    log.warn(sentence)
-        if training.stale >= schedule.patience:
-            training.step = schedule.steps  # the best weights are on disk: what follows would only overfit
-            last = True
-        if last or time.monotonic() - saved_at > schedule.save_seconds:
-            training.save()
-            saved_at = time.monotonic()
-        if last:
-            break
+    with Interrupt() as interrupt:
+        for batch in training.batches():
+            logs = training.update(batch)
+            training.step += 1
+            last = training.step == schedule.steps
+            log.step(training.step, logs, written=training.main and (last or training.step % LOG_EVERY == 0))
+            if last or training.step % look_every == 0:
+                measured = training.look()
+                if training.main:
+                    log.write(training.step, measured)
+                    for sentence in stage.worries(training.step / schedule.steps, log.latest):
+                        log.say(f"warning: {sentence}")
+            if training.stale >= schedule.patience:
+                training.step = schedule.steps  # the best weights are on disk: what follows would only overfit
+                last = True
+            if last or interrupt.asked or time.monotonic() - saved_at > schedule.save_seconds:
+                training.save()
+                saved_at = time.monotonic()
+            if interrupt.asked and not last:
+                log.say(f"stopped at step {training.step} of {schedule.steps}; the same command goes on from there")
+                raise KeyboardInterrupt
+            if last:
+                break
     log.bar.close()
     return training.best()
 
