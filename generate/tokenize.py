@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokenizer_vq.base import ImageTokenizer, UserError
 from tokenizer_vq.images import open_picture, to_picture, to_tensor
@@ -31,14 +31,13 @@ class Tokenized(NamedTuple):
 
 
 @torch.inference_mode()
-def tokenize(tokenizer: ImageTokenizer, picture: Image.Image) -> Tokenized:
+def tokenize(tokenizer: ImageTokenizer, picture: Image.Image, device: torch.device) -> Tokenized:
     """A picture through the codes. Sides that do not divide into tokens are continued at the edge, and cut again."""
     picture = picture.copy()
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     width, height = picture.size
     side = tokenizer.downsample
     image_BCHW = F.pad(to_tensor(picture)[None], (0, -width % side, 0, -height % side), mode="replicate")
-    device = next(tokenizer.parameters(), image_BCHW).device if isinstance(tokenizer, nn.Module) else image_BCHW.device
     tokens_hw = tokenizer.encode(image_BCHW.to(device))[0]
     painted_CHW = tokenizer.decode(tokens_hw[None])[0, :, :height, :width].float().cpu()
     bits = tokens_hw.numel() * math.log2(tokenizer.vocab_size) / (width * height)
@@ -46,25 +45,29 @@ def tokenize(tokenizer: ImageTokenizer, picture: Image.Image) -> Tokenized:
 
 
 def tokenize_files(
-    tokenizer: ImageTokenizer, sources: list[Path], measures: dict[str, Measure], out: Output | None,
-    force: bool = False, quiet: bool = False,
+    tokenizer: ImageTokenizer, sources: list[Path], measures: dict[str, Measure], out: Output | None, *,
+    device: torch.device, force: bool = False, quiet: bool = False,
 ) -> list[Path]:  # fmt: skip
     """Writes NAME-tokens.png, original and reconstruction side by side, into `out` or (None) beside each original, and
     prints what it measured. Raises UserError, before anything is written, if one of the pictures cannot be read."""
     for source in sources:
-        size = open_picture(source).size
-        if min(size) < SHORTEST_SIDE:
-            raise UserError(f"{source} is too small: {size[0]}x{size[1]} pixels, wanted {SHORTEST_SIDE} or more")
-    paths = []
+        width, height = open_picture(source).size
+        if min(width, height) * min(1.0, LONGEST_SIDE / max(width, height)) < SHORTEST_SIDE:
+            raise UserError(
+                f"{source} is too small or too thin: {width}x{height} pixels, wanted at least {SHORTEST_SIDE} a side "
+                f"when the longer one is at most {LONGEST_SIDE}"
+            )
+    paths: list[Path] = []
     for source in sources:
-        told = tokenize(tokenizer, open_picture(source))
+        told = tokenize(tokenizer, open_picture(source), device)
         place = (out or Output(source.parent)).picture(f"{source.stem}-tokens")
-        path = write_picture(side_by_side(told.original, told.reconstruction), place, force=force)
-        paths.append(path)
         pair = [to_tensor(picture)[None] for picture in (told.original, told.reconstruction)]
         numbers = [f"{name} {float(measure(*pair)):.4g}" for name, measure in measures.items()]
         rows, columns = told.tokens_hw.shape
         numbers += [f"{rows * columns} tokens ({columns}x{rows})", f"{told.bits_per_pixel:.4f} bits per pixel"]
+        both = side_by_side(told.original, told.reconstruction)
+        path = write_picture(both, place, force=force and place not in paths)  # two originals may share a name
+        paths.append(path)
         print(path if quiet else f"{path}: {', '.join(numbers)}", flush=True)
     return paths
 

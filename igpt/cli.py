@@ -219,9 +219,12 @@ def _tokenize(args: argparse.Namespace) -> None:
     files, evaluate = sibling("generate.files"), sibling("train.evaluate")
     sources = [Path(picture) for picture in args.pictures]
     out = None if args.out is None else files.plan_output(args.out, len(sources))
-    tokenizer = checkpoint.load(args.model).tokenizer.to(pick_device(args.device))
+    device = pick_device(args.device)
+    tokenizer = checkpoint.load(args.model).tokenizer.to(device)
     measures = {"PSNR": evaluate.psnr, "SSIM": evaluate.ssim}
-    sibling("generate.tokenize").tokenize_files(tokenizer, sources, measures, out, args.force, args.quiet)
+    sibling("generate.tokenize").tokenize_files(
+        tokenizer, sources, measures, out, device=device, force=args.force, quiet=args.quiet
+    )
 
 
 def _train(args: argparse.Namespace) -> None:

@@ -59,8 +59,8 @@ def test_one_bad_picture_stops_all_before_anything_is_written(
     painted: Path, tiny_folder: Path, capsys: Capture
 ) -> None:
     bad = painted.with_name("bad.png")
-    for content, sentence in ((b"no picture", "bad.png is no picture"), (None, "too small: 5x40")):
-        Image.new("RGB", (5, 40)).save(bad) if content is None else bad.write_bytes(content)
+    for content, sentence in ((b"no picture", "bad.png is no picture"), ((5, 40), "5x40"), ((2000, 8), "2000x8")):
+        bad.write_bytes(content) if isinstance(content, bytes) else Image.new("RGB", content).save(bad)
         assert main(["tokenize", str(painted), str(bad), "--model", str(tiny_folder)]) == 2
         assert sentence in capsys.readouterr().err
     assert sorted(path.name for path in painted.parent.iterdir()) == ["bad.png", "disc.png"]

@@ -24,6 +24,8 @@ from tests.painting import art_folder
 from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.base import UserError
 from tokenizer_vq.crops import Crops, shuffled
+from tokenizer_vq.vq import VQConfig, VQTokenizer
+from train.decoder import DecoderStage
 from train.gpt import GPTStage
 from train.loop import Schedule, average, rate, run
 from train.options import Preset, TrainOptions
@@ -113,15 +115,19 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "gpt"])
+@pytest.mark.parametrize("kind", ["tokenizer", "decoder", "gpt"])
 def test_a_run_killed_at_a_random_step_goes_on_to_bit_equal_weights(
     kind: str, art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stage() -> Any:
         if kind == "gpt":
             return gpt_stage(options=TrainOptions(quiet=True, dropout=0.2, token_noise=0.1))
-        collection = ArtFolder(art)
-        return TokenizerStage(collection, list(range(6)), [6, 7], TOY, TrainOptions(quiet=True, adversarial=0.1))
+        collection, options = ArtFolder(art), TrainOptions(quiet=True, adversarial=0.5)
+        if kind == "tokenizer":
+            return TokenizerStage(collection, list(range(6)), [6, 7], TOY, options)
+        torch.manual_seed(0)
+        tokenizer = VQTokenizer(VQConfig(channels=TOY.channels, codes=TOY.codes))
+        return DecoderStage(collection, list(range(6)), [6, 7], TOY, options, tokenizer)
 
     steps, save_at, kill_at = 12, 5, random.Random(kind).randrange(6, 11)
     whole = run(stage(), schedule(steps), tmp_path / "whole", {})

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+FSQ_LEVELS = {240: (8, 6, 5), 1000: (8, 5, 5, 5), 4375: (7, 5, 5, 5, 5), 15360: (8, 8, 8, 6, 5)}
+"""Levels a dimension for a number of codes (FSQ, Mentzer et al. 2023, arXiv 2309.15505, section 4.1)."""
+
+
 class UserError(ValueError):
     """Something the user can put right. The message is one plain sentence: what was received, what is wanted."""
 

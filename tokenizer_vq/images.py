@@ -59,9 +59,9 @@ def open_picture(source: Path | bytes, name: str | None = None) -> Image.Image:
     than MAX_PIXELS.
     """
     name = name or ("the picture" if isinstance(source, bytes) else str(source))
-    if isinstance(source, Path) and not source.is_file():
-        raise UnreadablePicture(name, "is a folder, not a picture" if source.is_dir() else "does not exist")
     try:
+        if isinstance(source, Path) and not source.is_file():
+            raise UnreadablePicture(name, "is a folder, not a picture" if source.is_dir() else "does not exist")
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
             if picture.format not in _FORMATS:
                 raise UnreadablePicture(name, f"is a {picture.format} file: save it as PNG or JPEG")

@@ -40,7 +40,9 @@ class Quantizer(nn.Module):
         with torch.autocast(z_BEhw.device.type, enabled=False):
             z_BhwE = self.bound(rearrange(z_BEhw.float(), "b e h w -> b h w e"))
             if passing:
-                return Quantized(rearrange(z_BhwE, "b h w e -> b e h w"), self.nearest(z_BhwE), z_BhwE.new_zeros(()))
+                # Every weight takes part in the loss, if only with nothing: several processes wait for all gradients.
+                idle = sum((0 * parameter.sum() for parameter in self.parameters()), z_BhwE.new_zeros(()))
+                return Quantized(rearrange(z_BhwE, "b h w e -> b e h w"), self.nearest(z_BhwE), idle)
             codes_BhwE, tokens_Bhw, loss = self.choose(z_BhwE, generator)
             straight_BhwE = z_BhwE + (codes_BhwE - z_BhwE).detach()
         return Quantized(rearrange(straight_BhwE, "b h w e -> b e h w"), tokens_Bhw, loss)
@@ -121,22 +123,25 @@ class AveragedCodes(Quantizer):
             sums_KE, counts_K = self.gather(flat_ME, self.nearest(flat_ME))
             moved_KE = F.normalize(sums_KE, dim=-1)
             self.codebook_KE.copy_(torch.where(counts_K[:, None] > 0, moved_KE, self.codebook_KE))
-        self.counts_K.copy_(counts_K)
+        self.counts_K.copy_(counts_K / counts_K.mean())
         self.sums_KE.copy_(self.codebook_KE * self.counts_K[:, None])
         self.started.fill_(True)
 
     @torch.no_grad()
     def learn(self, flat_ME: Tensor, tokens_M: Tensor, generator: torch.Generator | None) -> None:
-        """One step of the moving averages; codes that have died are put onto inputs drawn at random."""
+        """One step of the moving averages; codes that have died are put onto inputs drawn at random.
+
+        Sums and counts are kept in units of the average code, so that they mean the same for any size of a batch.
+        """
         sums_KE, counts_K = self.gather(flat_ME, tokens_M)
         rate = float(counts_K.mean())
         step = min(1 / MEMORY_STEPS, rate / MEMORY_MEMBERS)
-        self.counts_K.lerp_(counts_K, step)
-        self.sums_KE.lerp_(sums_KE, step)
-        dead_K = self.counts_K < DEAD_BELOW * rate
+        self.counts_K.lerp_(counts_K / rate, step)
+        self.sums_KE.lerp_(sums_KE / rate, step)
+        dead_K = self.counts_K < DEAD_BELOW
         fresh = flat_ME[torch.randint(len(flat_ME), (int(dead_K.sum()),), generator=generator)]
-        self.sums_KE[dead_K] = fresh * rate * REVIVED_AT
-        self.counts_K[dead_K] = rate * REVIVED_AT
+        self.sums_KE[dead_K] = fresh * REVIVED_AT
+        self.counts_K[dead_K] = REVIVED_AT
         self.codebook_KE.copy_(F.normalize(self.sums_KE, dim=-1))
 
     def gather(self, flat_ME: Tensor, tokens_M: Tensor) -> tuple[Tensor, Tensor]:

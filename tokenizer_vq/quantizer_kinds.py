@@ -7,11 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .base import UserError
+from .base import FSQ_LEVELS, UserError
 from .quantizer import COMMITMENT, AveragedCodes, Quantizer
-
-FSQ_LEVELS = {240: (8, 6, 5), 1000: (8, 5, 5, 5), 4375: (7, 5, 5, 5, 5), 15360: (8, 8, 8, 6, 5)}
-"""Levels per dimension for a number of codes (Mentzer et al. 2023, section 4.1; 4375 in the authors' experiments)."""
 
 
 class SimCodes(Quantizer):
@@ -59,7 +56,7 @@ class RoundedCodes(Quantizer):
         self.register_buffer("strides_E", torch.tensor(strides), persistent=False)
 
     def bound(self, z_BhwE: Tensor) -> Tensor:
-        """To [-(L - 1) / 2, (L - 1) / 2] a dimension; L even or odd, the levels lie half apart from the ends."""
+        """To between -(L - 1) / 2 and (L - 1) / 2 in a dimension of L levels, which lie one apart."""
         return torch.tanh(z_BhwE) * (self.levels_E - 1) / 2 * 0.999
 
     def nearest(self, z_BhwE: Tensor) -> Tensor:

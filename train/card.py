@@ -23,6 +23,7 @@ def model_card(name: str, provenance: dict[str, Any], labels: list[str]) -> str:
         "| | tokenizer | GPT |",
         "| --- | --- | --- |",
         f"| samples seen | {_count(tokenizer, 'samples')} | {_count(gpt, 'samples')} |",
+        f"| and by the decoder alone | {_count(tokenizer, 'decoder_samples')} | |",
         f"| time | {_minutes(tokenizer)} | {_minutes(gpt)} |",
         "",
         "Held-out pictures, reconstructed through the codes and predicted token by token:",
@@ -30,7 +31,7 @@ def model_card(name: str, provenance: dict[str, Any], labels: list[str]) -> str:
         "| measure | value |",
         "| --- | --- |",
     ]
-    skipped = {"samples", "batch", "seconds", "step", "from"}
+    skipped = {"samples", "decoder_samples", "batch", "seconds", "step", "from"}
     for part, numbers in (("tokenizer", tokenizer), ("GPT", gpt)):
         lines += [f"| {part}: {k} | {v:.4g} |" for k, v in numbers.items() if k not in skipped]
     if labels:

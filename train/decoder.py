@@ -21,7 +21,6 @@ SWAPPED = 0.03  # share of the codes exchanged for others of the same batch
 CRITIC_ENTERS = 0.1  # share of the run after which the discriminator's verdict counts: it is not blind when it does ...
 CRITIC_RAMP = 0.2  # ... growing to full weight over this share
 CRITIC_LR = 0.5  # learning rate of the discriminator over that of the decoder
-UNSETTLED = 10.0  # added to the score until then, so that no weights from before are kept as the best
 WINNING = 0.1  # a discriminator with a hinge loss below this is never wrong, and teaches nothing
 
 
@@ -108,8 +107,9 @@ class DecoderStage(TokenizerStage):
         return loss, losses | {"fooled": fooled}
 
     def measure(self, model: nn.Module) -> dict[str, float]:
+        """Without a score until the discriminator has its full say: no weights from before are kept as the best."""
         numbers = super().measure(model)
-        return numbers | {"score": numbers["score"] + (0 if self._settled else UNSETTLED)}
+        return {name: value for name, value in numbers.items() if self._settled or name != "score"}
 
     def measure_all(self, model: nn.Module, indices: list[int] | None = None) -> dict[str, float]:
         return super().measure_all(model.tokenizer if isinstance(model, FrozenCodes) else model, indices)
@@ -122,6 +122,6 @@ class DecoderStage(TokenizerStage):
         if "critic" not in numbers or progress < CRITIC_ENTERS or numbers["critic"] >= WINNING:
             return []
         return [
-            f"the discriminator wins: its loss is {numbers['critic']:.3f}, so it teaches the decoder nothing any more; "
-            "a lower --adversarial may help"
+            f"the discriminator wins: its loss is {numbers['critic']:.3f}, it knows every reconstruction; "
+            "if the pictures get worse from here, a lower --adversarial is wanted"
         ]

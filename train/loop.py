@@ -57,7 +57,7 @@ class Stage(Protocol):
         """The scalar to minimise, and what to log. `ready` are the modules as prepared for this machine."""
 
     def measure(self, model: nn.Module) -> dict[str, float]:
-        """Numbers on held-out data; "score" among them, lower is better."""
+        """Numbers on held-out data; "score" among them, lower is better; none while weights are not to be kept yet."""
 
     def worries(self, progress: float, numbers: dict[str, float]) -> list[str]:
         """What a person should know of the numbers last measured and logged, in plain words."""
@@ -161,7 +161,7 @@ def run(stage: Stage, schedule: Schedule, folder: Path, notes: dict[str, str]) -
             last = training.step == schedule.steps
             log.step(training.step, logs, written=training.main and (last or training.step % LOG_EVERY == 0))
             if last or training.step % look_every == 0:
-                measured = training.look()
+                measured = training.look(last)
                 if training.main:
                     log.write(training.step, measured)
                     for sentence in stage.worries(training.step / schedule.steps, log.latest):
@@ -172,7 +172,7 @@ def run(stage: Stage, schedule: Schedule, folder: Path, notes: dict[str, str]) -
             if last or interrupt.asked or time.monotonic() - saved_at > schedule.save_seconds:
                 training.save()
                 saved_at = time.monotonic()
-            if interrupt.asked and not last:
+            if interrupt.asked:
                 log.say(f"stopped at step {training.step} of {schedule.steps}; the same command goes on from there")
                 raise KeyboardInterrupt
             if last:
@@ -242,15 +242,17 @@ class _Training:
         average(self.averaged, self.raw["model"], self.step)
         return logs
 
-    def look(self) -> dict[str, float]:
+    def look(self, last: bool) -> dict[str, float]:
         """Measure the averaged model, paint a sheet, keep the weights if they are the best so far."""
         with self.accelerator.autocast():
             measured = self.stage.measure(self.averaged)
-        self.stale = 0 if measured["score"] < self.best_score else self.stale + 1
-        self.best_score = min(self.best_score, measured["score"])
+        better = measured.get("score", math.inf) < self.best_score or (last and self.best_score == math.inf)
+        if "score" in measured:
+            self.stale = 0 if better else self.stale + 1
+            self.best_score = min(self.best_score, measured["score"])
         if self.main:
             self.stage.sheet(self.averaged).save(self.folder / f"{self.stage.name}-{self.step:07d}.png")
-            if self.stale == 0:
+            if better:
                 told = self.told() | {k: f"{v:.5f}" for k, v in measured.items()}
                 save_state(self._best_path, {"model": self.averaged}, {}, told)
         return measured

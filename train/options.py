@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import FSQ_LEVELS, UserError
 
 
 def _option(default: Any, help: str, **more: Any) -> Any:
@@ -43,7 +43,8 @@ PRESETS = {
 DOWNSAMPLES = (16, 8, 4)
 CELLS_A_SIDE = 12  # a picture is said in at least so many tokens a side, if tokens can be that small
 TOKENS_A_CODE = 256
-MIN_CODES = 64
+MIN_CODES, MAX_CODES = 64, 65536  # tokens are stored in 16 bits
+MIN_CROP = 32  # pixels: what the discriminator and LPIPS need; smaller pictures are enlarged
 CROPS_A_PICTURE = 100
 MIN_CROPS = 4000
 
@@ -86,6 +87,11 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"--{name.replace('_', '-')} {value} is too few; {least} or more is wanted")
+        if self.codes is not None and self.codes > MAX_CODES:
+            raise UserError(f"--codes {self.codes} is too many; {MAX_CODES} at most are wanted")
+        if self.codes is not None and self.quantizer == "fsq" and self.codes not in FSQ_LEVELS:
+            known = ", ".join(map(str, FSQ_LEVELS))
+            raise UserError(f"--codes {self.codes} cannot be with --quantizer fsq; one of {known} is wanted")
         if self.downsample not in (None, *DOWNSAMPLES):
             raise UserError(f"--downsample {self.downsample} cannot be; 4, 8 or 16 is wanted")
         for name in ("tokenizer_lr", "gpt_lr", "patience"):
@@ -115,11 +121,13 @@ class TrainOptions:
         fitting = next((d for d in DOWNSAMPLES if side >= CELLS_A_SIDE * d), DOWNSAMPLES[-1])
         downsample = downsample or self.downsample or min(preset.downsample, fitting)
         cells = min(preset.cells, max(2, round(side / downsample)) ** 2)
-        codes = 2 ** int(math.log2(max(MIN_CODES, pictures * cells / TOKENS_A_CODE)))
+        codes = min(preset.codes, 2 ** int(math.log2(max(MIN_CODES, pictures * cells / TOKENS_A_CODE))))
+        if self.quantizer == "fsq":
+            codes = max((count for count in FSQ_LEVELS if count <= codes), default=min(FSQ_LEVELS))
         return self._over(replace(
-            preset, downsample=downsample, cells=cells, codes=min(preset.codes, codes),
+            preset, downsample=downsample, cells=cells, codes=codes,
             channels=preset.channels[: int(math.log2(max(4, downsample) // 4)) + 1],
-            crop=min(preset.crop, max(2, side // downsample) * downsample),
+            crop=min(preset.crop, max(MIN_CROP, side // downsample * downsample)),
             tokenizer_crops=min(preset.tokenizer_crops, max(MIN_CROPS, CROPS_A_PICTURE * pictures)),
             decoder_crops=min(preset.decoder_crops, max(MIN_CROPS, CROPS_A_PICTURE * pictures) // 5),
         ))  # fmt: skip

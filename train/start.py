@@ -11,18 +11,19 @@ from tokenizer_vq.quantizer import AveragedCodes
 from tokenizer_vq.vq import VQTokenizer
 
 VOCABULARIES = ("codebook_KE", "tokens.weight", "head.weight")  # one row a token
+WORTHWHILE = 0.1  # share of the weights that must fit
 SPLIT_NOISE = 0.03  # how far the children of a split code start from their parent, which has length 1
 
 
-def start_from(new: nn.Module, old: nn.Module) -> None:
-    """Copy into `new` every weight of `old` that has its name and shape; the others stay as they are.
+def start_from(new: nn.Module, old: nn.Module) -> set[str]:
+    """Copy into `new` every weight of `old` that has its name and shape; the others stay as they are. Their names.
 
     A vocabulary that is a multiple of the old one is copied that many times over: code, embedding and output of token
-    k, k + K, k + 2K all start from those of the old token k. Raises UserError if nothing fits.
+    k, k + K, k + 2K all start from those of the old token k. Raises UserError if next to nothing fits.
     """
-    weights, fitted = old.state_dict(), 0
+    weights, own, fitted = old.state_dict(), new.state_dict(), set()
     with torch.no_grad():
-        for name, value in new.state_dict().items():
+        for name, value in own.items():
             source = weights.get(name)
             if source is None:
                 continue
@@ -30,9 +31,10 @@ def start_from(new: nn.Module, old: nn.Module) -> None:
                 source = source.repeat(len(value) // len(source), 1)
             if source.shape == value.shape:
                 value.copy_(source)
-                fitted += 1
-    if not fitted:
-        raise UserError("the model to start from has no weights of the shapes that are wanted here")
+                fitted.add(name)
+    if sum(own[name].numel() for name in fitted) < WORTHWHILE * sum(value.numel() for value in own.values()):
+        raise UserError("the model to start from has other shapes than are wanted here: next to no weights fit")
+    return fitted
 
 
 def split_codes(tokenizer: VQTokenizer, parents: int, generator: torch.Generator) -> None:

@@ -28,7 +28,6 @@ QUANTIZED_AFTER = 0.05  # share of the run in which the encoder learns to say so
 MEASURED = 96  # held-out pictures looked at during training
 SHOWN = 8
 JITTER = 4  # pixels: the perceptual distance looks from another corner every time, up to this far in
-SEEN_TO_JUDGE = 4  # tokens for each code that must be looked at before all codes can be expected to show
 COLLAPSED = 0.5  # share of the codes in use below which a codebook is said to collapse
 
 
@@ -49,9 +48,9 @@ class TokenizerStage:
             tokenizer = VQTokenizer(config)
             if options.start_from:
                 old = checkpoint.load(options.start_from).tokenizer
-                start_from(tokenizer, old)
-                split_codes(tokenizer, old.vocab_size, torch.Generator().manual_seed(options.seed))
-                self.passing = 0.0
+                if "quantizer.codebook_KE" in start_from(tokenizer, old):
+                    split_codes(tokenizer, old.vocab_size, torch.Generator().manual_seed(options.seed))
+                    self.passing = 0.0
         # channels_last is what convolutions on both CPU and GPU run fastest in
         self.modules: dict[str, nn.Module] = {"model": tokenizer.to(memory_format=torch.channels_last)}
         self.side = int(preset.cells**0.5) * tokenizer.downsample
@@ -59,6 +58,7 @@ class TokenizerStage:
         self.dataset: Dataset[Any] = Crops(art, train, preset.crop, options.seed, scales, options.flip)
         self.distance = perceptual(options.perceptual)
         self.structure = self.distance if isinstance(self.distance, GradientSSIM) else GradientSSIM()
+        self.used_K = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)  # in training, since somebody last worried
         self.all_held_out = held_out or train[:SHOWN]
         self.held_out = self.all_held_out[:: max(1, len(self.all_held_out) // MEASURED)][:MEASURED]
 
@@ -76,6 +76,7 @@ class TokenizerStage:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         images_BCHW = batch.contiguous(memory_format=torch.channels_last)
         painted_BCHW, quantized = ready["model"](images_BCHW, generator, progress < self.passing)
+        self.used_K[quantized.tokens_Bhw.flatten().cpu()] = True
         losses = self.likeness(images_BCHW, painted_BCHW.float(), generator) | {"quantizer": quantized.loss}
         return total(losses), losses
 
@@ -115,13 +116,12 @@ class TokenizerStage:
 
     def worries(self, progress: float, numbers: dict[str, float]) -> list[str]:
         """A codebook that collapses, in plain words."""
-        used = numbers["codes_used"]
-        cells = len(self.held_out) * (self.side // self._tokenizer.downsample) ** 2
-        could_be_used = min(1.0, cells / SEEN_TO_JUDGE / self._tokenizer.vocab_size)
-        if progress < 2 * QUANTIZED_AFTER or used >= COLLAPSED * could_be_used:
+        used = float(self.used_K.float().mean())
+        self.used_K.zero_()
+        if progress < 2 * QUANTIZED_AFTER or used >= COLLAPSED:
             return []
         return [
-            f"the codebook is collapsing: {used:.0%} of its {self._tokenizer.vocab_size} codes are in use; a lower "
+            f"the codebook is collapsing: {used:.0%} of its {len(self.used_K)} codes were used of late; a lower "
             "--tokenizer-lr or fewer --codes may help"
         ]
 
@@ -133,12 +133,6 @@ class TokenizerStage:
         images = next(self.pictures(self.held_out[:SHOWN])).to(device)
         painted = model.decode(model.encode(images))
         return to_picture(rearrange([images, painted], "two b c h w -> c (two h) (b w)").cpu())
-
-    @property
-    def _tokenizer(self) -> VQTokenizer:
-        model = self.modules["model"]
-        assert isinstance(model, VQTokenizer)
-        return model
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:
