@@ -18,6 +18,7 @@ from .options import Preset, TrainOptions
 from .tokenizer import JITTER, TokenizerStage, total
 
 SWAPPED = 0.03  # share of the codes exchanged for others of the same batch
+STRUCTURE = 0.3  # weight of edges and SSIM beside a discriminator: they want no stroke but the very same
 CRITIC_ENTERS = 0.1  # share of the run after which the discriminator's verdict counts: it is not blind when it does ...
 CRITIC_RAMP = 0.2  # ... growing to full weight over this share
 CRITIC_LR = 0.5  # learning rate of the discriminator over that of the decoder
@@ -65,6 +66,7 @@ class DecoderStage(TokenizerStage):
         self.modules = {"model": FrozenCodes(tokenizer)}
         if options.adversarial > 0:
             self.modules["critic"] = discriminator(self.distance).to(memory_format=torch.channels_last)
+            self.structure_weight = STRUCTURE
         self._settled = options.adversarial == 0
         self._images: Tensor | None = None
         self._painted: Tensor | None = None

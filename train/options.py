@@ -67,7 +67,7 @@ class TrainOptions:
     gpt_samples: int | None = _option(None, "token grids seen by the GPT (default: from the preset)")
     tokenizer_lr: float = _option(4e-4, "peak learning rate of the tokenizer")
     gpt_lr: float = _option(1e-3, "peak learning rate of the GPT")
-    adversarial: float = _option(0.5, "how hard the discriminator pulls at the decoder in the end; 0 trains without")
+    adversarial: float = _option(0.7, "how hard the discriminator pulls at the decoder in the end; 0 trains without")
     flip: bool = _option(True, "mirror pictures at random; leave out for lettering and sheets that read one way")
     random_orders: float = _option(1.0, "share of random drawing orders; the rest is raster order")
     token_noise: float = _option(0.05, "share of the GPT's input tokens replaced by random ones")

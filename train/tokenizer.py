@@ -35,6 +35,7 @@ class TokenizerStage:
     """A `loop.Stage`: encoder, codebook and decoder."""
 
     name = "tokenizer"
+    structure_weight = 1.0
 
     def __init__(
         self, art: ArtFolder, train: list[int], held_out: list[int], preset: Preset, options: TrainOptions,
@@ -88,7 +89,7 @@ class TokenizerStage:
         """
         losses = {
             "l1": F.l1_loss(painted_BCHW, images_BCHW),
-            "structure": self.structure(images_BCHW, painted_BCHW).mean(),
+            "structure": self.structure_weight * self.structure(images_BCHW, painted_BCHW).mean(),
         }
         if self.distance is not self.structure:
             y, x = torch.randint(JITTER, (2,), generator=generator).tolist()
