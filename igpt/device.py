@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
+
 import torch
 
 from tokenizer_vq.base import UserError
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # numbers of malloc.h
 
 
 def pick_device(asked: str | None = None) -> torch.device:
@@ -35,3 +40,15 @@ def fast_bf16() -> bool:
     # torch has no public question for this; where it has lost the private one, float32 is the safe answer.
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(supported and supported())
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what torch frees, instead of handing it back to the system after every operation.
+
+    On a CPU a training step allocates the same few gigabytes again and again, and a fifth of its time went to the system
+    zeroing pages it had just been given (EXPERIMENTS.md). Where the C library is not glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)

@@ -19,7 +19,7 @@ from torch import nn
 
 from igpt import checkpoint
 from igpt.atomic import whole
-from igpt.device import fast_bf16, pick_device
+from igpt.device import fast_bf16, keep_freed_memory, pick_device
 from igpt.model import GPT
 from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.base import UserError
@@ -45,6 +45,7 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     unusable art or options, and where `out` holds something else.
     """
     options.resolved()
+    keep_freed_memory()
     out = Path(out).expanduser()
     work = _work_folder(out, stage)
     # Whatever is wrong with other models or weights is said before anything is written.
