@@ -48,16 +48,16 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     keep_freed_memory()
     out = Path(out).expanduser()
     work = _work_folder(out, stage)
+    collection = ArtFolder(art, manifest=options.manifest)
+    told, held_out = collection.split()
+    if len(told) < 2 or collection.different < 3:
+        raise UserError(f"{art} has {collection.different} different usable pictures; 3 or more are wanted")
     # Whatever is wrong with other models or weights is said before anything is written.
     source = options.tokenizer or (str(out) if stage == "gpt" else None)
     given = checkpoint.load(source).tokenizer if source else None
     if options.start_from:
         checkpoint.load(options.start_from)
     perceptual(options.perceptual)
-    collection = ArtFolder(art, manifest=options.manifest)
-    told, held_out = collection.split()
-    if len(told) < 2 or collection.different < 3:
-        raise UserError(f"{art} has {collection.different} different usable pictures; 3 or more are wanted")
     _say(f"{len(collection)} pictures: {len(told)} to learn from, {len(held_out)} held out, "
          f"{len(collection.labels)} labels; {len(collection.skipped)} skipped", options)  # fmt: skip
     _report_skipped(collection, options)
