@@ -45,8 +45,8 @@ def fast_bf16() -> bool:
 def keep_freed_memory() -> None:
     """Have the C library keep what torch frees, instead of handing it back to the system after every operation.
 
-    On a CPU a training step allocates the same few gigabytes again and again, and a fifth of its time went to the system
-    zeroing pages it had just been given (EXPERIMENTS.md). Where the C library is not glibc nothing happens.
+    On a CPU a training step allocates the same few gigabytes again and again, and a fifth of its time went to the
+    system, which zeroes every page it gives (EXPERIMENTS.md). Where the C library is not glibc nothing happens.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from igpt.cli import build_parser, main, options_of
+from igpt.cli import build_parser, main
+from igpt.cli.parts import options_of
 from igpt.config import SamplingOptions
 from igpt.siblings import sibling
 

@@ -36,6 +36,7 @@ from .tokenizer import TokenizerStage
 from .tokens import encode
 
 WORK = "training"  # the folder inside the model folder that a training can resume from
+RECONSTRUCTIONS = "reconstructions.png"  # in it: held-out pictures above what the finished tokenizer makes of them
 
 
 def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOptions) -> Path:
@@ -116,6 +117,7 @@ def _tokenizer(
         assert isinstance(model, FrozenCodes)
         tokenizer = model.tokenizer
         numbers |= {"decoder_samples": later["samples"], "seconds": numbers["seconds"] + later["seconds"]}
+    first.sheet(tokenizer).save(work / RECONSTRUCTIONS)
     return tokenizer, numbers | first.measure_all(tokenizer)
 
 

@@ -61,7 +61,7 @@ class TokenizerStage:
         self.structure = self.distance if isinstance(self.distance, GradientSSIM) else GradientSSIM()
         self.used_K = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)  # in training, since somebody last worried
         self.all_held_out = held_out or train[:SHOWN]
-        self.held_out = self.all_held_out[:: max(1, len(self.all_held_out) // MEASURED)][:MEASURED]
+        self.held_out = spread(self.all_held_out, MEASURED)
 
     def optimizer(self, name: str) -> torch.optim.Optimizer:
         parameters = self.modules[name].parameters()
@@ -131,9 +131,14 @@ class TokenizerStage:
         """Held-out pictures above, their reconstructions below."""
         assert isinstance(model, VQTokenizer)
         device = next(model.parameters()).device
-        images = next(self.pictures(self.held_out[:SHOWN])).to(device)
+        images = next(self.pictures(spread(self.all_held_out, SHOWN))).to(device)
         painted = model.decode(model.encode(images))
         return to_picture(rearrange([images, painted], "two b c h w -> c (two h) (b w)").cpu())
+
+
+def spread(indices: list[int], n: int) -> list[int]:
+    """At most `n` of them, from all over the list: neighbours share a label."""
+    return indices[:: max(1, len(indices) // n)][:n]
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:

@@ -1,0 +1,48 @@
+"""The `igpt` command. Parsing and all cheap checks come before torch loads; errors are one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import igpt
+from tokenizer_vq.base import UserError
+
+from . import draw, learn
+from .parts import Parser
+
+
+def build_parser() -> Parser:
+    """The whole command line. Loads no torch."""
+    parser = Parser(prog="igpt", description="Learns from a folder of art and makes new pictures in its manner.")
+    parser.add_argument("--version", action="version", version=f"igpt {igpt.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
+    draw.add_to(commands)
+    learn.add_to(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line and returns the exit status: 0, 2 for what the user can put right, 130 when interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["train"] and words[1:2] and words[1] in learn.STAGES:
+        words[1] = f"--stage={words[1]}"  # a positional that may be missing is more than argparse can tell apart
+    try:
+        parser = build_parser()
+        args = parser.parse_args(words)
+        if "run" not in args:
+            parser.print_help()
+            return 0
+        args.run(args)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"igpt: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("igpt: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, as in `igpt show x.png | head -3`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0

@@ -1,0 +1,162 @@
+"""Commands that draw pictures and tell about them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import shutil
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import igpt
+from igpt.config import SamplingOptions
+from igpt.siblings import sibling
+from igpt.sizes import DEFAULT_SIZE, LARGEST_SIDE, SMALLEST_SIDE, grid_for, parse_size
+from tokenizer_vq.base import UserError
+
+from .parts import add_command, add_model, add_options, add_output, number, options_of
+
+
+def add_to(commands: Any) -> None:
+    """All commands of this file."""
+    _add_generate(commands)
+    _add_replay(commands)
+    show = add_command(commands, "show", _show, "print the recipe that a picture carries, as JSON")
+    show.add_argument("picture", metavar="PICTURE", help="a PNG made by igpt")
+    info = add_command(commands, "info", _info, "list the models in the box, or describe one model")
+    info.add_argument("model", metavar="MODEL", nargs="?", help="name or folder of a model")
+    _add_tokenize(commands)
+
+
+def _add_generate(commands: Any) -> None:
+    parser = add_command(commands, "generate", _generate, "draw new pictures")
+    sides = f"{SMALLEST_SIDE} to {LARGEST_SIDE} pixels a side, as 256 or 640x384 (default: {DEFAULT_SIZE})"
+    parser.add_argument("--size", default=str(DEFAULT_SIZE), help=sides)
+    parser.add_argument("-n", type=number(int), default=1, metavar="N", help="how many pictures (default: 1)")
+    parser.add_argument("--seed", type=number(int), metavar="N", help="picture i has the seed N + i (default: random)")
+    parser.add_argument("--label", metavar="NAME", help="what to draw, one of the model's labels (default: anything)")
+    add_model(parser)
+    parser.add_argument("--sheet", action="store_true", help="also write all pictures on one contact sheet")
+    add_options(parser, SamplingOptions)
+    add_output(parser)
+
+
+def _add_replay(commands: Any) -> None:
+    parser = add_command(commands, "replay", _replay, "draw a picture again from the recipe that it carries")
+    parser.add_argument("picture", metavar="PICTURE", help="a PNG made by igpt")
+    parser.add_argument("--model", metavar="MODEL", help="where the model of the picture is (default: by its name)")
+    parser.add_argument("--from-tokens", action="store_true", help="decode the recorded tokens, draw nothing anew")
+    add_output(parser)
+
+
+def _add_tokenize(commands: Any) -> None:
+    parser = add_command(commands, "tokenize", _tokenize, "show what is left of pictures when they are said in tokens")
+    parser.add_argument("pictures", metavar="PICTURE", nargs="+", help="a picture, written anew beside its original")
+    add_model(parser)
+    add_output(parser, "each beside its original")
+
+
+# Commands
+
+
+def _generate(args: argparse.Namespace) -> None:
+    size = parse_size(args.size)
+    options = options_of(args, SamplingOptions)
+    options.check()
+    if args.n < 1:
+        raise UserError(f"-n {args.n} is too few pictures; 1 or more is wanted")
+    files = sibling("generate.files")
+    seed = secrets.randbelow(2**31) if args.seed is None else args.seed
+    if not 0 <= seed <= files.LARGEST_SEED - args.n:
+        raise UserError(f"the seed {seed} is out of reach; a whole number from 0 to 2**63 - 1 - n is wanted")
+    output = files.plan_output(args.out, args.n)
+    model = igpt.load(args.model, args.device)
+    model.label_number(args.label)  # complains here, before anything is said or drawn
+    if args.seed is None and not args.quiet:
+        print(f"seed {seed}", file=sys.stderr)
+    sibling("generate.run").generate_files(
+        model, n=args.n, size=size, label=args.label, seed=seed, options=options,
+        output=output, sheet=args.sheet, force=args.force, quiet=args.quiet,
+    )  # fmt: skip
+
+
+def _replay(args: argparse.Namespace) -> None:
+    files = sibling("generate.files")
+    recipe = _recipe(args.picture)
+    output = files.plan_output(args.out, 1)
+    # A picture of a stranger may name anything, also a path or an address: only a bare name is looked up.
+    if args.model is None and Path(recipe.model).name != recipe.model:
+        raise UserError(f"the picture names the model {recipe.model!r}; say with --model where it is")
+    path = output.picture(f"{Path(args.picture).stem}-replay")
+    sibling("generate.run").replay(
+        igpt.load(args.model or recipe.model, args.device), recipe,
+        path=path, from_tokens=args.from_tokens, force=args.force, quiet=args.quiet,
+    )  # fmt: skip
+
+
+def _show(args: argparse.Namespace) -> None:
+    print(_recipe(args.picture).to_json(indent=2))
+
+
+def _info(args: argparse.Namespace) -> None:
+    if args.model is not None:
+        _print_table(_description(igpt.load(args.model, "cpu")))
+        return
+    from igpt.checkpoint import in_the_box
+
+    for name in in_the_box():
+        model = igpt.load(name, "cpu")
+        told = dict(_description(model))
+        print(f"{name}: {told['parameters']}, {len(model.labels)} labels, {told['picture']}")
+    if not in_the_box():
+        print("no model is in the box")
+    print("igpt info MODEL tells more, also of a model folder of your own", file=sys.stderr)
+
+
+def _tokenize(args: argparse.Namespace) -> None:
+    from igpt import checkpoint
+    from igpt.device import pick_device
+
+    files, evaluate = sibling("generate.files"), sibling("train.evaluate")
+    sources = [Path(picture) for picture in args.pictures]
+    out = None if args.out is None else files.plan_output(args.out, len(sources))
+    device = pick_device(args.device)
+    tokenizer = checkpoint.load(args.model).tokenizer.to(device)
+    measures = {"PSNR": evaluate.psnr, "SSIM": evaluate.ssim}
+    sibling("generate.tokenize").tokenize_files(
+        tokenizer, sources, measures, out, device=device, force=args.force, quiet=args.quiet
+    )
+
+
+def _recipe(picture: str) -> Any:
+    recipe = sibling("generate.files").read_recipe(picture)
+    if recipe is None:
+        raise UserError(f"{picture} carries no recipe of igpt")
+    return recipe
+
+
+def _description(model: igpt.ImageGPT) -> list[tuple[str, str]]:
+    """What `igpt info` says of a model, row by row."""
+    rows, columns = grid_for(LARGEST_SIDE, LARGEST_SIDE, model.downsample, model.native_cells)
+    side, told = model.downsample, model.info()
+    parameters = " + ".join(f"{count / 1e6:.2f} M {part}" for part, count in told["parameters"].items())
+    return [
+        ("name", model.name),
+        ("labels", f"{len(model.labels)}: {', '.join(model.labels)}" if model.labels else "none"),
+        ("parameters", parameters),
+        ("tokenizer", f"{model.tokenizer.kind}, {model.tokenizer.vocab_size} tokens of {side}x{side} pixels"),
+        ("picture", f"{rows}x{columns} tokens, {columns * side}x{rows * side} pixels"),
+        ("weights", model.weights_hash),
+        *((key, value if isinstance(value, str) else json.dumps(value)) for key, value in model.provenance.items()),
+    ]
+
+
+def _print_table(rows: list[tuple[str, str]]) -> None:
+    indent = max(len(key) for key, _ in rows) + 2
+    width = max(shutil.get_terminal_size().columns, indent + 40)
+    for key, value in rows:
+        wrapped = textwrap.wrap(value, width - indent, break_long_words=False, break_on_hyphens=False)
+        print(f"{key:{indent}}" + f"\n{'':{indent}}".join(wrapped))

@@ -1,0 +1,38 @@
+"""Commands that learn from art."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from igpt.siblings import sibling
+from tokenizer_vq.base import UserError
+
+from .parts import add_command, add_options, options_of
+
+STAGES = ("tokenizer", "gpt")
+
+
+def add_to(commands: Any) -> None:
+    """All commands of this file."""
+    _add_train(commands)
+
+
+def _add_train(commands: Any) -> None:
+    parser = add_command(commands, "train", _train, "learn a model from a folder of art: the tokenizer, then the GPT")
+    parser.usage = "igpt train [tokenizer | gpt] ART --out MODEL [options]"
+    parser.epilog = "The word tokenizer or gpt right after train does that stage only. Started again, it goes on."
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    parser.add_argument("art", metavar="ART", help="a folder whose sub-folders are labels, or a .tar like it")
+    parser.add_argument("--out", metavar="MODEL", required=True, help="the folder of the new model")
+    add_options(parser, sibling("train.options").TrainOptions)
+
+
+def _train(args: argparse.Namespace) -> None:
+    if not Path(args.art).exists():
+        raise UserError(f"there is no art at {args.art!r}; a folder of pictures or a .tar is wanted")
+    options = options_of(args, sibling("train.options").TrainOptions)
+    options.resolved()
+    sibling("generate.files").check_writable(args.out)
+    sibling("train.run").train(args.stage, Path(args.art), Path(args.out), options)

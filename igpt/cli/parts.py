@@ -1,0 +1,92 @@
+"""What the parsers of all commands share: errors in one sentence, flags from dataclasses, where pictures go."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from types import NoneType
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_type_hints
+
+from igpt.config import DEFAULT_MODEL
+from tokenizer_vq.base import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Options = TypeVar("Options", bound=DataclassInstance)
+
+SAMPLING_HELP = {
+    "steps": "draw the cells of a picture in so many steps; fewer is faster",
+    "temperature": "below 1 the likelier tokens win more often, 0 always takes the likeliest",
+    "top_k": "choose among the N likeliest tokens only, 0 among all",
+    "top_p": "choose among the likeliest tokens that hold this share of the probability",
+    "guidance": "how hard to pull towards the label, 1 is not at all",
+    "order": "of the cells: random, or raster (rows from the top, one cell a step)",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, as every other error of this program."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ({self.prog} --help lists what there is)")
+
+
+def number(kind: type[int] | type[float]) -> Callable[[str], float]:
+    """A converter for argparse that explains itself."""
+
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+            if math.isfinite(value):
+                return value
+        except (ValueError, OverflowError):
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number within reach")
+
+    return convert
+
+
+def add_options(parser: argparse.ArgumentParser, options: type[DataclassInstance]) -> None:
+    """A flag for every field of a dataclass, each with the default of the field."""
+    hints = get_type_hints(options)
+    for field in fields(options):
+        flag = f"--{field.name.replace('_', '-')}"
+        help = (field.metadata.get("help") or SAMPLING_HELP[field.name]).replace("%", "%%")
+        kind = next(kind for kind in (*get_args(hints[field.name]), hints[field.name]) if kind is not NoneType)
+        if kind is bool:
+            action = argparse.BooleanOptionalAction if field.default else "store_true"
+            parser.add_argument(flag, action=action, default=field.default, help=help)
+            continue
+        if field.default is not None:
+            help += f" (default: {field.default})"
+        convert = number(kind) if kind in (int, float) else kind
+        choices = field.metadata.get("choices")
+        metavar = None if choices else {int: "N", float: "X"}.get(kind, "NAME")
+        parser.add_argument(flag, type=convert, default=field.default, choices=choices, metavar=metavar, help=help)
+
+
+def options_of(args: argparse.Namespace, options: type[Options]) -> Options:
+    """The inverse of `add_options`: the dataclass as the command line has it."""
+    return options(**{field.name: getattr(args, field.name) for field in fields(options)})
+
+
+def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], help: str) -> Parser:
+    parser: Parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_output(parser: Parser, default: str = "this folder") -> None:
+    parser.add_argument("--out", metavar="PATH", help=f"a folder, or the name of a single .png (default: {default})")
+    parser.add_argument("--force", action="store_true", help="replace files of the same name instead of numbering")
+    parser.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but the paths of the pictures")
+
+
+def add_model(parser: Parser) -> None:
+    """The flag that names a model."""
+    model = f"name or folder of a model (default: {DEFAULT_MODEL})"
+    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help=model)
