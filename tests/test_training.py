@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import igpt
@@ -209,6 +210,9 @@ def test_igpt_train_makes_a_model_that_draws_and_goes_on_when_called_again(
     assert model.labels == ["blue", "red"] and model.native_cells == 16
     assert model.generate(2, size=(50, 40), label="red", seed=1)[1].size == (50, 40)
     assert "igpt" in (out / "README.md").read_text() and (out / "training" / "metrics.jsonl").is_file()
+    shown = 32  # pixels a side of each of the held-out pictures on the sheet of originals and reconstructions
+    with Image.open(out / "training" / "reconstructions.png") as sheet:
+        assert sheet.height == 2 * shown and sheet.width % shown == 0
     before = model.weights_hash
     train(None, art, tmp_path / "model", options)  # nothing is left to do
     assert load(out).weights_hash == before
@@ -225,6 +229,9 @@ def test_the_gpt_stage_can_take_the_tokenizer_of_another_model(
     with pytest.raises(UserError, match="no GPT yet"):
         igpt.load(first, device="cpu")
     second = train("gpt", art, tmp_path / "second", TrainOptions(**plain, tokenizer=str(first)))
+    told = load(second).provenance["tokenizer"]
+    assert told["from"] == "first" and told["command"] == load(first).provenance["command"]
+    assert told["command"] in (second / "README.md").read_text()
     codebooks = [load(folder).tokenizer.state_dict()["quantizer.codebook_KE"] for folder in (first, second)]
     assert torch.equal(*codebooks)
 

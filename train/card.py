@@ -15,6 +15,7 @@ def model_card(name: str, provenance: dict[str, Any], labels: list[str]) -> str:
         f"{provenance['held_out']} others were held out for the numbers below.",
         "",
         "```",
+        *([tokenizer["command"]] if "command" in tokenizer else []),  # where the tokenizer was trained before
         provenance["command"],
         "```",
         "",
@@ -31,7 +32,7 @@ def model_card(name: str, provenance: dict[str, Any], labels: list[str]) -> str:
         "| measure | value |",
         "| --- | --- |",
     ]
-    skipped = {"samples", "decoder_samples", "batch", "seconds", "step", "from"}
+    skipped = {"samples", "decoder_samples", "batch", "seconds", "step", "from", "command"}
     for part, numbers in (("tokenizer", tokenizer), ("GPT", gpt)):
         lines += [f"| {part}: {k} | {v:.4g} |" for k, v in numbers.items() if k not in skipped]
     if labels:

@@ -103,7 +103,8 @@ def _tokenizer(
     """The tokenizer to go on with, and what is known of it: taken from the model `source`, or trained here."""
     if source:
         found = checkpoint.load(source)
-        return found.tokenizer, found.provenance.get("tokenizer", {}) | {"from": Path(source).name}
+        made = {"from": Path(source).name, "command": found.provenance.get("command", "unknown")}
+        return found.tokenizer, made | found.provenance.get("tokenizer", {})
     _say(f"tokenizer: {preset.codes} codes of {preset.downsample}x{preset.downsample} pixels, {options.quantizer}; "
          f"{preset.tokenizer_crops:,} crops of {preset.crop} pixels a side, then {preset.decoder_crops:,} for the "
          f"decoder alone; reconstructions to look at appear in {work}", options)  # fmt: skip
