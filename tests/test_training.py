@@ -210,7 +210,7 @@ def test_igpt_train_makes_a_model_that_draws_and_goes_on_when_called_again(
     assert model.labels == ["blue", "red"] and model.native_cells == 16
     assert model.generate(2, size=(50, 40), label="red", seed=1)[1].size == (50, 40)
     assert "igpt" in (out / "README.md").read_text() and (out / "training" / "metrics.jsonl").is_file()
-    shown = 32  # pixels a side of each of the held-out pictures on the sheet of originals and reconstructions
+    shown = 16  # pixels a side of each of the held-out pictures on the sheet of originals and reconstructions
     with Image.open(out / "training" / "reconstructions.png") as sheet:
         assert sheet.height == 2 * shown and sheet.width % shown == 0
     before = model.weights_hash
