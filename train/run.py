@@ -31,7 +31,7 @@ from .gpt import GPTStage
 from .loop import Schedule, Stage, run
 from .losses import perceptual
 from .options import Preset, TrainOptions
-from .state import peek
+from .state import load_state, peek
 from .tokenizer import TokenizerStage
 from .tokens import encode
 
@@ -85,13 +85,29 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
         quiet=options.quiet,
     )  # fmt: skip
     gpt_stage = GPTStage(cache, tokenizer, collection.labels, told, held_out, preset, options)
-    gpt, provenance["gpt"] = _learn(gpt_stage, preset.gpt_samples, preset.gpt_batch, options, work, identity)
-    assert isinstance(gpt, GPT)
-    card = model_card(out.name, provenance, collection.labels)
-    checkpoint.save(out, tokenizer, gpt, collection.labels, provenance, card)
-    _say(f"the model is in {out}: draw with `igpt generate --model {out}`", options)
+    try:
+        gpt, provenance["gpt"] = _learn(gpt_stage, preset.gpt_samples, preset.gpt_batch, options, work, identity)
+    except KeyboardInterrupt:
+        if (best := _file(work, gpt_stage, "best")).is_file():  # what was learned so far can be drawn with
+            load_state(best, {"model": gpt_stage.modules["model"]}, {})
+            provenance["gpt"] = _numbers(gpt_stage, preset.gpt_batch, work)
+            _finish(out, tokenizer, gpt_stage.modules["model"], collection.labels, provenance, options)
+        raise
+    _finish(out, tokenizer, gpt, collection.labels, provenance, options)
     return out
 
+
+# Parts
+
+
+def _finish(
+    out: Path, tokenizer: checkpoint.Tokenizer, gpt: nn.Module, labels: list[str], provenance: dict[str, Any],
+    options: TrainOptions,
+) -> None:  # fmt: skip
+    """Write the model folder."""
+    assert isinstance(gpt, GPT)
+    checkpoint.save(out, tokenizer, gpt, labels, provenance, model_card(out.name, provenance, labels))
+    _say(f"the model is in {out}: draw with `igpt generate --model {out}`", options)
 
 # Parts
 
@@ -131,10 +147,20 @@ def _learn(
         _precision(options), options.workers, options.quiet,
     )  # fmt: skip
     model = run(stage, schedule, work, {"identity": identity})
-    best, last = (peek(work / f"{stage.name}-{which}.safetensors") for which in ("best", "state"))
+    return model, _numbers(stage, batch, work)
+
+
+def _numbers(stage: Stage, batch: int, work: Path) -> dict[str, Any]:
+    """What is known of a stage, also of one that is not through: its best measurement, and what it has seen."""
+    best, last = (peek(_file(work, stage, which)) for which in ("best", "state"))
     kept = best.keys() - {"stale", "best_score", "score", "seconds", "identity"}
-    numbers = {k: float(best[k]) for k in sorted(kept)}
-    return model, numbers | {"samples": samples, "batch": batch, "seconds": float(last["seconds"])}
+    numbers: dict[str, Any] = {k: float(best[k]) for k in sorted(kept)}
+    return numbers | {"samples": int(last["step"]) * batch, "batch": batch, "seconds": float(last["seconds"])}
+
+
+def _file(work: Path, stage: Stage, which: str) -> Path:
+    """Where the loop keeps the "best" averaged weights of a stage, and its "state"."""
+    return work / f"{stage.name}-{which}.safetensors"
 
 
 def _precision(options: TrainOptions) -> str:
