@@ -60,9 +60,9 @@ def audit(
     found = []
     for space in originality.spaces(model.tokenizer, side, model.weights_hash, net):
         training = originality.references(space, collection, told, side, device=model.device, quiet=quiet)
-        queries = originality.both_ways(space, squares, len(squares), device=model.device, quiet=quiet)
+        queries = originality.both_ways(space, squares, len(squares), side, device=model.device, quiet=quiet)
         unseen = originality.both_ways(
-            space, (collection.picture(i) for i in held_out), len(held_out), device=model.device,
+            space, (collection.picture(i) for i in held_out), len(held_out), side, device=model.device,
             cache=FeatureCache.of(space.net), quiet=quiet, what="held-out",
         )  # fmt: skip
         near = originality.nearest(space, queries, training, SHOWN)

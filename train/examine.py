@@ -34,7 +34,7 @@ from .options import EvaluateOptions
 from .report import Report, Section
 from .sheets import sheet
 
-BATCH = 16
+BATCH = 8  # pictures encoded, decoded and judged at once: LPIPS keeps 50 MB for each
 MEASURED = 1000  # pictures a side for reconstruction and likelihood, at most
 FEW = 100  # held-out pictures, below which their first percentile is hardly one
 SHOWN, ACROSS = 24, 8
@@ -101,8 +101,8 @@ class Examination:
             notes.append(f"{len(strangers)} of the {len(self.art.labels)} labels of ART are unknown to the model "
                          f"(the first: {strangers[0]!r}); their share is drawn without a label")  # fmt: skip
         if 0 < len(self.held_out) < FEW:
-            notes.append(f"only {len(self.held_out)} pictures are held out: \"copied\" means nearer than the nearest few "
-                         "of them, and membership AUC is rough")  # fmt: skip
+            notes.append(f"only {len(self.held_out)} pictures are held out: \"copied\" means nearer than the nearest "
+                         "of them, and the membership AUC is rough")  # fmt: skip
         if self.options.limit:
             notes.append(f"only {len(self.told)} training and {len(self.held_out)} held-out pictures were looked at; "
                          "nearest training pictures among fewer are farther away")  # fmt: skip

@@ -183,30 +183,36 @@ def _hash(file: Path) -> str:
 
 
 class FeatureCache:
-    """Vectors on disk, each under the hash of the picture it was made of. A damaged file is as good as none."""
+    """Vectors on disk, each under the hash of the picture it was made of.
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.rows: dict[bytes, int] = {}
-        self.known_ND: Tensor | None = None
+    Every save is a file of its own in a folder of the net, so that nothing is written twice; a damaged file is as good
+    as none. Files are mapped, not read: what is known takes next to no memory.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.known: dict[bytes, Tensor] = {}
         self.new: dict[bytes, Tensor] = {}
-        try:
-            tensors = load_file(path) if path.is_file() else {}
-            self.rows = {digest.tobytes(): i for i, digest in enumerate(tensors["digests"].numpy())} if tensors else {}
-            self.known_ND = tensors.get("features")
-        except (OSError, SafetensorError, KeyError):
-            self.rows = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            self._read(path)
 
     @classmethod
     def of(cls, net: FeatureNet, folder: Path | None = None) -> FeatureCache:
         """The cache of a net, in `folder` or in the user's cache folder."""
         name = hashlib.sha256(f"{net.name}/{net.side}/{net.identity}".encode()).hexdigest()[:24]
-        return cls((folder or cache_folder()) / f"{name}.safetensors")
+        return cls((folder or cache_folder()) / name)
+
+    def _read(self, path: Path) -> None:
+        try:
+            tensors = load_file(path)
+            digests, vectors_ND = tensors["digests"].numpy(), tensors["features"]
+        except (OSError, SafetensorError, KeyError):
+            return
+        self.known.update(zip((digest.tobytes() for digest in digests), vectors_ND, strict=False))
 
     def get(self, digest: bytes) -> Tensor | None:
-        if digest in self.rows and self.known_ND is not None:
-            return self.known_ND[self.rows[digest]]
-        return self.new.get(digest)
+        vector_D = self.known.get(digest)
+        return vector_D if vector_D is not None else self.new.get(digest)
 
     def put(self, digest: bytes, vector_D: Tensor) -> None:
         self.new[digest] = vector_D.clone()
@@ -217,17 +223,19 @@ class FeatureCache:
         """Write what is new. Where the disk refuses, the next run has to extract again, that is all."""
         if not self.new:
             return
-        for digest in self.new:
-            self.rows[digest] = len(self.rows)
-        parts = [] if self.known_ND is None else [self.known_ND]
-        self.known_ND, self.new = torch.cat([*parts, torch.stack(list(self.new.values()))]), {}
-        digests = torch.frombuffer(bytearray(b"".join(self.rows)), dtype=torch.uint8).view(len(self.rows), -1)
+        digests = torch.frombuffer(bytearray(b"".join(self.new)), dtype=torch.uint8).view(len(self.new), -1)
+        tensors = {"digests": digests, "features": torch.stack(list(self.new.values()))}
+        path = self.folder / f"{next(iter(self.new)).hex()}.safetensors"
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with whole(self.path) as beside:
-                save_file({"digests": digests, "features": self.known_ND}, beside)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with whole(path) as beside:
+                save_file(tensors, beside)
         except (OSError, SafetensorError) as error:
             print(f"igpt: features are not kept for next time: {error}", file=sys.stderr)
+            self.known.update(self.new)
+        else:
+            self._read(path)
+        self.new = {}
 
 
 def cache_folder() -> Path:

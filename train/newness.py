@@ -65,10 +65,10 @@ def _yardsticks(examination: Examination, space: originality.Space) -> Yardstick
     art, side = examination.art, examination.side
     training = originality.references(space, art, examination.told, side, device=device, quiet=quiet)
     drawn = originality.both_ways(
-        space, examination.drawn(), len(examination.samples), device=device, quiet=quiet, what="drawn"
+        space, examination.drawn(), len(examination.samples), side, device=device, quiet=quiet, what="drawn"
     )
     held_out = originality.both_ways(
-        space, examination.squares(examination.held_out), len(examination.held_out), device=device,
+        space, examination.squares(examination.held_out), len(examination.held_out), side, device=device,
         cache=FeatureCache.of(space.net), quiet=quiet, what="held-out",
     )  # fmt: skip
     near, distance_N = originality.nearest(space, drawn, training, k=1), torch.zeros(0, dtype=torch.float64)
@@ -81,8 +81,9 @@ def _judge_creativity(examination: Examination, sticks: Yardsticks) -> None:
     report, art = examination.report, examination.art
     part = report.section(
         "creativity", "Novelty: distance to the nearest training picture in units of that of unseen art (0 a copy, 1 "
-        "as new as unseen art). Style ambiguity: how undecided a label classifier is (0 decided, 1 a blind guess). "
-        "Label faithfulness: how often it finds the label that a picture was drawn for. All on "
+        "as new as unseen art; above 1 unlike anything at hand, as blur and mistakes are too). Style ambiguity: how "
+        "undecided a label classifier is (0 decided, 1 a blind guess). Label faithfulness: how often it finds the label "
+        "that a picture was drawn for. All on "
         f"{examination.nets[0].name}.", "drawn", "held-out",
     )  # fmt: skip
     drawn_N = sticks.drawn.distance_QK[:, 0]

@@ -9,7 +9,7 @@ Notable choices:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -66,7 +66,7 @@ class Space(NamedTuple):
         """[Q, N]. Tokens: share of cells that differ. Pixels: root mean square difference, pictures in [0, 1].
         Features: the Euclidean distance of vectors brought to unit length, 0 to 2."""
         if self.key == "tokens":
-            return torch.ne(a_QD[:, None], b_ND).double().mean(-1)
+            return torch.ne(a_QD[:, None], b_ND).sum(-1).double() / a_QD.shape[1]
         a_QD, b_ND = a_QD.double(), b_ND.double()
         if self.key == "pixels":
             a_QD, b_ND = (x / (2 * math.sqrt(x.shape[1])) for x in (a_QD, b_ND))
@@ -121,11 +121,16 @@ def references(
 
 
 def both_ways(
-    space: Space, pictures: Sequence[Image.Image] | Iterator[Image.Image], count: int, *,
-    device: torch.device, cache: FeatureCache | None = None, quiet: bool = False, what: str = "pictures",
+    space: Space, pictures: Iterable[Image.Image], count: int, side: int, *, device: torch.device,
+    cache: FeatureCache | None = None, quiet: bool = False, what: str = "pictures",
 ) -> Tensor:  # fmt: skip
-    """Vectors of pictures as they are and mirrored, [count, 2, D]."""
-    stream = (view for picture in pictures for view in (picture, ImageOps.mirror(picture)))
+    """Vectors of the middle squares of pictures, as they are and mirrored, [count, 2, D].
+
+    They become squares of the native `side` first, as the crops of training pictures do: resampled otherwise, copies
+    would not be quite the same.
+    """
+    squares = (fit_cover(picture, side, side) for picture in pictures)
+    stream = (view for square in squares for view in (square, ImageOps.mirror(square)))
     vectors = extract(space.net, stream, 2 * count, device=device, cache=cache, quiet=quiet, what=what)
     return vectors.view(count, 2, vectors.shape[1])
 
