@@ -191,7 +191,7 @@ class FeatureCache:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.known: dict[bytes, Tensor] = {}
+        self.known: dict[bytes, tuple[Tensor, int]] = {}  # the matrix of a file, and the row in it
         self.new: dict[bytes, Tensor] = {}
         for path in sorted(folder.glob("*.safetensors")):
             self._read(path)
@@ -208,11 +208,13 @@ class FeatureCache:
             digests, vectors_ND = tensors["digests"].numpy(), tensors["features"]
         except (OSError, SafetensorError, KeyError):
             return
-        self.known.update(zip((digest.tobytes() for digest in digests), vectors_ND, strict=False))
+        self.known.update({digest.tobytes(): (vectors_ND, row) for row, digest in enumerate(digests)})
 
     def get(self, digest: bytes) -> Tensor | None:
-        vector_D = self.known.get(digest)
-        return vector_D if vector_D is not None else self.new.get(digest)
+        if digest in self.known:
+            vectors_ND, row = self.known[digest]
+            return vectors_ND[row]
+        return self.new.get(digest)
 
     def put(self, digest: bytes, vector_D: Tensor) -> None:
         self.new[digest] = vector_D.clone()
@@ -232,7 +234,6 @@ class FeatureCache:
                 save_file(tensors, beside)
         except (OSError, SafetensorError) as error:
             print(f"igpt: features are not kept for next time: {error}", file=sys.stderr)
-            self.known.update(self.new)
         else:
             self._read(path)
         self.new = {}

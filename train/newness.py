@@ -82,8 +82,8 @@ def _judge_creativity(examination: Examination, sticks: Yardsticks) -> None:
     part = report.section(
         "creativity", "Novelty: distance to the nearest training picture in units of that of unseen art (0 a copy, 1 "
         "as new as unseen art; above 1 unlike anything at hand, as blur and mistakes are too). Style ambiguity: how "
-        "undecided a label classifier is (0 decided, 1 a blind guess). Label faithfulness: how often it finds the label "
-        "that a picture was drawn for. All on "
+        "undecided a label classifier is (0 decided, 1 a blind guess). Label faithfulness: how often it finds the "
+        "label that a picture was drawn for. All on "
         f"{examination.nets[0].name}.", "drawn", "held-out",
     )  # fmt: skip
     drawn_N = sticks.drawn.distance_QK[:, 0]

@@ -28,7 +28,7 @@ NEARLY_SQUARE = 1.1  # up to this aspect the crops of a picture would be the sam
 SAME = 1e-3  # distances up to here are those of a copy: mirrored and resampled, a few pixels are rounded otherwise
 PERCENTILE = 0.01  # of the held-out pictures' distances: what is nearer counts as copied
 PIXELS = 16  # a side, of the pictures that are compared pixel by pixel
-QUERIES, TRAINING = 32, 2048  # rows and columns of the distances in memory at once
+QUERIES, TRAINING = 16, 2048  # rows and columns of the distances in memory at once
 
 # Spaces
 
@@ -149,7 +149,10 @@ def nearest(space: Space, queries_Q2D: Tensor, among: References, k: int = 3) ->
     fewer. Raises UserError if there is none, or where features are NaN or infinite."""
     if not len(among.vectors_ND):
         raise UserError("there is no training picture to compare with")
-    if not bool(queries_Q2D.isfinite().all() and among.vectors_ND.isfinite().all()):
+    starts = range(0, len(among.vectors_ND), TRAINING)
+    # Block by block here too: isfinite makes a copy of what it is given.
+    finite = [among.vectors_ND[start : start + TRAINING].isfinite().all() for start in starts]
+    if not all(finite) or not bool(queries_Q2D.isfinite().all()):
         raise UserError(f"some features hold NaN or infinity ({space.net.name})")
     owners, number_N = among.picture_N.unique(return_inverse=True)  # type: ignore[no-untyped-call]
     k = min(k, len(owners))
@@ -159,7 +162,7 @@ def nearest(space: Space, queries_Q2D: Tensor, among: References, k: int = 3) ->
         q = len(block_Q2D)
         parts = [
             space.distances(block_Q2D.flatten(0, 1), among.vectors_ND[start : start + TRAINING])
-            for start in range(0, len(among.vectors_ND), TRAINING)
+            for start in starts
         ]
         crops_QN = torch.cat(parts, dim=1).view(q, 2, -1).amin(1)
         best_QP = torch.full((q, len(owners)), torch.inf, dtype=torch.float64)
