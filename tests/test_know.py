@@ -76,6 +76,17 @@ def test_evaluate_prints_a_table_and_writes_json_and_a_page_that_needs_nothing_e
             assert measure in page and measure in out
 
 
+def test_the_probe_reads_labels_off_every_layer_and_draws_them(desk: Path, capsys: Capture) -> None:
+    assert main([*EVALUATE, "--manifest", manifest(desk, 4), "--probe"]) == 0
+    found = measures()["measures"]["linear probe"]
+    assert found.keys() == {"layer 1 of 2", "layer 2 of 2", "pixels", "tokenizer"}
+    assert found["tokenizer"]["held-out"] == 1, "red and blue are told apart by their colours"
+    assert all(0 <= row["held-out"] <= 1 for row in found.values())
+    assert Image.open("tiny-report/probe.png").size[0] > 200
+    assert main([*EVALUATE, "--manifest", manifest(desk, 0), "--probe", "--out", "none-held-out"]) == 0
+    assert "linear probe on pixels: no picture has a label" in capsys.readouterr().out
+
+
 def test_a_second_report_gets_a_new_number_and_says_the_same(desk: Path, capsys: Capture) -> None:
     command = [*EVALUATE, "--manifest", manifest(desk, 4), "--out", "seen"]
     assert main(command) == 0

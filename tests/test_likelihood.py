@@ -14,6 +14,7 @@ from igpt.model import cell_positions
 from igpt.sizes import grid_for
 from tests.painting import COLOURS, paint
 from train import likelihood
+from train.fidelity import auc
 from train.likelihood import surprise
 from train.surprise import heat, surprise_map
 
@@ -51,6 +52,23 @@ def test_a_model_that_knows_nothing_pays_the_whole_vocabulary(tiny_model: ImageG
     nn.init.zeros_(blank.gpt.head.weight)
     for order in ("random", "raster"):
         assert torch.allclose(surprise(blank, TOKENS, LABELS, order=order), torch.tensor(math.log2(32)).double())
+
+
+def test_a_model_that_has_learned_pictures_by_heart_gives_them_away(tiny_model: ImageGPT) -> None:
+    told, unseen = torch.randint(32, (2, 4, 4, 4), generator=torch.Generator().manual_seed(1))
+    gpt, labels = copy.deepcopy(tiny_model.gpt).train(), torch.zeros(4, dtype=torch.long)
+    positions = cell_positions(4, 4, gpt.config.centred).expand(4, -1, -1)
+    adam = torch.optim.AdamW(gpt.parameters(), lr=1e-2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # of the dropout
+        for _ in range(60):
+            adam.zero_grad()
+            logits = gpt(told.flatten(1), positions, labels)
+            torch.nn.functional.cross_entropy(logits.transpose(1, 2), told.flatten(1)).backward()
+            adam.step()
+    parrot = ImageGPT(tiny_model.tokenizer, gpt, tiny_model.labels)
+    bits = [surprise(parrot, tokens, labels, order="raster").mean((1, 2)) for tokens in (told, unseen)]
+    assert auc(-bits[0], -bits[1]) == 1
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 32), (20, 300)])

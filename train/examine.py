@@ -31,6 +31,7 @@ from .likelihood import surprise
 from .losses import perceptual
 from .newness import judge
 from .options import EvaluateOptions
+from .probe import probe
 from .report import Report, Section
 from .sheets import sheet
 
@@ -55,6 +56,8 @@ def evaluate_model(
     for net in examination.nets:
         examination.measure_fidelity(net)
     judge(examination)
+    if options.probe:
+        probe(examination)
     return examination.report
 
 

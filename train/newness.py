@@ -18,6 +18,7 @@ from .sheets import sheet
 if TYPE_CHECKING:
     from .examine import Examination
 
+TAUGHT = 10_000  # pictures the label classifier learns from at most: it keeps them in float64
 CLOSEST = 6  # drawn pictures shown beside their nearest training pictures
 TILE = 160
 
@@ -90,11 +91,11 @@ def _judge_creativity(examination: Examination, sticks: Yardsticks) -> None:
     novelty = report.attempt("novelty", originality.novelty, drawn_N, sticks.held_out_N)
     if novelty is not None:
         part.add("novelty", drawn=novelty, held_out=1.0)
-    middle = sticks.training.crop_N == 0
-    owners = sticks.training.picture_N[middle].tolist()
+    middle = (sticks.training.crop_N == 0).nonzero().squeeze(1)
+    middle = middle[:: -(-len(middle) // TAUGHT)]  # labels follow one another, so every so many is a fair part
     classifier = report.attempt(
         "style ambiguity and label faithfulness", LabelClassifier, sticks.training.vectors_ND[middle],
-        torch.tensor([art.label_of[i] for i in owners]), len(art.labels),
+        torch.tensor([art.label_of[i] for i in sticks.training.picture_N[middle].tolist()]), len(art.labels),
     )  # fmt: skip
     if classifier is None:
         return

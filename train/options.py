@@ -155,6 +155,7 @@ class EvaluateOptions(AuditOptions):
     samples: int = _option(200, "how many pictures to draw; a Frechet distance wants thousands, KID works with 200")
     seed: int = _option(0, "every random draw of the evaluation follows from it")
     perceptual: str | None = _option(None, "folder with LPIPS weights; without it a weight-free distance is used")
+    probe: bool = _option(False, "also find out how well labels can be read off each layer of the GPT (probe.png)")
 
     def check(self) -> None:
         super().check()

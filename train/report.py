@@ -56,6 +56,7 @@ class Report:
     notes: list[str] = field(default_factory=list)  # what a reader must know
     skipped: list[str] = field(default_factory=list)  # what could not be measured, and why
     pictures: list[tuple[str, Image.Image]] = field(default_factory=list)
+    files: dict[str, Image.Image] = field(default_factory=dict)  # pictures that are also written by themselves, as PNG
 
     def section(self, title: str, about: str, *columns: str) -> Section:
         self.sections.append(Section(title, about, columns))
@@ -122,7 +123,7 @@ class Report:
         )
 
     def write(self, folder: Path) -> Path:
-        """report.json and report.html in `folder`, or in one with a new number where there is a report already.
+        """report.json, report.html and `files` in `folder`, or in one with a new number where there is one already.
 
         Returns the folder. Raises UserError where the disk refuses.
         """
@@ -133,6 +134,9 @@ class Report:
             for name, text in (("report.html", self.to_html()), ("report.json", self.to_json())):
                 with whole(folder / name) as beside:
                     beside.write_text(text, encoding="utf-8")
+            for name, picture in self.files.items():
+                with whole(folder / name) as beside:
+                    picture.save(beside, "PNG")
         except OSError as error:
             raise UserError(f"the report cannot be written to {folder}: {error.strerror}") from error
         return folder
