@@ -320,11 +320,14 @@ def test_train_hands_every_option_over(stage: str | None, desk: Path, monkeypatc
 
 def test_every_default_comes_from_the_dataclasses() -> None:
     parser, options = build_parser(), sibling("train.options").TrainOptions
+    looks = sibling("train.options").EvaluateOptions
+    assert options_of(parser.parse_args(["evaluate", "tiny", "art"]), looks) == looks()
+    assert options_of(parser.parse_args(["evaluate", "tiny", "art"]), SamplingOptions) == SamplingOptions()
     assert options_of(parser.parse_args(["generate"]), SamplingOptions) == SamplingOptions()
     assert options_of(parser.parse_args(["train", "art", "--out", "model"]), options) == options()
 
 
-@pytest.mark.parametrize("command", ["generate", "train", "replay", "show", "info"])
+@pytest.mark.parametrize("command", ["generate", "train", "replay", "show", "info", "evaluate", "audit", "surprise"])
 def test_help_shows_every_flag_with_its_default(command: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as stopped:
@@ -378,6 +381,9 @@ for argv in json.loads(sys.argv[1]):
         "generate --size 0", "generate --steps 0", "generate -n 0", "generate --top-p 2", "generate --seed -1",
         "generate --out file/x", "generate --order spiral", "show missing.png", "show tiny-1.png",
         "train missing --out model", "train . --out file/x", "train . --out model --views 0",
+        "evaluate tiny missing", "evaluate tiny . --samples 0", "evaluate tiny . --top-p 2", "evaluate tiny",
+        "evaluate tiny . --out file/x", "audit missing.png --against .", "audit file", "surprise missing.png",
+        "surprise file --orders 0", "evaluate --help", "audit --help",
     ]  # fmt: skip
     done = python("-c", code, json.dumps([line.split() for line in lines]), capture_output=True)
     assert done.returncode == 0, done.stderr

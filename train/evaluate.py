@@ -7,8 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from tokenizer_vq.base import ImageTokenizer
 from tokenizer_vq.quantizer import codebook_usage
-from tokenizer_vq.vq import VQTokenizer
 
 from .losses import Perceptual, ssim
 
@@ -34,7 +34,7 @@ def edge_profile(images_BCHW: Tensor, period: int) -> Tensor:
 
 @torch.no_grad()
 def reconstruction(
-    tokenizer: VQTokenizer, batches: Iterable[Tensor], distance: Perceptual
+    tokenizer: ImageTokenizer, batches: Iterable[Tensor], distance: Perceptual
 ) -> dict[str, float]:
     """Mean PSNR, SSIM and perceptual distance of pictures against their decoded tokens, the use of the codes, and the
     `grid`: the relative deviation of edges over the pixels of a token (`edge_profile`; that of pictures is about 0.02).

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import igpt
 from tokenizer_vq.base import UserError
 
-from . import draw, learn
+from . import draw, know, learn
 from .parts import Parser
 
 
@@ -20,6 +20,7 @@ def build_parser() -> Parser:
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
     draw.add_to(commands)
     learn.add_to(commands)
+    know.add_to(commands)
     return parser
 
 

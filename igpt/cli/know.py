@@ -1,0 +1,118 @@
+"""Commands that tell what was made: how good, how new, how much one's own."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import igpt
+from igpt.config import SamplingOptions
+from igpt.siblings import sibling
+from tokenizer_vq.base import UserError
+
+from .parts import add_command, add_model, add_options, add_output, number, options_of
+
+
+def add_to(commands: Any) -> None:
+    """All commands of this file."""
+    _add_evaluate(commands)
+    _add_audit(commands)
+    _add_surprise(commands)
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = add_command(commands, "evaluate", _evaluate, "measure how good, how varied and how original a model is")
+    parser.add_argument("model", metavar="MODEL", help="name or folder of a model")
+    parser.add_argument("art", metavar="ART", help="the art it learned from: a folder or a .tar, as for train")
+    add_options(parser, sibling("train.options").EvaluateOptions)
+    add_options(parser, SamplingOptions)
+    parser.add_argument("--out", metavar="FOLDER", help="for report.html and report.json (default: MODEL-report)")
+    parser.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def _add_audit(commands: Any) -> None:
+    parser = add_command(commands, "audit", _audit, "find the training pictures that pictures come nearest to")
+    parser.add_argument("pictures", metavar="PICTURE", nargs="+", help="a picture; its middle square is looked at")
+    parser.add_argument("--against", metavar="ART", required=True, help="the art of the training: a folder or a .tar")
+    add_options(parser, sibling("train.options").AuditOptions)
+    add_model(parser)
+    add_output(parser)
+
+
+def _add_surprise(commands: Any) -> None:
+    parser = add_command(commands, "surprise", _surprise, "map where a picture is unusual to a model, in bits a token")
+    parser.add_argument("pictures", metavar="PICTURE", nargs="+", help="a picture, written anew beside its map")
+    parser.add_argument("--label", metavar="NAME", help="what it is, one of the model's labels (default: unknown)")
+    orders = "mean over so many random drawing orders (default: 8)"
+    parser.add_argument("--orders", type=number(int), default=8, metavar="N", help=orders)
+    parser.add_argument("--seed", type=number(int), default=0, metavar="N", help="of those orders (default: 0)")
+    add_model(parser)
+    add_output(parser)
+
+
+# Commands
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    options = options_of(args, sibling("train.options").EvaluateOptions)
+    sampling = options_of(args, SamplingOptions)
+    options.check()
+    sampling.check()
+    _must_exist(args.art)
+    folder = Path(args.out or f"{Path(args.model).name}-report")
+    sibling("generate.files").check_writable(folder)
+    model = igpt.load(args.model, args.device)
+    report = sibling("train.examine").evaluate_model(model, args.art, options, sampling, quiet=args.quiet)
+    print(report.table(), flush=True)
+    print(report.write(folder) / "report.html")
+
+
+def _audit(args: argparse.Namespace) -> None:
+    files = sibling("generate.files")
+    options = options_of(args, sibling("train.options").AuditOptions)
+    options.check()
+    _must_exist(args.against)
+    sources = _pictures(args.pictures)
+    output = files.plan_output(args.out, len(sources))
+    model = igpt.load(args.model, args.device)
+    for verdict in sibling("train.audit").audit(model, sources, args.against, options, quiet=args.quiet):
+        place = output.picture(f"{verdict.source.stem}-audit")
+        path = files.write_picture(verdict.sheet, place, force=args.force)
+        if not args.quiet:
+            print("\n".join(verdict.lines))
+        print(path, flush=True)
+
+
+def _surprise(args: argparse.Namespace) -> None:
+    files = sibling("generate.files")
+    if not 1 <= args.orders <= 1000:
+        raise UserError(f"--orders {args.orders} cannot be; 1 to 1000 are wanted")
+    if not 0 <= args.seed < 2**31:
+        raise UserError(f"--seed {args.seed} is out of reach; 0 to 2**31 - 1 is wanted")
+    sources = _pictures(args.pictures)
+    output = files.plan_output(args.out, len(sources))
+    model = igpt.load(args.model, args.device)
+    label = model.label_number(args.label)
+    images = sibling("train.surprise")
+    for source, picture in images.opened(sources):
+        told = images.surprise_map(model, picture, label, orders=args.orders, seed=args.seed, quiet=args.quiet)
+        path = files.write_picture(told.sheet, output.picture(f"{source.stem}-surprise"), force=args.force)
+        if not args.quiet:
+            print(f"{source}: {told.sentence}", file=sys.stderr)
+        print(path, flush=True)
+
+
+def _must_exist(art: str) -> None:
+    if not Path(art).exists():
+        raise UserError(f"there is no art at {art!r}; a folder of pictures or a .tar is wanted")
+
+
+def _pictures(names: list[str]) -> list[Path]:
+    sources = [Path(name) for name in names]
+    for source in sources:
+        if not source.is_file():
+            raise UserError(f"there is no picture at {str(source)!r}")
+    return sources

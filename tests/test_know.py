@@ -1,0 +1,180 @@
+"""`igpt evaluate`, `audit` and `surprise` from the command line, on the tiny model and painted art."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from igpt.cli import main
+from igpt.config import SamplingOptions
+from igpt.image_gpt import ImageGPT
+from tests.painting import COLOURS, art_folder, paint
+from tests.test_cli import refusal
+from train import examine
+from train.options import EvaluateOptions
+from train.report import Report
+
+Capture = pytest.CaptureFixture[str]
+EVALUATE = ["evaluate", "tiny", "art", "--device", "cpu", "--samples", "6", "--steps", "2"]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_folder: Path) -> Path:
+    """The current folder holds the model `tiny` and 20 pictures in `art`, under the labels of the model."""
+    shutil.copytree(tiny_folder, tmp_path / "tiny")
+    art_folder(tmp_path / "art", each=10)
+    (tmp_path / "desk").mkdir()
+    for name in ("tiny", "art"):
+        (tmp_path / name).rename(tmp_path / "desk" / name)
+    monkeypatch.chdir(tmp_path / "desk")
+    return tmp_path / "desk"
+
+
+def manifest(desk: Path, held_out: int) -> str:
+    """A manifest that holds out the first pictures of each label; its name."""
+    rows = [f"{label}/{i},{'val' if i < held_out else 'train'}" for label in COLOURS for i in range(10)]
+    (desk / "split.csv").write_text("\n".join(["path,split", *rows]))
+    return "split.csv"
+
+
+def measures(folder: str = "tiny-report") -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(Path(folder, "report.json").read_text(encoding="utf-8"))
+    return told
+
+
+def test_evaluate_prints_a_table_and_writes_json_and_a_page_that_needs_nothing_else(
+    desk: Path, capsys: Capture
+) -> None:
+    assert main([*EVALUATE, "--manifest", manifest(desk, 4)]) == 0
+    out, err = capsys.readouterr()
+    assert out.endswith(f"{Path('tiny-report', 'report.html')}\n") and err == ""
+    told = measures()
+    sections = {title.split(",")[0]: rows for title, rows in told["measures"].items()}
+    assert {"reconstruction", "likelihood", "fidelity and diversity", "originality", "creativity"} <= sections.keys()
+    assert sections["likelihood"]["bits per token, random order"].keys() == {"training", "held-out"}
+    bits = sections["likelihood"]["bits per token, raster order"]["training"]
+    assert sections["likelihood"]["bits per pixel, raster order"]["training"] == pytest.approx(bits / 64)
+    wanted = {"KID", "Frechet distance", "precision", "recall", "density", "coverage", "Vendi score"}
+    assert wanted <= sections["fidelity and diversity"].keys()
+    assert sections["fidelity and diversity"]["KID"].keys() == {"drawn", "reconstructed", "real"}
+    assert {"novelty", "style ambiguity", "label faithfulness"} <= sections["creativity"].keys()
+    assert {"copied, tokens", "copied, pixels", "copied, features"} <= sections["originality"].keys()
+    assert "own tokenizer" in " ".join(told["measures"]) and "own tokenizer" in out, "never a plain FID"
+    assert told["skipped"] == [] and (told["training"], told["held_out"]) == (12, 8)
+    assert SamplingOptions(**told["sampling"]) == SamplingOptions(steps=2)
+    page = Path("tiny-report/report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/jpeg;base64,") == 3 and not re.search(r"https?:|<script|<link|src=\"(?!data:)", page)
+    for rows in sections.values():
+        for measure in rows:
+            assert measure in page and measure in out
+
+
+def test_the_probe_reads_labels_off_every_layer_and_draws_them(desk: Path, capsys: Capture) -> None:
+    assert main([*EVALUATE, "--manifest", manifest(desk, 4), "--probe"]) == 0
+    found = measures()["measures"]["linear probe"]
+    assert found.keys() == {"layer 1 of 2", "layer 2 of 2", "pixels", "tokenizer"}
+    assert found["tokenizer"]["held-out"] == 1, "red and blue are told apart by their colours"
+    assert all(0 <= row["held-out"] <= 1 for row in found.values())
+    assert Image.open("tiny-report/probe.png").size[0] > 200
+    assert main([*EVALUATE, "--manifest", manifest(desk, 0), "--probe", "--out", "none-held-out"]) == 0
+    assert "linear probe on pixels: no picture has a label" in capsys.readouterr().out
+
+
+def test_a_second_report_gets_a_new_number_and_says_the_same(desk: Path, capsys: Capture) -> None:
+    command = [*EVALUATE, "--manifest", manifest(desk, 4), "--out", "seen"]
+    assert main(command) == 0
+    first = (desk / "seen" / "report.json").read_bytes()
+    assert main(command) == 0
+    assert sorted(path.name for path in desk.glob("seen*")) == ["seen", "seen-2"]
+    assert (desk / "seen" / "report.json").read_bytes() == first == (desk / "seen-2" / "report.json").read_bytes()
+    assert main([*command, "--seed", "1"]) == 0
+    assert measures("seen-3")["measures"] != measures("seen")["measures"]
+
+
+def test_what_lacks_pictures_is_skipped_with_a_reason_and_the_rest_is_done(desk: Path, capsys: Capture) -> None:
+    for label in COLOURS:
+        for path in sorted((desk / "art" / label).iterdir())[2:]:
+            path.unlink()
+    assert main([*EVALUATE, "--manifest", manifest(desk, 0)]) == 0, "four pictures, none held out"
+    out = capsys.readouterr().out
+    assert "2 pictures are too few; 6 or more are wanted" in out and "no picture is held out" in out
+    assert "bits per token" in out and "Vendi score" in out and "psnr" in out
+
+
+def test_labels_that_the_model_does_not_know_are_said(desk: Path, capsys: Capture) -> None:
+    (desk / "art" / "red").rename(desk / "art" / "green")
+    assert main(EVALUATE) == 0
+    out = capsys.readouterr().out
+    assert "1 of the 2 labels of ART are unknown to the model (the first: 'green')" in out
+    assert "label faithfulness" in out
+    (desk / "art" / "blue").rename(desk / "art" / "grey")
+    assert main(EVALUATE) == 0
+    assert "no picture has a label that both" in capsys.readouterr().out
+
+
+def test_nan_features_are_said_and_the_rest_is_done(
+    desk: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examine.features.OwnTokenizer, "forward", lambda _, x: torch.full((len(x), 4), torch.nan))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(desk))  # or the good ones of another test would be remembered
+    assert main([*EVALUATE, "--manifest", manifest(desk, 4)]) == 0
+    out = capsys.readouterr().out
+    assert "KID: the features of 6 of 6 pictures hold NaN" in out and "copied, tokens" in out and "nan" not in out
+
+
+def test_art_without_a_training_part_and_folders_without_nets_are_refused(desk: Path, capsys: Capture) -> None:
+    assert "for training" in refusal(capsys, *EVALUATE, "--manifest", manifest(desk, 10))
+    assert "for training" in refusal(capsys, "audit", "art/red/0.png", "--against", "art", "--manifest", "split.csv")
+    assert "mobilenet" in refusal(capsys, *EVALUATE, "--features", "art")
+    assert "squeezenet" in refusal(capsys, *EVALUATE, "--perceptual", "art")
+    assert "'missing'" in refusal(capsys, "evaluate", "tiny", "missing")
+    assert "0" in refusal(capsys, *EVALUATE, "--limit", "0")
+
+
+def test_samples_take_the_labels_of_the_collection_in_their_proportion(desk: Path, tiny_model: ImageGPT) -> None:
+    for path in sorted((desk / "art" / "blue").iterdir())[:5]:
+        path.unlink()
+    look = examine.Examination(tiny_model, "art", EvaluateOptions(samples=15), SamplingOptions(steps=2), True)
+    drawn_as = [look.art.names[i].partition("/")[0] for i in look.drawn_as()]
+    assert sorted(drawn_as) == ["blue"] * 5 + ["red"] * 10
+
+
+def test_audit_names_a_training_picture_and_shows_it(desk: Path, capsys: Capture) -> None:
+    paint(999, (90, 200, 90)).save("mine.png")
+    Image.open("art/red/7.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save("mirrored.png")
+    command = ["audit", "mirrored.png", "mine.png", "--against", "art", "--model", "tiny", "--device", "cpu"]
+    assert main([*command, "--manifest", manifest(desk, 4)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("mirrored.png: this is red/7.png") and "copy score 1.00" in lines[0]
+    assert all("red/7.png (0.00" in line for line in lines[1:4])
+    assert lines[4] == "mirrored-audit.png" and Image.open(lines[4]).width > 4 * 192
+    assert lines[5].startswith("mine.png: ") and "this is" not in lines[5] and "% of the held-out" in lines[5]
+    assert main([*command, "--manifest", manifest(desk, 0), "--quiet"]) == 0
+    assert capsys.readouterr().out == "mirrored-audit-2.png\nmine-audit.png\n".replace("mine-audit", "mine-audit-2")
+
+
+def test_surprise_writes_a_map_and_says_how_much(desk: Path, capsys: Capture) -> None:
+    command = ["surprise", "art/red/0.png", "--model", "tiny", "--device", "cpu", "--orders", "2"]
+    assert main([*command, "--label", "red"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "0-surprise.png\n" and "bits per token on average" in err
+    assert main([*command, "--quiet", "--out", "maps"]) == 0
+    assert capsys.readouterr() == (f"{Path('maps', '0-surprise.png')}\n", "")
+    assert "'green'" in refusal(capsys, *command, "--label", "green")
+    (desk / "text.png").write_text("no picture")
+    assert "text.png" in refusal(capsys, "surprise", "art/red/0.png", "text.png", "--model", "tiny")
+
+
+def test_numbers_that_are_not_finite_become_null_and_words_are_escaped() -> None:
+    report = Report("a <b> & c", {})
+    part = report.section("reconstruction", "about", "held-out")
+    part.add("psnr", held_out=float("inf"))
+    assert json.loads(report.to_json())["measures"] == {"reconstruction": {"psnr": {"held-out": None}}}
+    assert "a &lt;b&gt; &amp; c" in report.to_html() and "inf" in report.table()
