@@ -123,7 +123,7 @@ def replay(
     if recipe.pixels and pixels != recipe.pixels:
         edited = "; what was taken over from the source picture is painted from its tokens, its pixels are not recorded"
         story += edited if recipe.given else "; some pixels differ, as they may on another device or torch"
-    path = _write(picture, path, replace(recipe, pixels=pixels and recipe.pixels and pixels), force)
+    path = _write(picture, path, replace(recipe, pixels=pixels), force)
     if not quiet:
         print(story, file=sys.stderr)
     return path
@@ -153,9 +153,7 @@ def _again(model: ImageGPT, recipe: Recipe) -> Iterator[list[Drawing]] | None:
     if not recipe.given or levels_for(model, recipe.size) != [recipe.grid]:
         return None
     tokens_hw, given_hw = (torch.tensor(values).view(recipe.grid) for values in (recipe.tokens, recipe.given))
-    return paint(
-        model, [recipe.grid], recipe.label, seeds, recipe.options, start=Drawing(tokens_hw, given_hw)
-    )
+    return paint(model, [recipe.grid], recipe.label, seeds, recipe.options, start=Drawing(tokens_hw, given_hw))
 
 
 # Parts

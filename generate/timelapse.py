@@ -14,6 +14,7 @@ from .canvas import Drawing, Grid, now_and_then, preview
 FRAMES = 48  # about
 FRAME_TIME = 80  # milliseconds
 LAST_TIME = 2500  # the finished picture stays so long
+QUALITY = 90  # of WebP, up to 100
 LARGEST_FRAME = 512  # pixels a side
 
 
@@ -40,7 +41,7 @@ class Timelapse:
             frames = [frame.quantize(palette=palette) for frame in frames]
         times = [FRAME_TIME] * (len(frames) - 1) + [LAST_TIME]
         data = BytesIO()
-        frames[0].save(data, kind, save_all=True, append_images=frames[1:], duration=times, loop=0)
+        frames[0].save(data, kind, save_all=True, append_images=frames[1:], duration=times, loop=0, quality=QUALITY)
         return data.getvalue()
 
 
