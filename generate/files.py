@@ -1,12 +1,14 @@
 """Pictures on disk: their names, the recipe inside each PNG, and writing that never overwrites and is never half done.
 
 The recipe is a text chunk `igpt` of JSON in the PNG: all that made the picture, down to its grid of tokens, so that it
-can be drawn again. Pictures come from strangers, so every field is checked on the way in. Imports no torch.
+can be drawn again. Pictures come from strangers, so every field is checked on the way in. Version 1 knew neither
+pictures drawn on several grids nor edits, and is still read. Imports no torch.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import logging
 import math
@@ -14,6 +16,7 @@ import os
 import re
 import secrets
 import struct
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -25,12 +28,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from igpt.config import SamplingOptions
-from igpt.sizes import parse_size
+from igpt.sizes import LARGEST_GRID
 from tokenizer_vq.base import UserError
 
 CHUNK = "igpt"
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
+OLDER_VERSIONS = (1,)
 LARGEST_RECIPE = 1 << 20  # characters of JSON; a 16x16 grid needs about a thousand
+LARGEST_PICTURE = 100_000_000  # pixels; an edited picture may be larger than one that can be generated
 LARGEST_SEED = 2**63 - 1  # what a torch generator takes
 LONGEST_STEM = 50  # characters of a label in a file name: file systems allow 255 bytes, a character may have four
 OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
@@ -52,11 +57,19 @@ class Recipe:
     options: SamplingOptions
     grid: tuple[int, int]  # rows and columns of tokens
     tokens: tuple[int, ...]
+    command: str = "generate"
+    tile: bool = False  # whether it wraps around
+    given: tuple[bool, ...] = ()  # the cells that an edit took over, row by row; empty: none
+    pixels: str = ""  # SHA-256 of the picture's pixels, by which later changes are noticed
 
     def to_json(self, indent: int | None = None) -> str:
-        """ASCII JSON, the inverse of `from_json`. The tokens become base64 of little-endian 16-bit numbers."""
-        packed = base64.b64encode(struct.pack(f"<{len(self.tokens)}H", *self.tokens)).decode("ascii")
-        return json.dumps({"version": RECIPE_VERSION, **asdict(self), "tokens": packed}, indent=indent)
+        """ASCII JSON, the inverse of `from_json`. The tokens become base64 of little-endian 16-bit numbers, the given
+        cells base64 of bits, the first one lowest."""
+        tokens = struct.pack(f"<{len(self.tokens)}H", *self.tokens)
+        bits = "".join("01"[bit] for bit in reversed(self.given))
+        given = int(bits or "0", 2).to_bytes(-(-len(self.given) // 8), "little")
+        packed = {"tokens": base64.b64encode(tokens).decode(), "given": base64.b64encode(given).decode()}
+        return json.dumps({"version": RECIPE_VERSION, **asdict(self), **packed}, indent=indent)
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:
@@ -66,21 +79,29 @@ class Recipe:
         record = json.loads(text)
         if not isinstance(record, dict):
             raise ValueError("it is no JSON object")
-        if (version := _typed(record, "version", int)) != RECIPE_VERSION:
-            raise ValueError(f"it has version {version}, this igpt knows version {RECIPE_VERSION}")
+        if (version := _typed(record, "version", int)) not in (RECIPE_VERSION, *OLDER_VERSIONS):
+            raise ValueError(f"it has version {version}, this igpt knows up to version {RECIPE_VERSION}")
+        record = {"command": cls.command, "tile": cls.tile, "given": "", "pixels": cls.pixels, **record}
         seed, (rows, columns) = _typed(record, "seed", int), _pair(record, "grid")
         packed = base64.b64decode(_typed(record, "tokens", str), validate=True)
-        if not 0 <= seed <= LARGEST_SEED or min(rows, columns) < 1 or len(packed) != 2 * rows * columns:
+        cells, (width, height) = rows * columns, _pair(record, "size")
+        if not 0 <= seed <= LARGEST_SEED or min(rows, columns) < 1 or len(packed) != 2 * cells or cells > LARGEST_GRID:
             raise ValueError("its seed, grid and tokens do not agree")
+        if min(width, height) < 1 or width * height > LARGEST_PICTURE:
+            raise ValueError(f"its size is {width}x{height}")
         return cls(
             model=_typed(record, "model", str),
             weights_hash=_typed(record, "weights_hash", str),
             label=_typed(record, "label", str, type(None)),
             seed=seed,
-            size=parse_size(_pair(record, "size")),
+            size=(width, height),
             options=_options(_typed(record, "options", dict)),
             grid=(rows, columns),
-            tokens=struct.unpack(f"<{rows * columns}H", packed),
+            tokens=struct.unpack(f"<{cells}H", packed),
+            command=_typed(record, "command", str),
+            tile=_typed(record, "tile", bool),
+            given=_bits(_typed(record, "given", str), cells),
+            pixels=_typed(record, "pixels", str),
         )
 
 
@@ -96,6 +117,14 @@ def _pair(record: dict[str, Any], key: str) -> tuple[int, int]:
     if [type(value) for value in values] != [int, int]:
         raise ValueError(f"{key} is not two whole numbers")
     return values[0], values[1]
+
+
+def _bits(text: str, count: int) -> tuple[bool, ...]:
+    """The inverse of what `to_json` does to `given`."""
+    packed = base64.b64decode(text, validate=True)
+    if len(packed) not in (0, -(-count // 8)):
+        raise ValueError("its given cells are not those of its grid")
+    return tuple(bool(packed[i // 8] >> i % 8 & 1) for i in range(count)) if packed else ()
 
 
 def _options(record: dict[str, Any]) -> SamplingOptions:
@@ -135,6 +164,24 @@ def read_recipe(path: str | Path) -> Recipe | None:
         return None
 
 
+def check_picture(path: str | Path) -> None:
+    """Raises UserError, from a look at its head, for a file that is no picture or too large a one."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                width, height = picture.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is no picture that can be read: {_reason(error)}") from error
+    if width * height > LARGEST_PICTURE:
+        raise UserError(f"{path} has {width}x{height} pixels; at most {LARGEST_PICTURE // 10**6} million are wanted")
+
+
+def digest(picture: Image.Image) -> str:
+    """SHA-256 of the size and the RGB pixels of a picture."""
+    return hashlib.sha256(repr(picture.size).encode() + picture.convert("RGB").tobytes()).hexdigest()
+
+
 # Names
 
 
@@ -149,9 +196,13 @@ class Output:
         """The file for a picture called `stem`, if the user has not named it."""
         return self.folder / (self.name or f"{stem}.png")
 
+    def beside(self, stem: str, ending: str) -> Path:
+        """The file for something beside the picture, as its contact sheet (ending "-sheet.png")."""
+        return self.folder / f"{Path(self.name).stem if self.name else stem}{ending}"
+
     def sheet(self, stem: str) -> Path:
         """The file for the contact sheet beside it."""
-        return self.folder / f"{Path(self.name).stem if self.name else stem}-sheet.png"
+        return self.beside(stem, "-sheet.png")
 
 
 def plan_output(out: str | Path | None, count: int) -> Output:
@@ -199,11 +250,16 @@ def write_picture(picture: Image.Image, path: Path, recipe: Recipe | None = None
         chunks.add_text(CHUNK, recipe.to_json())
     png = BytesIO()
     picture.save(png, "PNG", pnginfo=chunks)
+    return write_file(png.getvalue(), path, force=force)
+
+
+def write_file(data: bytes, path: Path, *, force: bool = False) -> Path:
+    """As `write_picture`, for the bytes of any file."""
     part = path.with_name(f".igpt-{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            part.write_bytes(png.getvalue())
+            part.write_bytes(data)
             return _publish(part, path, force)
         finally:
             part.unlink(missing_ok=True)

@@ -65,3 +65,38 @@ class SamplingOptions:
             raise UserError(f"guidance is {self.guidance}; a number from 0 to 100 is wanted")
         if self.order not in ORDERS:
             raise UserError(f"order is {self.order!r}; one of {', '.join(ORDERS)} is wanted")
+
+
+# What an edit may ask for
+
+DEFAULT_KEEP, DEFAULT_STRENGTH, DEFAULT_MIX = "top", 0.5, 0.5
+SIDES = ("top", "bottom", "left", "right")
+ANCHORS = ("center", *SIDES, "top-left", "top-right", "bottom-left", "bottom-right")
+
+
+def keep_of(keep: str | float) -> tuple[str, float]:
+    """The side of a picture and the share of it that are kept: a half for a side, a number counts from the top.
+
+    Raises UserError for anything else, and where nothing or everything would be kept.
+    """
+    if keep in SIDES:
+        return str(keep), 0.5
+    try:
+        share = float(keep)
+    except ValueError:
+        raise UserError(f"keep is {keep!r}; {', '.join(SIDES)} or a share between 0 and 1 is wanted") from None
+    if not 0 < share < 1:
+        raise UserError(f"keep is {keep}; a share above 0 and below 1 is wanted, or nothing is kept or nothing drawn")
+    return "top", share
+
+
+def check_share(name: str, share: float) -> None:
+    """Raises UserError outside 0 to 1."""
+    if not 0 <= share <= 1:
+        raise UserError(f"{name} is {share}; a number from 0 to 1 is wanted")
+
+
+def check_anchor(anchor: str) -> None:
+    """Raises UserError for an anchor that is none."""
+    if anchor not in ANCHORS:
+        raise UserError(f"anchor is {anchor!r}; one of {', '.join(ANCHORS)} is wanted")

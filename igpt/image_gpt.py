@@ -16,13 +16,16 @@ from tokenizer_vq.base import UserError
 from tokenizer_vq.images import fit_cover, to_picture
 
 from . import checkpoint
-from .config import DEFAULT_MODEL, SamplingOptions
+from .config import ANCHORS, DEFAULT_KEEP, DEFAULT_MIX, DEFAULT_MODEL, DEFAULT_STRENGTH, SamplingOptions
 from .device import pick_device
 from .model import GPT
 from .sampling import Step, draw, generators
-from .sizes import DEFAULT_SIZE, grid_for, parse_size
+from .siblings import sibling
+from .sizes import DEFAULT_SIZE, grid_for, ladder, parse_size
 
 Size = int | str | tuple[int, int]
+Picture = str | Path | Image  # to edit; a file made by the same model brings its exact tokens along
+BATCH = 16  # pictures drawn at once, so that any number fits into memory; a picture is the same in any batch
 
 
 class ImageGPT:
@@ -74,14 +77,20 @@ class ImageGPT:
         label: str | None = None,
         seed: int = 0,
         options: SamplingOptions | None = None,
+        tile: bool = False,
         **changes: Any,
     ) -> list[Image]:
         """Draw n pictures of exactly `size` pixels (256, "640x384" or (640, 384)); picture i has the seed `seed + i`.
 
-        `changes` are fields of SamplingOptions, as in generate(temperature=0.9). Raises UserError on a label, size or
-        option that cannot be.
+        With `tile` they are textures that wrap in both directions. `changes` are fields of SamplingOptions, as in
+        generate(temperature=0.9). Raises UserError on a label, size or option that cannot be.
         """
-        *_, pictures = self.stream(n, size, label, seed, options, previews=False, **changes)
+        self._check(n, label, _changed(options, changes))
+        pictures: list[Image] = []
+        for start in range(0, n, BATCH):
+            count = min(BATCH, n - start)
+            *_, drawn = self.stream(count, size, label, seed + start, options, tile, previews=False, **changes)
+            pictures += drawn
         return pictures
 
     def stream(
@@ -91,18 +100,87 @@ class ImageGPT:
         label: str | None = None,
         seed: int = 0,
         options: SamplingOptions | None = None,
+        tile: bool = False,
         previews: bool = True,
         **changes: Any,
     ) -> Iterator[list[Image]]:
-        """As `generate`, but yields the unfinished pictures after every step (cells not yet drawn are mid-grey)."""
+        """As `generate`, but yields the unfinished pictures after every step (cells not yet drawn are mid-grey).
+
+        Larger pictures than the model composes, and textures, show again and again while they are refined.
+        """
         width, height = parse_size(size)
         options = _changed(options, changes)
+        self._check(n, label, options)
+        if tile or len(ladder(width, height, self.downsample, self.native_cells)) > 1:
+            canvas = sibling("generate.canvas")
+            yield from canvas.pictures(self, n, (width, height), label, seed, options, tile, previews)
+            return
         grid = grid_for(width, height, self.downsample, self.native_cells)
         for step in self.stream_tokens(n, grid, label, seed, options):
             done = bool(step.known_Bhw.all())
             if done or previews:
                 pictures = self.decode(step.tokens_Bhw, None if done else step.known_Bhw)
                 yield [fit_cover(picture, width, height) for picture in pictures]
+
+    # Editing pictures
+
+    def complete(
+        self, picture: Picture, keep: str | float = DEFAULT_KEEP, *, n: int = 1, label: str | None = None,
+        seed: int = 0, options: SamplingOptions | None = None, **changes: Any,
+    ) -> list[Image]:  # fmt: skip
+        """Keep one half of a picture (top, bottom, left, right), or that share from the top, and draw the rest n times.
+
+        As with every edit, pixels outside what is drawn stay exactly as they are, and the label is that of the picture
+        unless another one is given.
+        """
+        edit = sibling("generate.edit")
+        return self._edited(edit.complete(edit.open_source(self, picture), keep), n, label, seed, options, changes)
+
+    def inpaint(
+        self, picture: Picture, mask: Picture, *, n: int = 1, label: str | None = None, seed: int = 0,
+        options: SamplingOptions | None = None, **changes: Any,
+    ) -> list[Image]:  # fmt: skip
+        """Draw a picture anew where the mask, of the same size, is white."""
+        edit = sibling("generate.edit")
+        asked = edit.inpaint(edit.open_source(self, picture), edit.open_source(self, mask))
+        return self._edited(asked, n, label, seed, options, changes)
+
+    def extend(
+        self, picture: Picture, size: Size, anchor: str = ANCHORS[0], *, n: int = 1, label: str | None = None,
+        seed: int = 0, options: SamplingOptions | None = None, **changes: Any,
+    ) -> list[Image]:  # fmt: skip
+        """Draw around a picture until it has the size; `anchor` (as "left", "top-right") is where the picture stays."""
+        edit = sibling("generate.edit")
+        asked = edit.extend(edit.open_source(self, picture), parse_size(size), anchor, self.downsample)
+        return self._edited(asked, n, label, seed, options, changes)
+
+    def vary(
+        self, picture: Picture, strength: float = DEFAULT_STRENGTH, *, n: int = 1, label: str | None = None,
+        seed: int = 0, options: SamplingOptions | None = None, **changes: Any,
+    ) -> list[Image]:  # fmt: skip
+        """Draw that share of a picture's tokens anew: 0 leaves it as it is, 1 leaves nothing of it."""
+        edit = sibling("generate.edit")
+        asked = edit.vary(self, edit.open_source(self, picture), strength)
+        return self._edited(asked, n, label, seed, options, changes)
+
+    def blend(
+        self, a: Picture, b: Picture, mix: float = DEFAULT_MIX, *, n: int = 1, label: str | None = None, seed: int = 0,
+        options: SamplingOptions | None = None, **changes: Any,
+    ) -> list[Image]:  # fmt: skip
+        """Draw parts of two pictures into one of the size of A, with new passages between; `mix` is the share of B."""
+        edit = sibling("generate.edit")
+        asked = edit.blend(edit.open_source(self, a), edit.open_source(self, b), mix, self.downsample)
+        return self._edited(asked, n, label, seed, options, changes)
+
+    def _edited(
+        self, edit: Any, n: int, label: str | None, seed: int, options: SamplingOptions | None, changes: dict[str, Any]
+    ) -> list[Image]:
+        options = _changed(options, changes)
+        self._check(n, label, options)
+        pictures: list[Image] = sibling("generate.edit").edited(self, edit, n, label, seed, options)
+        return pictures
+
+    # Painting and drawing tokens
 
     def decode(self, tokens_Bhw: Tensor, known_Bhw: Tensor | None = None) -> list[Image]:
         """Pictures of token grids, at the grid's own size in pixels; unknown cells are mid-grey."""
@@ -114,8 +192,6 @@ class ImageGPT:
                 known_BHW = known_Bhw.repeat_interleave(side, 1).repeat_interleave(side, 2).to(self.device)
                 images = [image_CHW * known_HW for image_CHW, known_HW in zip(images, known_BHW, strict=True)]
         return [to_picture(image_CHW) for image_CHW in images]
-
-    # Drawing tokens
 
     def draw_tokens(
         self, n: int, grid: tuple[int, int], label: str | None, seed: int, options: SamplingOptions
@@ -135,11 +211,16 @@ class ImageGPT:
         given_hw: Tensor | None = None,
     ) -> Iterator[Step]:
         """Token grids after every step. Cells where the mask `given_hw` is true come from `given_Bhw` unchanged."""
-        options.check()
-        if n < 1:
-            raise UserError(f"{n} pictures were asked for; 1 or more is wanted")
+        self._check(n, label, options)
         labels_B = torch.full((n,), self.label_number(label))
         return draw(self.gpt, labels_B, grid, options, generators(seed, n), given_Bhw, given_hw)
+
+    def _check(self, n: int, label: str | None, options: SamplingOptions) -> None:
+        """Raises UserError on what cannot be meant, before anything is drawn."""
+        options.check()
+        self.label_number(label)
+        if n < 1:
+            raise UserError(f"{n} pictures were asked for; 1 or more is wanted")
 
     # What it is
 

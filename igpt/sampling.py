@@ -97,11 +97,13 @@ def draw(
     seeds: Sequence[torch.Generator],
     given_Bhw: Tensor | None = None,
     given_hw: Tensor | None = None,
+    wanted_hw: Tensor | None = None,
 ) -> Iterator[Step]:
     """Draw len(labels_B) grids of h x w tokens, yielding after every step; the last one is complete.
 
-    Cells where the bool mask `given_hw` is true are taken from `given_Bhw` and never redrawn. The first thing yielded
-    is the grid as given, before any step.
+    Cells where the bool mask `given_hw` is true are taken from `given_Bhw` and never redrawn. With `wanted_hw` only the
+    cells it names are drawn, and the others that are not given stay unknown. The first thing yielded is the grid as
+    given, before any step.
     """
     (h, w), batch, device = grid, len(labels_B), gpt.query.device
     cells = h * w
@@ -109,7 +111,8 @@ def draw(
     given = torch.zeros(cells, dtype=torch.bool) if given_hw is None else given_hw.flatten().cpu()
     known_BL = given.expand(batch, cells).clone()
     tokens_BL = torch.zeros(batch, cells, dtype=torch.long)
-    orders_BL = torch.stack([drawing_order(~given, options.order, generator) for generator in seeds])
+    missing = ~given if wanted_hw is None else wanted_hw.flatten().cpu() & ~given
+    orders_BL = torch.stack([drawing_order(missing, options.order, generator) for generator in seeds])
     guided = options.guidance != 1 and bool((labels_B != gpt.null_label).any())
     copies = 2 if guided else 1  # with guidance, every picture is drawn a second time without its label
     labels_B = labels_B.to(device)

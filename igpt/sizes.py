@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from tokenizer_vq.base import UserError
 
 DEFAULT_SIZE = 256
 SMALLEST_SIDE = 8
-LARGEST_SIDE = 1024
+LARGEST_SIDE = 4096
 SMALLEST_GRID_SIDE = 4  # cells; thinner grids look like nothing the model has seen
+LARGEST_GRID = 2**18  # cells: 4096x4096 pixels in tokens of 8; a recipe with more would be too long
+ENOUGH = 1.25  # a picture this much larger than its composition is resampled, not refined
 
 
 def parse_size(size: str | int | tuple[int, int]) -> tuple[int, int]:
@@ -38,3 +41,22 @@ def grid_for(width: int, height: int, downsample: int, native_cells: int) -> tup
     sides = range(smallest, native_cells // smallest + 1)
     grids = ((h, w) for h in sides for w in sides if h * w <= native_cells)
     return max(grids, key=lambda grid: (min(grid[0] * width, grid[1] * height), -grid[0] * grid[1]))
+
+
+def ladder(width: int, height: int, downsample: int, native_cells: int) -> list[tuple[int, int]]:
+    """The grids on which a picture of width x height pixels is drawn: its composition, then each about twice as fine.
+
+    All have the proportions of the first. The last covers the picture pixel by pixel, as far as LARGEST_GRID allows; a
+    picture about as large as its composition, or smaller, has that one only.
+    """
+    h, w = grid_for(width, height, downsample, native_cells)
+    scale = max(width / (w * downsample), height / (h * downsample))
+    scale = min(scale, math.sqrt(LARGEST_GRID / (h * w)) * (1 - 1e-9))
+    if scale <= ENOUGH:
+        return [(h, w)]
+    steps = math.ceil(math.log2(scale) - 1e-9)
+    factors = [scale ** (step / steps) for step in range(1, steps)]
+    grids = [(h, w), *((round(h * factor), round(w * factor)) for factor in factors)]
+    # The last one rounds up, so that nothing is enlarged; a hair less, so that 4.0000001 is 4.
+    last = math.ceil(h * scale - 1e-6), math.ceil(w * scale - 1e-6)
+    return [*grids, last if last[0] * last[1] <= LARGEST_GRID else (int(h * scale), int(w * scale))]

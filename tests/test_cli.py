@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -89,6 +91,7 @@ GENERATE = ["generate", "--model", "../models/tiny", "--size", "16", "--device",
         (["--out", "cat.jpg"], "cat.jpg"),
         (["--out", "cat.png", "-n", "2"], "cat.png"),
         (["--colour"], "--colour"),
+        (["--timelapse", "mp4"], "'mp4'"),
         (["--label", "green"], "'green'"),
         (["--model", "nothing"], "'nothing'"),
     ],
@@ -215,6 +218,68 @@ def test_a_mistake_in_train_is_answered_with_what_was_received(
     assert said in refusal(capsys, "train", ".", *argv)
 
 
+EDIT = ["--model", "../models/tiny", "--device", "cpu", "--steps", "2"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("complete picture.png --keep 0", "0"),
+        ("complete picture.png --keep 1", "1"),
+        ("complete picture.png --keep middle", "'middle'"),
+        ("complete missing.png", "missing.png"),
+        ("complete text.png", "text.png"),
+        ("complete bomb.png", "bomb.png"),
+        ("complete picture.png --steps 0", "0"),
+        ("complete picture.png -n 0", "0"),
+        ("complete picture.png --label green", "'green'"),
+        ("complete picture.png --out picture.png/x", "picture.png"),
+        ("complete", "PICTURE"),
+        ("inpaint picture.png", "MASK"),
+        ("inpaint picture.png small.png", "scale the mask to 32x24"),
+        ("inpaint picture.png black.png", "all black"),
+        ("inpaint picture.png white.png", "all white"),
+        ("inpaint picture.png text.png", "text.png"),
+        ("extend picture.png", "--size"),
+        ("extend picture.png --size 12x", "'12x'"),
+        ("extend picture.png --size 16", "16x16"),
+        ("extend picture.png --size 64 --anchor middle", "'middle'"),
+        ("vary picture.png --strength 1.5", "1.5"),
+        ("vary picture.png --strength -1", "-1"),
+        ("vary picture.png --strength much", "'much'"),
+        ("blend picture.png", "OTHER"),
+        ("blend picture.png missing.png", "missing.png"),
+        ("blend picture.png white.png --mix 2", "2"),
+    ],
+)
+def test_a_mistake_in_an_edit_is_answered_with_what_was_received(
+    line: str, said: str, desk: Path, capsys: Capture
+) -> None:
+    Image.radial_gradient("L").resize((32, 24)).save("picture.png")
+    Image.new("L", (9, 9), 255).save("small.png")
+    Image.new("L", (32, 24), 0).save("black.png")
+    Image.new("L", (32, 24), 255).save("white.png")
+    (desk / "text.png").write_text("no picture")
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + b"IHDR" + header + struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    (desk / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    words = line.split()
+    assert said in refusal(capsys, words[0], *EDIT, *words[1:])
+
+
+def test_a_label_is_refused_by_a_model_that_has_none(desk: Path, capsys: Capture) -> None:
+    from igpt.config import GPTConfig
+    from igpt.image_gpt import ImageGPT
+    from igpt.model import GPT
+    from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
+
+    palette = PaletteTokenizer(PaletteConfig(("#000000", "#ffffff")))
+    ImageGPT(palette, GPT(GPTConfig(2, 0, layers=2, width=32, heads=2, cells=16))).save("../models/plain")
+    Image.new("RGB", (8, 8)).save("picture.png")
+    for words in (["generate"], ["vary", "picture.png"]):
+        assert "without labels" in refusal(capsys, *words, "--model", "../models/plain", "--label", "red")
+
+
 def test_unknown_commands_are_answered_with_those_that_exist(desk: Path, capsys: Capture) -> None:
     assert "generate" in refusal(capsys, "draw")
     assert "PICTURE" in refusal(capsys, "show").upper()
@@ -228,6 +293,28 @@ def test_generate_prints_the_paths_and_writes_the_pictures(desk: Path, capsys: C
     assert capsys.readouterr() == ("blue-5.png\nblue-6.png\nblue-5-sheet.png\n", "")
     assert sorted(path.name for path in desk.iterdir()) == ["blue-5-sheet.png", "blue-5.png", "blue-6.png"]
     assert Image.open("blue-5.png").size == (16, 16)
+
+
+@pytest.mark.parametrize("command", ["complete", "inpaint", "extend", "vary", "blend"])
+def test_an_edit_prints_the_paths_and_writes_pictures_with_recipes(command: str, desk: Path, capsys: Capture) -> None:
+    Image.radial_gradient("L").resize((32, 24)).save("cat.png")
+    Image.linear_gradient("L").resize((32, 24)).save("other.png")
+    more = {"inpaint": ["other.png"], "blend": ["other.png"], "extend": ["--size", "40x32"]}.get(command, [])
+    assert main([command, "cat.png", *more, *EDIT, "--seed", "5", "-n", "2", "--sheet", "--label", "blue"]) == 0
+    names = [f"cat-{command}-5.png", f"cat-{command}-6.png", f"cat-{command}-5-sheet.png"]
+    assert capsys.readouterr() == ("".join(f"{name}\n" for name in names), "")
+    assert {path.name for path in desk.iterdir()} == {*names, "cat.png", "other.png"}
+    assert main(["show", names[1]]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["command"], shown["seed"], shown["label"], shown["options"]["steps"]) == (command, 6, "blue", 2)
+
+
+def test_generate_draws_textures_and_animations(desk: Path, capsys: Capture) -> None:
+    assert main([*GENERATE, "--seed", "5", "--tile", "--timelapse", "webp"]) == 0
+    assert capsys.readouterr() == ("tiny-5.png\ntiny-5-timelapse.webp\n", "")
+    assert Image.open("tiny-5-timelapse.webp").size == (16, 16)
+    assert main(["show", "tiny-5.png"]) == 0
+    assert json.loads(capsys.readouterr().out)["tile"] is True
 
 
 def test_a_seed_that_was_not_given_is_told_and_draws_the_same_picture_again(desk: Path, capsys: Capture) -> None:
@@ -327,7 +414,12 @@ def test_every_default_comes_from_the_dataclasses() -> None:
     assert options_of(parser.parse_args(["train", "art", "--out", "model"]), options) == options()
 
 
-@pytest.mark.parametrize("command", ["generate", "train", "replay", "show", "info", "evaluate", "audit", "surprise"])
+COMMANDS = (
+    "generate", "train", "replay", "show", "info", "complete", "extend", "vary", "evaluate", "audit", "surprise",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_every_flag_with_its_default(command: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     with pytest.raises(SystemExit) as stopped:
@@ -380,6 +472,9 @@ for argv in json.loads(sys.argv[1]):
         "", "--help", "--version", "generate --help", "train --help", "info --help", "draw", "generate --colour",
         "generate --size 0", "generate --steps 0", "generate -n 0", "generate --top-p 2", "generate --seed -1",
         "generate --out file/x", "generate --order spiral", "show missing.png", "show tiny-1.png",
+        "complete missing.png", "complete tiny-1.png --keep 1", "inpaint tiny-1.png file", "extend tiny-1.png --size 0",
+        "extend tiny-1.png --size 64 --anchor up", "vary tiny-1.png --strength 2",
+        "blend tiny-1.png tiny-1.png --mix 2",
         "train missing --out model", "train . --out file/x", "train . --out model --views 0",
         "evaluate tiny missing", "evaluate tiny . --samples 0", "evaluate tiny . --top-p 2", "evaluate tiny",
         "evaluate tiny . --out file/x", "audit missing.png --against .", "audit file", "surprise missing.png",

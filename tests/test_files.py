@@ -7,20 +7,23 @@ import json
 import os
 import struct
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image, ImageChops
 from PIL.PngImagePlugin import PngInfo
 
-from generate.files import Recipe, plan_output, read_recipe, stem_for, write_picture
+from generate.files import Recipe, digest, plan_output, read_recipe, stem_for, write_picture
 from generate.run import generate_files, replay
 from generate.sheet import MARGIN, contact_sheet, thumbnail
 from igpt.config import SamplingOptions
 from igpt.image_gpt import ImageGPT
 from igpt.sizes import LARGEST_SIDE, SMALLEST_SIDE, grid_for, parse_size
 from tokenizer_vq.base import UserError
+from tokenizer_vq.images import fit_cover
 
 OPTIONS = SamplingOptions(steps=4)
 RECIPE = Recipe(
@@ -56,6 +59,20 @@ def test_a_recipe_survives_the_way_through_a_png(tmp_path: Path) -> None:
     assert read_recipe(path) == RECIPE
     with Image.open(path) as picture:
         assert same(picture.convert("RGB"), painted())
+
+
+def test_a_recipe_of_the_first_version_is_still_read(tmp_path: Path) -> None:
+    text = (
+        '{"version": 1, "model": "tiny", "weights_hash": "' + "ab" * 32 + '", "label": "red", "seed": 7, "size": '
+        '[48, 32], "options": {"steps": 4, "temperature": 1.0, "top_k": 0, "top_p": 0.95, "guidance": 4.0, '
+        '"order": "random"}, "grid": [2, 3], "tokens": "AAABAAIA/wAAAf//"}'
+    )
+    assert read_recipe(with_chunk(tmp_path / "a.png", text)) == RECIPE
+
+
+def test_the_cells_that_an_edit_took_over_survive_too() -> None:
+    recipe = replace(RECIPE, command="inpaint", given=(True, False, False, True, True, False), pixels="cd" * 32)
+    assert Recipe.from_json(recipe.to_json()) == recipe
 
 
 def test_a_recipe_is_a_text_that_other_tools_can_read(tmp_path: Path) -> None:
@@ -98,7 +115,7 @@ HOSTILE = {
     "nested": "[" * 100_000,
     "nested objects": '{"version":' * 100_000,
     "oversized": RECIPE.to_json() + " " * (1 << 20),
-    "a later version": altered(version=2),
+    "a later version": altered(version=3),
     "a version that is true": altered(version=True),
     "no model": altered(model=None),
     "a model that is a list": altered(model=["a"]),
@@ -113,6 +130,11 @@ HOSTILE = {
     "a grid that is not the tokens'": altered(grid=[3, 3]),
     "a negative grid": altered(grid=[-2, -3]),
     "an enormous grid": altered(grid=[10**9, 10**9]),
+    "a command that is a number": altered(command=1),
+    "a tile that is a number": altered(tile=1),
+    "given cells of another grid": altered(given="AAAA"),
+    "given cells that are no base64": altered(given="%"),
+    "pixels that are a list": altered(pixels=[]),
     "tokens that are a list": altered(tokens=[1, 2]),
     "tokens that are no base64": altered(tokens="%%%"),
     "options that are a list": altered(options=[]),
@@ -314,7 +336,7 @@ def test_a_size_is_one_number_or_two() -> None:
 
 
 @pytest.mark.parametrize(
-    "size", ["0", "-1", "7", "1025", "100000", "12x", "x12", "12x-5", "256x7", "", "big", "1e2", "٢٥٦", "1" * 5000]
+    "size", ["0", "-1", "7", "4097", "100000", "12x", "x12", "12x-5", "256x7", "", "big", "1e2", "٢٥٦", "1" * 5000]
 )
 def test_any_other_size_is_refused_with_what_was_received(size: str) -> None:
     with pytest.raises(UserError) as caught:
@@ -340,7 +362,7 @@ def test_where_a_token_is_a_pixel_small_pictures_are_drawn_pixel_by_pixel() -> N
     assert grid_for(64, 64, 1, 1024) == (32, 32)
 
 
-@pytest.mark.parametrize("size", [(8, 8), (16, 16), (17, 31), (31, 17), (64, 64), (300, 299), (8, 300), (1024, 40)])
+@pytest.mark.parametrize("size", [(8, 8), (16, 16), (17, 31), (31, 17), (64, 64), (67, 90), (8, 120)])
 def test_a_picture_has_exactly_the_size_asked_for(size: tuple[int, int], tiny_model: ImageGPT) -> None:
     (picture,) = tiny_model.generate(size=size, seed=3, steps=4)
     assert picture.size == size
@@ -403,6 +425,60 @@ def test_the_recipe_of_a_picture_draws_the_same_pixels_again(
     again = replay(tiny_model, recipe, path=tmp_path / "again.png", from_tokens=from_tokens)
     assert same(Image.open(again), Image.open(path))
     assert read_recipe(again) == recipe
+
+
+@pytest.mark.parametrize("asked", [{"size": (72, 40)}, {"tile": True, "size": (48, 32)}], ids=["large", "tile"])
+def test_a_large_picture_and_a_texture_are_drawn_again_from_their_seed(
+    asked: dict[str, Any], tiny_model: ImageGPT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (path,) = draw(tiny_model, tmp_path, **asked)
+    recipe = read_recipe(path)
+    assert recipe is not None and recipe.pixels == digest(Image.open(path)) and recipe.tile == ("tile" in asked)
+    again = replay(tiny_model, recipe, path=tmp_path / "again.png")
+    assert again.read_bytes() == path.read_bytes()
+    assert "drawn again from seed 7" in capsys.readouterr().err
+
+
+def test_a_picture_that_an_earlier_igpt_enlarged_is_drawn_again_from_its_seed(
+    tiny_model: ImageGPT, tmp_path: Path
+) -> None:
+    (path,) = draw(tiny_model, tmp_path, size=(32, 32))
+    recipe = read_recipe(path)
+    assert recipe is not None
+    again = replay(tiny_model, replace(recipe, size=(96, 96), pixels=""), path=tmp_path / "again.png")
+    assert same(Image.open(again), fit_cover(Image.open(path), 96, 96))
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_a_timelapse_lies_beside_its_picture_and_ends_with_it(
+    kind: str, tiny_model: ImageGPT, tmp_path: Path
+) -> None:
+    picture, film = draw(tiny_model, tmp_path, size=(48, 48), timelapse=kind)
+    assert film.name == f"red-7-timelapse.{kind}"
+    with Image.open(film) as frames:
+        assert frames.n_frames > 3 and frames.size == (48, 48)
+        frames.seek(frames.n_frames - 1)
+        last = np.asarray(frames.convert("RGB")).astype(float)
+    assert np.abs(last - np.asarray(Image.open(picture))).mean() < 12, "but for what the format loses"
+
+
+def test_an_interruption_leaves_finished_files_whole_and_no_half_file(
+    tiny_model: ImageGPT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, calls = Path.write_bytes, []
+
+    def interrupted(path: Path, data: bytes) -> int:
+        calls.append(path)
+        if len(calls) == 2:
+            write(path, data[:20])
+            raise KeyboardInterrupt
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        draw(tiny_model, tmp_path, n=3)
+    assert [path.name for path in tmp_path.iterdir()] == ["red-7.png"]
+    assert read_recipe(tmp_path / "red-7.png") is not None
 
 
 def test_replay_refuses_another_model_and_tokens_that_come_out_differently(

@@ -162,3 +162,15 @@ def test_guidance_changes_what_is_drawn_with_a_label() -> None:
     gpt = make()
     a, b = (last(gpt, 4, (4, 4), SamplingOptions(guidance=g), label=1) for g in (1.0, 5.0))
     assert not torch.equal(a, b)
+
+
+def test_only_the_wanted_cells_are_drawn_and_given_ones_stay() -> None:
+    gpt = make()
+    given_Bhw = torch.full((2, 3, 4), 3)
+    given_hw, wanted_hw = torch.zeros(2, 3, 4, dtype=torch.bool)
+    given_hw[0], wanted_hw[:2, 1:] = True, True
+    labels_B = torch.zeros(2, dtype=torch.long)
+    *_, step = draw(gpt, labels_B, (3, 4), PLAIN, generators(0, 2), given_Bhw, given_hw, wanted_hw)
+    assert torch.equal(step.known_Bhw[0], given_hw | wanted_hw)
+    assert bool((step.tokens_Bhw[:, 0] == 3).all())
+    assert not bool(step.tokens_Bhw[:, ~(given_hw | wanted_hw)].any()), "nothing is there but the placeholder"

@@ -68,7 +68,7 @@ def open_picture(source: Path | bytes, name: str | None = None) -> Image.Image:
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             picture.load()
-            return _plain_rgb(_upright(picture))
+            return as_rgb(picture)
     except UnreadablePicture:
         raise
     except UnidentifiedImageError as error:
@@ -79,6 +79,11 @@ def open_picture(source: Path | bytes, name: str | None = None) -> Image.Image:
         raise UnreadablePicture(name, "cannot be opened: permission denied") from error
     except Exception as error:  # on broken files Pillow's decoders raise anything from SyntaxError to struct.error
         raise UnreadablePicture(name, f"is broken: {str(error) or type(error).__name__}") from error
+
+
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """A picture of any mode, already in memory, as `open_picture` gives it."""
+    return _plain_rgb(_upright(picture))
 
 
 def _why_unknown(source: Path | bytes) -> str:

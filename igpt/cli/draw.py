@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import secrets
 import shutil
 import sys
 import textwrap
@@ -17,7 +16,9 @@ from igpt.siblings import sibling
 from igpt.sizes import DEFAULT_SIZE, LARGEST_SIDE, SMALLEST_SIDE, grid_for, parse_size
 from tokenizer_vq.base import UserError
 
-from .parts import add_command, add_model, add_options, add_output, number, options_of
+from .parts import add_command, add_model, add_options, add_output, add_seeds, options_of, seed_of
+
+TIMELAPSES = ("gif", "webp")
 
 
 def add_to(commands: Any) -> None:
@@ -35,10 +36,12 @@ def _add_generate(commands: Any) -> None:
     parser = add_command(commands, "generate", _generate, "draw new pictures")
     sides = f"{SMALLEST_SIDE} to {LARGEST_SIDE} pixels a side, as 256 or 640x384 (default: {DEFAULT_SIZE})"
     parser.add_argument("--size", default=str(DEFAULT_SIZE), help=sides)
-    parser.add_argument("-n", type=number(int), default=1, metavar="N", help="how many pictures (default: 1)")
-    parser.add_argument("--seed", type=number(int), metavar="N", help="picture i has the seed N + i (default: random)")
+    add_seeds(parser)
     parser.add_argument("--label", metavar="NAME", help="what to draw, one of the model's labels (default: anything)")
     add_model(parser)
+    parser.add_argument("--tile", action="store_true", help="draw textures that wrap in both directions")
+    timelapse = f"also write an animation of each drawing: {' or '.join(TIMELAPSES)} (default: {TIMELAPSES[0]})"
+    parser.add_argument("--timelapse", nargs="?", const=TIMELAPSES[0], choices=TIMELAPSES, help=timelapse)
     parser.add_argument("--sheet", action="store_true", help="also write all pictures on one contact sheet")
     add_options(parser, SamplingOptions)
     add_output(parser)
@@ -66,20 +69,15 @@ def _generate(args: argparse.Namespace) -> None:
     size = parse_size(args.size)
     options = options_of(args, SamplingOptions)
     options.check()
-    if args.n < 1:
-        raise UserError(f"-n {args.n} is too few pictures; 1 or more is wanted")
-    files = sibling("generate.files")
-    seed = secrets.randbelow(2**31) if args.seed is None else args.seed
-    if not 0 <= seed <= files.LARGEST_SEED - args.n:
-        raise UserError(f"the seed {seed} is out of reach; a whole number from 0 to 2**63 - 1 - n is wanted")
-    output = files.plan_output(args.out, args.n)
+    seed = seed_of(args)
+    output = sibling("generate.files").plan_output(args.out, args.n)
     model = igpt.load(args.model, args.device)
     model.label_number(args.label)  # complains here, before anything is said or drawn
     if args.seed is None and not args.quiet:
         print(f"seed {seed}", file=sys.stderr)
     sibling("generate.run").generate_files(
         model, n=args.n, size=size, label=args.label, seed=seed, options=options,
-        output=output, sheet=args.sheet, force=args.force, quiet=args.quiet,
+        output=output, tile=args.tile, timelapse=args.timelapse, sheet=args.sheet, force=args.force, quiet=args.quiet,
     )  # fmt: skip
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import math
+import secrets
 from collections.abc import Callable
 from dataclasses import fields
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_type_hints
 
 from igpt.config import DEFAULT_MODEL
+from igpt.siblings import sibling
 from tokenizer_vq.base import UserError
 
 if TYPE_CHECKING:
@@ -90,3 +92,19 @@ def add_model(parser: Parser) -> None:
     """The flag that names a model."""
     model = f"name or folder of a model (default: {DEFAULT_MODEL})"
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help=model)
+
+
+def add_seeds(parser: Parser) -> None:
+    """How many pictures, and from which seeds."""
+    parser.add_argument("-n", type=number(int), default=1, metavar="N", help="how many pictures (default: 1)")
+    parser.add_argument("--seed", type=number(int), metavar="N", help="picture i has the seed N + i (default: random)")
+
+
+def seed_of(args: argparse.Namespace) -> int:
+    """The seed of the first picture, drawn by lot where none is asked for. Raises UserError, also for a wrong -n."""
+    if args.n < 1:
+        raise UserError(f"-n {args.n} is too few pictures; 1 or more is wanted")
+    seed = secrets.randbelow(2**31) if args.seed is None else int(args.seed)
+    if not 0 <= seed <= sibling("generate.files").LARGEST_SEED - args.n:
+        raise UserError(f"the seed {seed} is out of reach; a whole number from 0 to 2**63 - 1 - n is wanted")
+    return seed

@@ -1,0 +1,49 @@
+"""How visible are the borders of the windows in which large pictures are refined? Prints a ratio, no times.
+
+Gradient energy across the lines where one window's core ends and the next begins, over that elsewhere, averaged over
+pictures of many labels; 1 is invisible. The second number compares with borders of tokens only, as every border of a
+window is one, and the tokenizer may show its tokens. For textures the lines are the edges, where two copies meet.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import igpt
+from generate.canvas import cores, levels_for
+from generate.windows import seam_ratio, window_for
+from igpt.sizes import parse_size
+from tokenizer_vq.images import to_tensor
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-n", type=int, default=20, help="how many pictures (default: %(default)s)")
+    parser.add_argument("--size", default="512", help="in pixels, multiples of the token's (default: %(default)s)")
+    parser.add_argument("--tile", action="store_true", help="textures, and the seam between two copies of one")
+    parser.add_argument("--model", default=igpt.config.DEFAULT_MODEL, help="a model (default: %(default)s)")
+    args = parser.parse_args()
+
+    model, size = igpt.load(args.model), parse_size(args.size)
+    token, (h, w) = model.downsample, levels_for(model, size)[-1]
+    if (w * token, h * token) != size:
+        raise SystemExit(f"{args.size} is not drawn pixel by pixel; {w * token}x{h * token} would be")
+    shape = window_for(h, w, int(model.native_cells**0.5))
+    rows = [core.start * token for _, core in cores(h, shape[0], False)][1:]
+    columns = [core.start * token for _, core in cores(w, shape[1], False)][1:]
+    if args.tile:
+        rows, columns = [0], [0]
+    found = []
+    for seed in range(args.n):
+        label = model.labels[seed % len(model.labels)] if model.labels else None
+        (picture,) = model.generate(size=size, label=label, seed=seed, tile=args.tile)
+        image_CHW = to_tensor(picture)
+        found.append([seam_ratio(image_CHW, columns, rows, every) for every in (1, token)])
+        told = label or "no label"
+        print(f"{told}, seed {seed}: {found[-1][0]:.3f}, against other tokens {found[-1][1]:.3f}", flush=True)
+    means = [sum(column) / len(column) for column in zip(*found, strict=True)]
+    print(f"mean of {args.n}: {means[0]:.3f}, against other tokens {means[1]:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,282 @@
+"""Pictures of any size: composed small, where the model sees the whole, then refined upwards window by window.
+
+Notable choices:
+- one step up enlarges the picture about twice and says it in tokens again; a share of these stays, so that the
+  composition does, and the GPT draws the others anew, seeing known tokens on all sides of them;
+- each window draws its core only; around that it sees what is known, drawn by a neighbour or kept;
+- an edit goes the same way: at every size what the user gave is known, and only the rest is drawn;
+- a texture that wraps (`wraps`) is drawn, encoded, decoded and resized with its other side beyond every edge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageChops, ImageFilter
+from torch import Generator, Tensor
+
+from igpt.config import SamplingOptions
+from igpt.image_gpt import ImageGPT
+from igpt.sampling import Step, draw, generators
+from igpt.sizes import ladder
+from tokenizer_vq.images import fit_cover
+
+from .windows import Span, decode, encode, window_for, wrapped
+
+KEPT = 0.5  # share of an enlarged picture's tokens that stays
+BORDER = 8  # pixels over which a drawn part turns into the picture around it
+LANCZOS = Image.Resampling.LANCZOS
+
+Grid = tuple[int, int]
+
+
+class Drawing(NamedTuple):
+    """One picture on its way."""
+
+    tokens_hw: Tensor
+    known_hw: Tensor  # bool
+
+
+class Given(NamedTuple):
+    """A picture of which a part is to be drawn."""
+
+    picture: Image.Image  # RGB
+    wanted: Image.Image  # "L", of the same size: 255 where to draw, 0 elsewhere
+    tokens_hw: Tensor | None = None  # the picture's own, if it carries them
+
+
+# Pixels and cells
+
+
+def lay(picture: Image.Image, width: int, height: int, resample: Image.Resampling = LANCZOS) -> Image.Image:
+    """The inverse of `fit_cover`: the picture as large as fits into the middle, continued at its edges."""
+    scale = min(width / picture.width, height / picture.height)
+    inner = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    small = picture if picture.size == inner else picture.resize(inner, resample)
+    left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
+    margins = ((top, height - inner[1] - top), (left, width - inner[0] - left), (0, 0))
+    levels = np.asarray(small)
+    return Image.fromarray(np.pad(levels, margins[: levels.ndim], mode="edge"))
+
+
+def wanted_cells(wanted: Image.Image, grid: Grid, token: int) -> Tensor:
+    """Bool [h, w]: the cells of which at least a pixel is to be drawn."""
+    laid = lay(wanted, grid[1] * token, grid[0] * token, Image.Resampling.BOX)
+    levels_HW = torch.from_numpy(np.array(laid)).float()
+    return F.max_pool2d(levels_HW[None, None], token)[0, 0] > 0
+
+
+def laid_tokens(model: ImageGPT, given: Given, grid: Grid) -> Tensor:
+    """Tokens of the given picture on a grid: its own where they are on that grid, or else it is encoded."""
+    if given.tokens_hw is not None and given.tokens_hw.shape == grid:
+        return given.tokens_hw.clone()
+    return encode(model, lay(given.picture, grid[1] * model.downsample, grid[0] * model.downsample))
+
+
+def put_in(given: Given, painted: Image.Image) -> Image.Image:
+    """The given picture with the painted one where it was to be drawn; all other pixels are the given ones.
+
+    Within BORDER pixels inside the edge of the drawn part one turns into the other; where the part is too thin for that
+    it is wholly the painted one.
+    """
+    depth, inner = Image.new("L", given.wanted.size), given.wanted
+    for _ in range(BORDER):  # how many pixels from the edge, up to BORDER
+        depth = ImageChops.add(depth, inner.point(lambda level: level and 1))
+        inner = inner.filter(ImageFilter.MinFilter(3))
+    deepest = depth.filter(ImageFilter.MaxFilter(2 * BORDER + 1))
+    share = np.asarray(depth).astype(np.float32) / np.maximum(1, np.asarray(deepest))
+    return Image.composite(painted, given.picture, Image.fromarray((share * 255).round().astype(np.uint8)))
+
+
+def finish(model: ImageGPT, tokens_hw: Tensor, size: tuple[int, int], wraps: bool = False) -> Image.Image:
+    """The picture of a grid in exactly `size` pixels."""
+    picture = decode(model, tokens_hw, wraps)
+    return _resized(picture, size, wraps=True) if wraps else fit_cover(picture, *size)
+
+
+def _resized(picture: Image.Image, size: tuple[int, int], wraps: bool) -> Image.Image:
+    if not wraps or picture.size == size:
+        return picture.resize(size, LANCZOS)
+    margin = 64  # pixels beyond the edge: more than Lanczos looks at when it halves or doubles
+    box = (margin, margin, margin + picture.width, margin + picture.height)
+    return wrapped(picture, margin).resize(size, LANCZOS, box)
+
+
+# Drawing
+
+
+def paint(
+    model: ImageGPT, levels: Sequence[Grid], label: str | None, seeds: Sequence[Generator], options: SamplingOptions, *,
+    given: Given | None = None, start: Drawing | None = None, wraps: bool = False,
+) -> Iterator[list[Drawing]]:  # fmt: skip
+    """Draws a picture for each generator, yielding all of them after every step; those of the last one are complete.
+
+    `levels` is the picture's `ladder`, or its beginning. With `given` only the wanted part is drawn, with `start` only
+    the unknown cells of the composition, from which the rest follows.
+    """
+    if given is not None:
+        unknown_hw = wanted_cells(given.wanted, levels[0], model.downsample)
+        start = Drawing(laid_tokens(model, given, levels[0]), ~unknown_hw)
+    for step in _compose(model, levels[0], label, seeds, options, start, wraps):
+        drawings = [Drawing(*pair) for pair in zip(step.tokens_Bhw, step.known_Bhw, strict=True)]
+        yield drawings
+    for i, generator in enumerate(seeds):
+        for fine in levels[1:]:
+            begun = _enlarged(model, drawings[i].tokens_hw, fine, generator, given, wraps)
+            for drawing in redraw(model, begun, label, generator, options, wraps):
+                drawings = [*drawings[:i], drawing, *drawings[i + 1 :]]
+                yield drawings
+
+
+def share_drawn(levels: Sequence[Grid], drawings: Sequence[Drawing]) -> float:
+    """How much of the work is done, 0 to 1, counting the cells of all levels."""
+    cells = [h * w for h, w in levels]
+    done = 0
+    for drawing in drawings:
+        level = list(levels).index(tuple(drawing.tokens_hw.shape))  # type: ignore[arg-type]
+        done += sum(cells[:level]) + int(drawing.known_hw.sum())
+    return done / (sum(cells) * len(drawings))
+
+
+def _compose(
+    model: ImageGPT, grid: Grid, label: str | None, seeds: Sequence[Generator], options: SamplingOptions,
+    start: Drawing | None, wraps: bool,
+) -> Iterator[Step]:  # fmt: skip
+    labels_B = torch.full((len(seeds),), model.label_number(label))
+    given = () if start is None else (start.tokens_hw.expand(len(seeds), *grid), start.known_hw)
+    step = None
+    for step in draw(model.gpt, labels_B, grid, options, seeds, *given):
+        yield step
+    if not wraps or step is None:
+        return
+    # Rolled by half, the edges meet in a cross in the middle, which is drawn anew with both sides in sight.
+    h, w = grid
+    known_hw = torch.ones(grid, dtype=torch.bool)
+    for axis, length in ((0, h), (1, w)):
+        band = max(1, length // 8)
+        known_hw.index_fill_(axis, torch.arange(length // 2 - band, length // 2 + band), False)
+    rolled_Bhw = step.tokens_Bhw.roll((h // 2, w // 2), (1, 2))
+    for step in draw(model.gpt, labels_B, grid, options, seeds, rolled_Bhw, known_hw):
+        yield Step(*(x.roll((-(h // 2), -(w // 2)), (1, 2)) for x in step))
+
+
+def _enlarged(
+    model: ImageGPT, tokens_hw: Tensor, grid: Grid, generator: Generator, given: Given | None, wraps: bool
+) -> Drawing:
+    """The picture of the tokens on a finer grid; known are the tokens that stay and those that were given."""
+    size = grid[1] * model.downsample, grid[0] * model.downsample
+    picture = _resized(decode(model, tokens_hw, wraps), size, wraps)
+    known_hw = torch.rand(grid, generator=generator) < KEPT
+    if given is None:
+        return Drawing(encode(model, picture, wraps), known_hw)
+    wanted = lay(given.wanted, *size, Image.Resampling.BOX)
+    finer_hw = encode(model, Image.composite(picture, lay(given.picture, *size), wanted))
+    unknown_hw = wanted_cells(given.wanted, grid, model.downsample)
+    if given.tokens_hw is not None and given.tokens_hw.shape == grid:
+        finer_hw = torch.where(unknown_hw, finer_hw, given.tokens_hw)
+    return Drawing(finer_hw, known_hw | ~unknown_hw)
+
+
+def redraw(
+    model: ImageGPT, begun: Drawing, label: str | None, generator: Generator, options: SamplingOptions, wraps: bool
+) -> Iterator[Drawing]:
+    """Draws the unknown cells of a grid of any size, yielding after every window. Known cells are never redrawn.
+
+    Cells still unknown in what is yielded have the tokens of the enlarged picture.
+    """
+    tokens_hw, known_hw = begun.tokens_hw.clone(), begun.known_hw.clone()
+    labels_B = torch.tensor([model.label_number(label)])
+    h, w = known_hw.shape
+    for rows, columns, core_hw in token_windows(h, w, model.native_cells, wraps):
+        place = rows[:, None], columns
+        wanted_hw = core_hw & ~known_hw[place]
+        if not wanted_hw.any():
+            continue
+        share = float(wanted_hw.sum()) / wanted_hw.numel()
+        own = replace(options, steps=math.ceil(options.steps * share**0.5))  # what is known helps: fewer steps will do
+        *_, step = draw(
+            model.gpt, labels_B, (len(rows), len(columns)), own, [generator],
+            tokens_hw[place][None], known_hw[place], wanted_hw,
+        )  # fmt: skip
+        tokens_hw[place] = torch.where(wanted_hw, step.tokens_Bhw[0], tokens_hw[place])
+        known_hw[place] |= wanted_hw
+        yield Drawing(tokens_hw.clone(), known_hw.clone())
+    yield Drawing(tokens_hw, known_hw)
+
+
+# Windows of tokens
+
+
+def token_windows(h: int, w: int, native_cells: int, wraps: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Rows, columns and core (bool, in the window) of each window of at most `native_cells`; cores tile the grid."""
+    shape = window_for(h, w, math.isqrt(native_cells))
+    for first_row, core_rows in cores(h, shape[0], wraps):
+        for first_column, core_columns in cores(w, shape[1], wraps):
+            rows = torch.arange(first_row, first_row + shape[0]) % h
+            columns = torch.arange(first_column, first_column + shape[1]) % w
+            inside_rows = (rows >= core_rows.start) & (rows < core_rows.stop)
+            inside_columns = (columns >= core_columns.start) & (columns < core_columns.stop)
+            yield rows, columns, inside_rows[:, None] & inside_columns
+
+
+def cores(length: int, window: int, wraps: bool) -> list[tuple[int, Span]]:
+    """Along one axis: where each window begins, and the middle half of it that it draws (all of it, at an edge)."""
+    if window == length and not wraps:
+        return [(0, Span(0, length))]
+    core = max(1, window // 2)
+    found = []
+    for start in range(0, length, core):
+        first = start - (window - core) // 2
+        first = first if wraps else min(max(0, first), length - window)
+        found.append((first, Span(start, min(start + core, length))))
+    return found
+
+
+# Whole pictures
+
+
+def levels_for(model: ImageGPT, size: tuple[int, int]) -> list[Grid]:
+    return ladder(*size, model.downsample, model.native_cells)
+
+
+def pictures(
+    model: ImageGPT, n: int, size: tuple[int, int], label: str | None, seed: int, options: SamplingOptions,
+    wraps: bool, previews: bool,
+) -> Iterator[list[Image.Image]]:  # fmt: skip
+    """n new pictures, picture i from seed + i; with `previews` also what there is of them again and again."""
+    levels = levels_for(model, size)
+    frames = paint(model, levels, label, generators(seed, n), options, wraps=wraps)
+    if previews:
+        for drawings in now_and_then(frames, levels):
+            yield [preview(model, drawing, size, wraps) for drawing in drawings]
+    else:
+        *_, drawings = frames
+        yield [finish(model, drawing.tokens_hw, size, wraps) for drawing in drawings]
+
+
+def now_and_then(frames: Iterable[list[Drawing]], levels: Sequence[Grid], most: int = 64) -> Iterator[list[Drawing]]:
+    """About `most` of all frames, equally far apart in what is drawn, and the first and the last one."""
+    shown, drawings = -1.0, None
+    for drawings in frames:
+        share = share_drawn(levels, drawings)
+        if share >= shown + 1 / most and share < 1:
+            shown = share
+            yield drawings
+    if drawings is not None:
+        yield drawings
+
+
+def preview(model: ImageGPT, drawing: Drawing, size: tuple[int, int], wraps: bool) -> Image.Image:
+    """An unfinished picture in its final size. What is not drawn yet is mid-grey in a composition; later on it is the
+    enlarged composition."""
+    h, w = drawing.known_hw.shape
+    if bool(drawing.known_hw.all()) or h * w > model.native_cells:
+        return finish(model, drawing.tokens_hw, size, wraps)
+    (picture,) = model.decode(drawing.tokens_hw[None], drawing.known_hw[None])
+    return fit_cover(picture, *size)

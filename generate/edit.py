@@ -1,0 +1,254 @@
+"""Edits of a picture: what of it stays, and what is to be drawn. The drawing itself is that of canvas.py.
+
+A picture made by the same model brings its exact tokens along, as long as nobody has changed its pixels since; any
+other one is encoded. Pixels that nobody asked to change stay exactly as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Generator, Tensor
+
+from igpt.config import SamplingOptions, check_anchor, check_share, keep_of
+from igpt.image_gpt import ImageGPT
+from igpt.sampling import generators
+from tokenizer_vq.base import UserError
+from tokenizer_vq.images import as_rgb, fit_cover, open_picture
+
+from .canvas import Drawing, Given, finish, laid_tokens, levels_for, paint, put_in, wanted_cells
+from .files import LARGEST_PICTURE, Recipe, digest, read_recipe
+
+FIELD = 4  # blobs a side of the pattern in which two pictures are blended
+DRAWN = 0.4  # share of a blend that is drawn, between the parts of the two pictures
+
+log = logging.getLogger("igpt")
+
+Picture = str | Path | Image.Image  # a picture in memory carries no tokens
+
+
+class Source(NamedTuple):
+    """A picture to edit."""
+
+    picture: Image.Image  # RGB
+    tokens_hw: Tensor | None = None  # if it carries those of this model
+    label: str | None = None
+
+
+class Edit(NamedTuple):
+    """What to draw. `begin` makes of a seed what `paint` starts from: a given picture, or a given composition."""
+
+    command: str
+    size: tuple[int, int]
+    label: str | None
+    begin: Callable[[int], Given | Drawing]
+
+
+class Piece(NamedTuple):
+    """An edited picture, and what its recipe has to tell."""
+
+    picture: Image.Image
+    tokens_hw: Tensor
+    given_hw: Tensor  # bool
+
+
+# Reading
+
+
+def open_source(model: ImageGPT, source: Picture) -> Source:
+    """A picture of any size and mode, with its tokens where it carries trustworthy ones of this model.
+
+    Raises UserError when there is no such picture. An igpt chunk that does not fit is ignored with a warning.
+    """
+    if isinstance(source, Image.Image):
+        if source.width * source.height > LARGEST_PICTURE:
+            raise UserError(f"the picture has {source.width}x{source.height} pixels; at most 100 million are wanted")
+        return Source(as_rgb(source))
+    picture = open_picture(Path(source))
+    recipe = read_recipe(source)
+    if recipe is None:
+        return Source(picture)
+    if (why := _unfit(model, picture, recipe)) is not None:
+        log.warning("the igpt chunk of %s is ignored and the picture encoded anew: %s", source, why)
+        return Source(picture)
+    label = recipe.label if recipe.label in model.labels else None
+    return Source(picture, torch.tensor(recipe.tokens).view(*recipe.grid), label)
+
+
+def _unfit(model: ImageGPT, picture: Image.Image, recipe: Recipe) -> str | None:
+    """Why the tokens of a recipe are not those of the picture for this model; None if they are."""
+    if recipe.weights_hash != model.weights_hash:
+        return f"it was made by {recipe.model!r:.50}, a model with other weights"
+    if max(recipe.tokens) >= model.tokenizer.vocab_size:
+        return "it has tokens that the model has not"
+    if recipe.size != picture.size or (recipe.pixels and recipe.pixels != digest(picture)):
+        return "its pixels were changed since"
+    return None
+
+
+# The five edits
+
+
+def complete(source: Source, keep: str | float) -> Edit:
+    """Keeps one half (top, bottom, left, right), or that share from the top, and draws the rest."""
+    side, share = keep_of(keep)
+    width, height = source.picture.size
+    length = height if side in ("top", "bottom") else width
+    if length < 2:
+        raise UserError(f"a picture of {width}x{height} pixels is too small to keep a part of it")
+    kept = min(max(1, round(length * share)), length - 1)
+    box = {
+        "top": (0, kept, width, height), "bottom": (0, 0, width, height - kept),
+        "left": (kept, 0, width, height), "right": (0, 0, width - kept, height),
+    }[side]  # fmt: skip
+    wanted = Image.new("L", source.picture.size, 0)
+    wanted.paste(255, box)
+    return _fixed("complete", source, Given(source.picture, wanted, source.tokens_hw))
+
+
+def inpaint(source: Source, mask: Source) -> Edit:
+    """Draws where the mask is white. Raises UserError for a mask of another size, all white or all black."""
+    size = source.picture.size
+    wanted = mask.picture.convert("L").point(lambda level: 255 if level >= 128 else 0)
+    if wanted.size != size:
+        raise UserError(
+            f"the mask has {wanted.width}x{wanted.height} pixels and the picture {size[0]}x{size[1]}: scale the mask "
+            f"to {size[0]}x{size[1]}"
+        )
+    if wanted.getextrema() in ((0, 0), (255, 255)):
+        colour, what = ("black", "nothing") if wanted.getextrema() == (0, 0) else ("white", "everything")
+        raise UserError(f"the mask is all {colour}, which asks for {what} to be drawn: make white what is to be drawn")
+    return _fixed("inpaint", source, Given(source.picture, wanted, source.tokens_hw))
+
+
+def extend(source: Source, size: tuple[int, int], anchor: str, token: int) -> Edit:
+    """Draws around the picture until it has the size; `anchor` says where in it the picture stays.
+
+    Raises UserError where the size is not larger.
+    """
+    check_anchor(anchor)
+    (width, height), (old_width, old_height) = size, source.picture.size
+    if width < old_width or height < old_height or size == source.picture.size:
+        raise UserError(
+            f"the size {width}x{height} does not extend a picture of {old_width}x{old_height} pixels: neither side may "
+            "be smaller, and one must be larger"
+        )
+    # In the middle a picture with tokens keeps to whole ones, so that they are needed no second time.
+    step = token if source.tokens_hw is not None else 1
+    left, top = (width - old_width) // 2 // step * step, (height - old_height) // 2 // step * step
+    left = 0 if "left" in anchor else width - old_width if "right" in anchor else left
+    top = 0 if "top" in anchor else height - old_height if "bottom" in anchor else top
+    margins = ((top, height - old_height - top), (left, width - old_width - left), (0, 0))
+    picture = Image.fromarray(np.pad(np.asarray(source.picture), margins, mode="edge"))
+    wanted = Image.new("L", size, 255)
+    wanted.paste(0, (left, top, left + old_width, top + old_height))
+    tokens_hw = _placed(source, size, left, top, token)
+    return _fixed("extend", source, Given(picture, wanted, tokens_hw))
+
+
+def _placed(source: Source, size: tuple[int, int], left: int, top: int, token: int) -> Tensor | None:
+    """The source's tokens on the larger grid, where both grids agree pixel by pixel."""
+    if source.tokens_hw is None or any(number % token for number in (*size, left, top)):
+        return None
+    h, w = source.tokens_hw.shape
+    if (w * token, h * token) != source.picture.size:
+        return None
+    tokens_hw = torch.zeros(size[1] // token, size[0] // token, dtype=torch.long)
+    tokens_hw[top // token : top // token + h, left // token : left // token + w] = source.tokens_hw
+    return tokens_hw
+
+
+def vary(model: ImageGPT, source: Source, strength: float) -> Edit:
+    """Draws that share of the composition's cells anew, wherever they lie; 0 leaves the picture as it is.
+
+    Raises UserError for a strength outside 0 to 1.
+    """
+    check_share("strength", strength)
+    size = source.picture.size
+    nothing = Given(source.picture, Image.new("L", size, 0), source.tokens_hw)
+    if strength == 0:
+        return _fixed("vary", source, nothing)
+    grid = levels_for(model, size)[0]
+
+    def begin(seed: int) -> Drawing:
+        known_hw = torch.rand(grid, generator=Generator().manual_seed(seed)) >= strength
+        return Drawing(laid_tokens(model, nothing, grid), known_hw)
+
+    return Edit("vary", size, source.label, begin)
+
+
+def blend(a: Source, b: Source, mix: float, token: int) -> Edit:
+    """Parts of A and parts of B in a random pattern of blobs, with what lies between drawn; `mix` is the share of B.
+
+    B is cut to the proportions of A. Raises UserError for a mix outside 0 to 1.
+    """
+    check_share("mix", mix)
+    size = a.picture.size
+    other = b.picture if b.picture.size == size else fit_cover(b.picture, *size)
+    same_grid = a.tokens_hw is not None and b.tokens_hw is not None and a.tokens_hw.shape == b.tokens_hw.shape
+    own_tokens = same_grid and b.picture.size == size
+
+    def begin(seed: int) -> Given:
+        blobs = torch.rand(1, 1, FIELD, FIELD, generator=Generator().manual_seed(seed))
+        field_HW = F.interpolate(blobs, size[::-1], mode="bicubic", align_corners=True)[0, 0]
+        ordered = field_HW.flatten().sort().values
+        places = [(1 - mix) * (1 - DRAWN), 1 - mix, 1 - mix * (1 - DRAWN)]
+        low, middle, high = (float(ordered[round(place * (len(ordered) - 1))]) for place in places)
+        of_b = _mask(field_HW >= middle)
+        wanted = _mask((field_HW > low) & (field_HW < high))
+        tokens_hw = None
+        if own_tokens and a.tokens_hw is not None and b.tokens_hw is not None:
+            cells_hw = wanted_cells(of_b, (a.tokens_hw.shape[0], a.tokens_hw.shape[1]), token)
+            tokens_hw = torch.where(cells_hw, b.tokens_hw, a.tokens_hw)
+        return Given(Image.composite(other, a.picture, of_b), wanted, tokens_hw)
+
+    return Edit("blend", size, a.label if a.label == b.label else None, begin)
+
+
+def _mask(where_HW: Tensor) -> Image.Image:
+    return Image.fromarray((where_HW.to(torch.uint8) * 255).numpy())
+
+
+def _fixed(command: str, source: Source, given: Given) -> Edit:
+    return Edit(command, given.picture.size, source.label, lambda seed: given)
+
+
+# Doing them
+
+
+def draw_edit(model: ImageGPT, edit: Edit, seed: int, options: SamplingOptions) -> Iterator[list[Drawing]]:
+    """The edit drawn from one seed, step by step, as `paint` does."""
+    begun = edit.begin(seed)
+    levels, seeds = levels_for(model, edit.size), generators(seed, 1)
+    if isinstance(begun, Given):
+        return paint(model, levels, edit.label, seeds, options, given=begun)
+    return paint(model, levels, edit.label, seeds, options, start=begun)
+
+
+def finish_edit(model: ImageGPT, edit: Edit, seed: int, tokens_hw: Tensor) -> Piece:
+    """The picture of a drawn edit."""
+    begun, grid = edit.begin(seed), (tokens_hw.shape[0], tokens_hw.shape[1])
+    painted = finish(model, tokens_hw, edit.size)
+    if isinstance(begun, Given):
+        return Piece(put_in(begun, painted), tokens_hw, ~wanted_cells(begun.wanted, grid, model.downsample))
+    on_one_level = begun.known_hw.shape == grid
+    return Piece(painted, tokens_hw, begun.known_hw if on_one_level else torch.zeros(grid, dtype=torch.bool))
+
+
+def edited(
+    model: ImageGPT, edit: Edit, n: int, label: str | None, seed: int, options: SamplingOptions
+) -> list[Image.Image]:
+    """n pictures of an edit, for the library; picture i has the seed `seed + i`."""
+    edit = edit if label is None else edit._replace(label=label)
+    pictures = []
+    for number in range(seed, seed + n):
+        *_, (drawing,) = draw_edit(model, edit, number, options)
+        pictures.append(finish_edit(model, edit, number, drawing.tokens_hw).picture)
+    return pictures

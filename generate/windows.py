@@ -1,0 +1,149 @@
+"""Large pictures through the tokenizer in overlapping windows, so that memory grows with the window, not the picture.
+
+Notable choices: a convolution sees nothing beyond the border of its window, and GroupNorm mixes colours over the whole
+of it, so two windows never agree exactly where they meet. Decoded windows therefore overlap by several tokens, of which
+the outermost are not used at all and the next are blended; encoded windows overlap and give only their inner tokens.
+Textures that wrap are continued by their own other side before they enter, and the two ends are blended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from PIL import Image, ImageChops
+from torch import Tensor
+
+from igpt.image_gpt import ImageGPT
+from tokenizer_vq.images import to_tensor
+
+WINDOW = 32  # tokens a side that are encoded or decoded at once; 512 pixels where a token has 16
+MARGIN = 2  # tokens at the border of a window that are not used: they saw too little of what is beyond
+BLEND = 4  # tokens over which one decoded window turns into the next
+OVERLAP = 2 * MARGIN + BLEND
+WRAP = OVERLAP  # tokens by which a texture is continued with its other side
+
+
+class Span(NamedTuple):
+    """One window along one axis: tokens from `start` to `stop`."""
+
+    start: int
+    stop: int
+
+
+def spans(length: int, window: int, overlap: int = OVERLAP) -> list[Span]:
+    """Windows that cover `length` tokens, neighbours overlapping by at least `overlap`; the last ends at the end."""
+    if length <= window:
+        return [Span(0, length)]
+    starts = [*range(0, length - window, window - overlap), length - window]
+    return [Span(start, start + window) for start in starts]
+
+
+def window_for(h: int, w: int, side: int) -> tuple[int, int]:
+    """Rows and columns of a window with at most side * side cells: longer where the grid is narrow."""
+    rows = min(h, max(side, side * side // w))
+    return rows, min(w, side * side // rows)
+
+
+# Encoding
+
+
+@torch.inference_mode()
+def encode(model: ImageGPT, picture: Image.Image, wraps: bool = False, side: int = WINDOW) -> Tensor:
+    """Tokens [h, w] of a picture whose sides are multiples of the token's."""
+    token = model.downsample
+    if wraps:
+        picture = wrapped(picture, WRAP * token)
+    h, w = picture.height // token, picture.width // token
+    rows, columns = window_for(h, w, side)
+    tokens_hw = torch.empty(h, w, dtype=torch.long)
+    for y in spans(h, rows):
+        for x in spans(w, columns):
+            part = picture.crop((x.start * token, y.start * token, x.stop * token, y.stop * token))
+            part_hw = model.tokenizer.encode(to_tensor(part)[None].to(model.device))[0].cpu()
+            # Later windows win from the middle of the overlap on; at the border of the picture all is used.
+            top, left = (OVERLAP // 2 if y.start else 0), (OVERLAP // 2 if x.start else 0)
+            tokens_hw[y.start + top : y.stop, x.start + left : x.stop] = part_hw[top:, left:]
+    return tokens_hw[WRAP:-WRAP, WRAP:-WRAP].clone() if wraps else tokens_hw
+
+
+# Decoding
+
+
+def decode(model: ImageGPT, tokens_hw: Tensor, wraps: bool = False, side: int = WINDOW) -> Image.Image:
+    """The picture of a token grid, at the grid's own size in pixels."""
+    token, (h, w) = model.downsample, tokens_hw.shape
+    if wraps:
+        rows, columns = (torch.arange(-WRAP, length + WRAP) % length for length in (h, w))
+        return _closed(decode(model, tokens_hw[rows][:, columns], side=side), WRAP * token, BLEND * token)
+    rows_at_once, columns_at_once = window_for(h, w, side)
+    canvas = Image.new("RGB", (w * token, h * token))
+    for y in spans(h, rows_at_once):
+        for x in spans(w, columns_at_once):
+            (part,) = model.decode(tokens_hw[None, y.start : y.stop, x.start : x.stop])
+            fade = _fade(part.size, token if x.start else 0, token if y.start else 0)
+            canvas.paste(part, (x.start * token, y.start * token), fade)
+    return canvas
+
+
+def _fade(size: tuple[int, int], across: int, down: int) -> Image.Image:
+    """How much of a window covers what lies there already: nothing in the margin, rising over the blend, then all.
+
+    `across` and `down` are pixels per token, 0 where there is no neighbour on that side.
+    """
+    return ImageChops.multiply(_ramp(size, across), _ramp(size[::-1], down).transpose(Image.Transpose.TRANSPOSE))
+
+
+def _ramp(size: tuple[int, int], token: int) -> Image.Image:
+    """An "L" picture that rises from left to right."""
+    start, length = MARGIN * token, BLEND * token
+    levels = [255 if x >= start + length else max(0, x - start) * 255 // max(1, length) for x in range(size[0])]
+    return Image.frombytes("L", (size[0], 1), bytes(levels)).resize(size)
+
+
+# Wrapping
+
+
+def wrapped(picture: Image.Image, margin: int) -> Image.Image:
+    """The picture continued by `margin` pixels of its other side all around."""
+    width, height = picture.size
+    canvas = Image.new(picture.mode, (width + 2 * margin, height + 2 * margin))
+    for left in range(margin % width - width, canvas.width, width):
+        for top in range(margin % height - height, canvas.height, height):
+            canvas.paste(picture, (left, top))
+    return canvas
+
+
+def _closed(picture: Image.Image, margin: int, blend: int) -> Image.Image:
+    """The inverse of `wrapped` for a painted picture: what was painted twice turns from one into the other."""
+    for _ in range(2):  # across, then down
+        width, height = picture.size[0] - 2 * margin, picture.size[1]
+        blend = min(blend, width)
+        middle = picture.crop((margin, 0, margin + width, height))
+        beyond = picture.crop((margin + width, 0, margin + width + blend, height))
+        falling = Image.frombytes("L", (blend, 1), bytes(255 - x * 255 // blend for x in range(blend)))
+        middle.paste(beyond, (0, 0), falling.resize(beyond.size))
+        picture = middle.transpose(Image.Transpose.TRANSPOSE)
+    return picture
+
+
+# Seams
+
+
+def seam_ratio(image_CHW: Tensor, columns: Sequence[int], rows: Sequence[int], every: int = 1) -> float:
+    """How visible lines between windows are: gradient energy across them over that elsewhere; 1 is invisible.
+
+    A line at x lies between the pixels x - 1 and x; 0 is the seam between the two ends of a texture. "Elsewhere" are
+    all other places that are a multiple of `every`: give the side of a token to compare with borders of tokens only.
+    """
+    on: list[Tensor] = []
+    off: list[Tensor] = []
+    for axis, lines in ((2, columns), (1, rows)):
+        energy = (image_CHW - image_CHW.roll(1, axis)).square().mean((0, 3 - axis))
+        places = torch.arange(0, len(energy), every)
+        chosen = torch.zeros(len(energy), dtype=torch.bool)
+        chosen[list(lines)] = True
+        on.append(energy[chosen])
+        off.append(energy[places[(~chosen[places]) & (places > 0)]])
+    return float(torch.cat(on).mean() / torch.cat(off).mean())
