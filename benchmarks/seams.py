@@ -2,7 +2,9 @@
 
 Gradient energy across the lines where one window's core ends and the next begins, over that elsewhere, averaged over
 pictures of many labels; 1 is invisible. The second number compares with borders of tokens only, as every border of a
-window is one, and the tokenizer may show its tokens. For textures the lines are the edges, where two copies meet.
+window is one, and the tokenizer may show its tokens. The third is the second for the lines one and two tokens beside
+these, where no seam can be: pictures have more in their middle than at their edges, so it is not 1 either, and a seam
+is what the second has above the third. For textures the lines are the edges, where two copies meet.
 """
 
 from __future__ import annotations
@@ -29,20 +31,22 @@ def main() -> None:
     if (w * token, h * token) != size:
         raise SystemExit(f"{args.size} is not drawn pixel by pixel; {w * token}x{h * token} would be")
     shape = window_for(h, w, int(model.native_cells**0.5))
-    rows = [core.start * token for _, core in cores(h, shape[0], False)][1:]
-    columns = [core.start * token for _, core in cores(w, shape[1], False)][1:]
+    inner = [[core for _, core in cores(*pair, False)] for pair in zip((h, w), shape, strict=True)]
+    rows, columns = ([core.start * token for core in axis[1:]] for axis in inner)
+    beside = [[core.start * token + d * token for core in axis[1:] for d in (-2, -1, 1, 2)] for axis in inner]
     if args.tile:
-        rows, columns = [0], [0]
+        rows, columns, beside = [0], [0], [[], []]
     found = []
     for seed in range(args.n):
         label = model.labels[seed % len(model.labels)] if model.labels else None
         (picture,) = model.generate(size=size, label=label, seed=seed, tile=args.tile)
         image_CHW = to_tensor(picture)
         found.append([seam_ratio(image_CHW, columns, rows, every) for every in (1, token)])
-        told = label or "no label"
-        print(f"{told}, seed {seed}: {found[-1][0]:.3f}, against other tokens {found[-1][1]:.3f}", flush=True)
+        if any(beside):
+            found[-1].append(seam_ratio(image_CHW, beside[1], beside[0], token))
+        print(f"{label or 'no label'}, seed {seed}: " + ", ".join(f"{ratio:.3f}" for ratio in found[-1]), flush=True)
     means = [sum(column) / len(column) for column in zip(*found, strict=True)]
-    print(f"mean of {args.n}: {means[0]:.3f}, against other tokens {means[1]:.3f}")
+    print(f"mean of {args.n}: " + ", ".join(f"{ratio:.3f}" for ratio in means))
 
 
 if __name__ == "__main__":

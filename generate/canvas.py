@@ -30,6 +30,7 @@ from tokenizer_vq.images import fit_cover
 from .windows import Span, decode, encode, window_for, wrapped
 
 KEPT = 0.5  # share of an enlarged picture's tokens that stays
+BESIDE = 2  # cells around what was given of which none stays
 BORDER = 8  # pixels over which a drawn part turns into the picture around it
 LANCZOS = Image.Resampling.LANCZOS
 
@@ -180,7 +181,9 @@ def _enlarged(
     unknown_hw = wanted_cells(given.wanted, grid, model.downsample)
     if given.tokens_hw is not None and given.tokens_hw.shape == grid:
         finer_hw = torch.where(unknown_hw, finer_hw, given.tokens_hw)
-    return Drawing(finer_hw, known_hw | ~unknown_hw)
+    # Beside what was given nothing of the enlarged picture stays, so that the one is drawn into the other.
+    beside_hw = F.max_pool2d((~unknown_hw).float()[None, None], 2 * BESIDE + 1, 1, BESIDE)[0, 0] > 0
+    return Drawing(finer_hw, (known_hw & ~beside_hw) | ~unknown_hw)
 
 
 def redraw(
