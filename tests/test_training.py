@@ -161,7 +161,7 @@ def test_ctrl_c_saves_the_training_where_it_stands(
 ) -> None:
     import train.loop
 
-    original = train.loop._Training.update
+    original, handler = train.loop._Training.update, signal.getsignal(signal.SIGINT)
 
     def update(self: Any, batch: Any) -> Any:
         if self.step == 3:
@@ -173,7 +173,7 @@ def test_ctrl_c_saves_the_training_where_it_stands(
     with pytest.raises(KeyboardInterrupt):
         run(gpt_stage(), schedule(6, save_seconds=999, quiet=False), tmp_path / "stopped", {})
     assert "stopped at step 4 of 6" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     monkeypatch.undo()
     resumed = run(gpt_stage(), schedule(6), tmp_path / "stopped", {})
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
