@@ -16,22 +16,34 @@ from typing import TYPE_CHECKING, Any
 from tokenizer_vq.base import UserError
 
 from .config import DEFAULT_MODEL, SamplingOptions
+from .siblings import sibling
 
 if TYPE_CHECKING:
     from .image_gpt import ImageGPT as ImageGPT
 
 __version__ = "0.1.0"
-__all__ = ["ImageGPT", "SamplingOptions", "UserError", "load"]
+__all__ = ["ImageGPT", "SamplingOptions", "UserError", "finetune", "load"]
 
 
-def load(name: str | Path = DEFAULT_MODEL, device: str | None = None) -> ImageGPT:
-    """A model folder, an in-the-box name or a Hub id, on `device` (default: the best there is).
+def load(
+    name: str | Path = DEFAULT_MODEL, device: str | None = None, *, adapter: str | Path | None = None
+) -> ImageGPT:
+    """A model folder, an in-the-box name or a Hub id, on `device` (default: the best there is), with an adapter.
 
-    Raises UserError if there is no such model or device, or if its files are damaged.
+    Raises UserError if there is no such model or device, if its files are damaged or the adapter is of another model.
     """
     from .image_gpt import ImageGPT
 
-    return ImageGPT.load(name, device)
+    return ImageGPT.load(name, device, adapter=adapter)
+
+
+def finetune(art: str | Path, out: str | Path, model: str | Path = DEFAULT_MODEL, **options: Any) -> ImageGPT:
+    """Teach `model` the pictures of a folder or .tar and write what comes of it to `out`; the tuned model.
+
+    `options` are the flags of `igpt finetune`, as in finetune("sketches", "my-style", minutes=5, adapter=True).
+    Raises UserError on pictures, options or a base that cannot be used, and where `out` holds something else.
+    """
+    return sibling("train.finetune").finetuned(art, out, str(model), options)  # type: ignore[no-any-return]
 
 
 def __getattr__(name: str) -> Any:

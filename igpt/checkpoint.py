@@ -28,6 +28,7 @@ from .model import GPT
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+ADAPTER = "adapter.safetensors"  # what `igpt finetune --adapter` leaves in a folder instead of a model
 
 Tokenizer = VQTokenizer | PaletteTokenizer
 
@@ -67,7 +68,8 @@ def find(name: str | Path) -> Path:
     if str(name) in boxed:
         return boxed[str(name)]
     if there:
-        raise UserError(f"the folder {str(name)!r} holds no model: {CONFIG} is missing")
+        adapter = f"; its adapter wants --model BASE --adapter {folder / ADAPTER}" if (folder / ADAPTER).is_file() else ""
+        raise UserError(f"the folder {str(name)!r} holds no model: {CONFIG} is missing{adapter}")
     parts = str(name).split("/")
     if len(parts) == 2 and all(parts) and "." not in parts[0]:
         return _download(str(name))
@@ -168,7 +170,7 @@ def save(
     card: str | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> None:
-    """Write a model folder; every file appears whole or not at all. Floating-point weights are stored as `dtype`,
+    """Write a model folder; all files appear whole or none does. Floating-point weights are stored as `dtype`,
     quantizer and palette in float32: which code is nearest must not change."""
     folder = Path(folder)
     config = {
@@ -186,13 +188,13 @@ def save(
             tensors[f"{part}.{key}"] = value.detach().cpu().to(value.dtype if keep else dtype).contiguous()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with whole(folder / WEIGHTS) as beside:
-            save_file(tensors, beside)
-        with whole(folder / CONFIG) as beside:
-            beside.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if card is not None:
-            with whole(folder / CARD) as beside:
-                beside.write_text(card, encoding="utf-8")
+        # All are written before any takes its place: where the disk is full, the model from before stays whole.
+        with whole(folder / WEIGHTS) as weights, whole(folder / CONFIG) as description:
+            save_file(tensors, weights)
+            description.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            if card is not None:
+                with whole(folder / CARD) as beside:
+                    beside.write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise UserError(f"the model cannot be written to {folder}: {error}") from error
 

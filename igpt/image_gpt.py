@@ -50,15 +50,24 @@ class ImageGPT:
         self.name, self.weights_hash, self.provenance = name, weights_hash, provenance or {}
 
     @classmethod
-    def load(cls, name: str | Path = DEFAULT_MODEL, device: str | None = None) -> ImageGPT:
-        """A model folder, an in-the-box name or a Hub id, on `device` (default: the best there is).
+    def load(
+        cls, name: str | Path = DEFAULT_MODEL, device: str | None = None, *, adapter: str | Path | None = None
+    ) -> ImageGPT:
+        """A model folder, an in-the-box name or a Hub id, on `device` (default: the best there is), with an adapter.
 
-        Raises UserError if there is no such model or device, or if the files are damaged.
+        Raises UserError if there is no such model or device, if files are damaged or the adapter is of another model.
         """
         target = pick_device(device)
         found = checkpoint.load(name)
         if found.gpt is None:
             raise UserError(f"the model {str(name)!r} has a tokenizer but no GPT yet: train one with `igpt train gpt`")
+        if adapter is not None:
+            from .lora import with_adapter
+
+            file = Path(adapter).expanduser()
+            found = with_adapter(found, file)
+            name = file.absolute().parent if file.name == checkpoint.ADAPTER else file.stem
+        assert found.gpt is not None
         return cls(
             found.tokenizer.to(target), found.gpt.to(target), found.labels, name=Path(name).name,
             weights_hash=found.weights_hash, provenance=found.provenance,

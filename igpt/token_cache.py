@@ -45,8 +45,11 @@ class TokenCache:
             "shapes": torch.tensor(self.shapes, dtype=torch.int32).view(-1, 2),
             "labels": torch.tensor(self.labels, dtype=torch.int32),
         }
-        with whole(path) as beside:
-            save_file(tensors, beside, notes | {"views": str(self.views)})
+        try:
+            with whole(path) as beside:
+                save_file(tensors, beside, notes | {"views": str(self.views)})
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"the token cache cannot be written to {path}: {error}") from error
 
     @classmethod
     def load(cls, path: Path) -> tuple[TokenCache, dict[str, str]]:

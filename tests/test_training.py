@@ -27,7 +27,7 @@ from tokenizer_vq.base import UserError
 from tokenizer_vq.crops import Crops, shuffled
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 from train.decoder import DecoderStage
-from train.gpt import GPTStage
+from train.gpt import GPTStage, new_gpt
 from train.loop import Schedule, average, rate, run
 from train.options import Preset, TrainOptions
 from train.run import train
@@ -106,7 +106,8 @@ def gpt_stage(
             return tokens_Bhw.float().unsqueeze(1).expand(-1, 3, -1, -1) / 16 - 1
 
     everything = list(range(pictures))
-    return GPTStage(cache, Painter(), ["red", "blue"], everything, everything, preset, options)  # type: ignore[arg-type]
+    model = new_gpt(Painter(), 2, preset, options)  # type: ignore[arg-type]
+    return GPTStage(cache, Painter(), ["red", "blue"], everything, everything, model, options, options.gpt_lr)  # type: ignore[arg-type]
 
 
 # It can be killed

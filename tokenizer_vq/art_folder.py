@@ -103,6 +103,10 @@ class ArtFolder:
         entry = self._entries[index]
         return open_picture(entry.read(), entry.name)
 
+    def digest(self, index: int) -> str:
+        """The SHA-256 of the file of one picture."""
+        return self._digests[index]
+
     @property
     def different(self) -> int:
         """How many pictures there are without exact copies."""

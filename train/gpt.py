@@ -20,7 +20,7 @@ from igpt.sampling import draw, generators
 from igpt.token_cache import TokenCache, TokenWindows
 from tokenizer_vq.images import to_picture
 
-from .options import Preset, TrainOptions
+from .options import LearningOptions, Preset, TrainOptions
 from .start import start_from
 
 LABEL_DROPOUT = 0.1  # how often the label is withheld, so that guidance and unlabelled drawing work
@@ -33,21 +33,14 @@ class GPTStage:
     """A `loop.Stage`: the GPT on cached tokens. The tokenizer only paints the sheets."""
 
     name = "gpt"
+    divisible = True
 
     def __init__(
         self, cache: TokenCache, tokenizer: Tokenizer, labels: list[str], train: list[int], held_out: list[int],
-        preset: Preset, options: TrainOptions,
+        model: GPT, options: LearningOptions, lr: float,
     ):  # fmt: skip
-        torch.manual_seed(options.seed)
-        self.options, self.tokenizer, self.labels = options, tokenizer, labels
-        config = GPTConfig(
-            tokenizer.vocab_size, len(labels), preset.layers, preset.width, preset.heads,
-            cells=preset.cells, dropout=options.dropout,
-        )  # fmt: skip
-        model = GPT(config)
-        if options.start_from and (old := checkpoint.load(options.start_from).gpt) is not None:
-            start_from(model, old)
-        self.config = config
+        self.options, self.tokenizer, self.labels, self.lr = options, tokenizer, labels, lr
+        self.config = config = model.config
         self.modules: dict[str, nn.Module] = {"model": model}
         self.dataset: Dataset[Any] = TokenWindows(
             cache, train, config, options.seed, random_orders=options.random_orders, noise=options.token_noise,
@@ -61,10 +54,10 @@ class GPTStage:
         }
 
     def optimizer(self, name: str) -> torch.optim.Optimizer:
-        matrices = [p for p in self.modules[name].parameters() if p.dim() >= 2]
-        others = [p for p in self.modules[name].parameters() if p.dim() < 2]
+        learning = [p for p in self.modules[name].parameters() if p.requires_grad]
+        matrices, others = [p for p in learning if p.dim() >= 2], [p for p in learning if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=self.options.gpt_lr, betas=(0.9, 0.95), fused=True)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.95), fused=True)
 
     def turns(self, progress: float) -> list[str]:
         return ["model"]
@@ -80,16 +73,9 @@ class GPTStage:
     @torch.no_grad()
     def measure(self, model: nn.Module) -> dict[str, float]:
         """Bits per token on held-out pictures in random and in raster order, the label given."""
-        device, bits = next(model.parameters()).device, {}
-        for order, dataset in self.measured.items():
-            total, tokens = 0.0, 0
-            for batch in DataLoader(dataset, batch_size=16, sampler=range(self.judged)):
-                batch = {key: value.to(device) for key, value in batch.items()}
-                count = int((batch["targets"] >= 0).sum())
-                logits_BLK = model(batch["tokens"], batch["positions"], batch["label"])
-                total += float(cross_entropy(logits_BLK, batch["targets"])) * count
-                tokens += count
-            bits[f"bits_{order}"] = total / tokens / math.log(2)
+        bits = {
+            f"bits_{order}": bits_a_token(model, dataset, self.judged) for order, dataset in self.measured.items()
+        }
         mixture = self.options.random_orders
         return bits | {"score": mixture * bits["bits_random"] + (1 - mixture) * bits["bits_raster"]}
 
@@ -107,6 +93,31 @@ class GPTStage:
         device = next(self.tokenizer.parameters(), last.tokens_Bhw).device
         images = self.tokenizer.decode(last.tokens_Bhw.to(device)).float().cpu()
         return to_picture(rearrange(images, "(rows columns) c h w -> c (rows h) (columns w)", columns=8))
+
+
+def new_gpt(tokenizer: Tokenizer, labels: int, preset: Preset, options: TrainOptions) -> GPT:
+    """The GPT that a training begins with: random weights, or those of another model where they fit."""
+    torch.manual_seed(options.seed)
+    model = GPT(GPTConfig(
+        tokenizer.vocab_size, labels, preset.layers, preset.width, preset.heads,
+        cells=preset.cells, dropout=options.dropout,
+    ))  # fmt: skip
+    if options.start_from and (old := checkpoint.load(options.start_from).gpt) is not None:
+        start_from(model, old)
+    return model
+
+
+@torch.no_grad()
+def bits_a_token(model: nn.Module, windows: TokenWindows, count: int) -> float:
+    """Mean bits per token of the first `count` windows."""
+    device, total, tokens = next(model.parameters()).device, 0.0, 0
+    for batch in DataLoader(windows, batch_size=16, sampler=range(count)):
+        batch = {key: value.to(device) for key, value in batch.items()}
+        here = int((batch["targets"] >= 0).sum())
+        logits_BLK = model(batch["tokens"], batch["positions"], batch["label"])
+        total += float(cross_entropy(logits_BLK, batch["targets"])) * here
+        tokens += here
+    return total / tokens / math.log(2)
 
 
 def cross_entropy(logits_BLK: Tensor, targets_BL: Tensor) -> Tensor:

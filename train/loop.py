@@ -44,6 +44,7 @@ class Stage(Protocol):
     name: str
     modules: dict[str, nn.Module]
     dataset: Dataset[Any]
+    divisible: bool  # whether the gradient of a batch is the mean of those of its parts, so that it may come in parts
 
     def optimizer(self, name: str) -> torch.optim.Optimizer:
         """For modules[name], at its peak learning rate."""
@@ -112,6 +113,17 @@ class _Numbers:
 
     def __len__(self) -> int:
         return len(self.range)
+
+
+def _parts(batch: Any, count: int) -> Iterator[tuple[Any, float]]:
+    """A batch (a dict of tensors, where it is to be cut) in at most `count` pieces, each with its share of the whole."""
+    if count == 1:
+        yield batch, 1.0
+        return
+    chunks = {name: value.tensor_split(min(count, len(value))) for name, value in batch.items()}
+    whole = len(next(iter(batch.values())))
+    for pieces in zip(*chunks.values(), strict=True):
+        yield dict(zip(chunks, pieces, strict=True)), len(pieces[0]) / whole
 
 
 class _Log:
@@ -194,7 +206,7 @@ class _Training:
         self.optimizers = {name: stage.optimizer(name) for name in self.raw}
         self.peaks = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
         self.ready: dict[str, nn.Module] = {}
-        self.step, self.best_score, self.stale = 0, math.inf, 0
+        self.step, self.best_score, self.stale, self.parts = 0, math.inf, 0, 1
         self.seconds, self.began = 0.0, time.monotonic()
 
     def resume(self) -> None:
@@ -232,15 +244,40 @@ class _Training:
             optimizer = self.optimizers[turn]
             for group in optimizer.param_groups:
                 group["lr"] = self.peaks[turn] * rate(progress)
-            optimizer.zero_grad(set_to_none=True)
-            with self.accelerator.autocast():
-                loss, told = self.stage.loss(turn, self.ready, batch, progress, generator)
-            self.accelerator.backward(loss)
+            told = self.gradients(turn, optimizer, batch, progress, generator)
             norm = self.accelerator.clip_grad_norm_(self.raw[turn].parameters(), CLIP)
             optimizer.step()
             logs |= told | {f"{turn}_gradient": torch.as_tensor(norm)}
         average(self.averaged, self.raw["model"], self.step)
         return logs
+
+    def gradients(
+        self, turn: str, optimizer: torch.optim.Optimizer, batch: Any, progress: float, generator: torch.Generator
+    ) -> dict[str, Tensor]:
+        """Leave the gradients of a batch in its weights. Where it does not fit into memory, it goes through in halves
+        from here on: the same steps, only slower. Raises UserError where a single sample does not fit."""
+        while True:
+            optimizer.zero_grad(set_to_none=True)
+            try:
+                told: dict[str, Tensor] = {}
+                for part, share in _parts(batch, self.parts):
+                    with self.accelerator.autocast():
+                        loss, said = self.stage.loss(turn, self.ready, part, progress, generator)
+                    self.accelerator.backward(loss * share)
+                    told = {k: told.get(k, 0) + v.detach() * share for k, v in said.items()}
+                return told
+            except RuntimeError as error:  # CUDA has a class of its own for it, Apple's MPS only a message
+                if not (isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error)):
+                    raise
+                if not self.stage.divisible or self.parts >= self.schedule.batch:
+                    raise UserError(
+                        f"{self.device} has too little memory for {self.schedule.batch // self.parts} samples at once; "
+                        "a smaller batch, a smaller model or the CPU is wanted"
+                    ) from None
+                self.parts *= 2
+            if self.device.type == "cuda":  # outside the handler, which still holds the tensors of the failed step
+                torch.cuda.empty_cache()
+            print(f"out of memory: going on with {self.schedule.batch // self.parts} samples at once", file=sys.stderr)
 
     def look(self, last: bool) -> dict[str, float]:
         """Measure the averaged model, paint a sheet, keep the weights if they are the best so far."""

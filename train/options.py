@@ -50,11 +50,40 @@ MIN_CROPS = 4000
 
 
 @dataclass(frozen=True)
-class TrainOptions:
+class LearningOptions:
+    """What every training of a GPT can be told."""
+
+    seed: int = _option(0, "every random draw of the training follows from it")
+    random_orders: float = _option(1.0, "share of random drawing orders; the rest is raster order")
+    token_noise: float = _option(0.05, "share of the GPT's input tokens replaced by random ones")
+    dropout: float = _option(0.1, "dropout inside the GPT")
+    precision: str = _option("auto", "auto is bf16 where the hardware has it", choices=("auto", "fp32", "bf16"))
+    workers: int = _option(0, "processes that load pictures; 0 is best on two cores")
+    save_minutes: float = _option(5.0, "minutes between two saved training states")
+    patience: int = _option(6, "stop after so many of the 20 measurements on held-out pictures without a better one")
+    quiet: bool = _option(False, "no progress line")
+
+    def check_learning(self) -> None:
+        """Raises UserError on values that cannot be meant."""
+        if not 0 < self.patience < 1e6:
+            raise UserError(f"--patience {self.patience} cannot be; more than 0 is wanted")
+        if not 0 <= self.seed < 2**31 or self.workers < 0 or self.save_minutes < 0:
+            raise UserError("--seed goes from 0 to 2**31 - 1; --workers and --save-minutes from 0")
+        for name in ("random_orders", "token_noise", "dropout"):
+            check_share(name, getattr(self, name))
+
+
+def check_share(name: str, share: float) -> None:
+    """Raises UserError outside 0 to 1."""
+    if not 0 <= share <= 1:
+        raise UserError(f"--{name.replace('_', '-')} {share} is not a share between 0 and 1")
+
+
+@dataclass(frozen=True)
+class TrainOptions(LearningOptions):
     """Flags of `igpt train`; each field is one."""
 
     preset: str = _option("small", "how much to learn: each is several times the one before", choices=tuple(PRESETS))
-    seed: int = _option(0, "every random draw of the training follows from it")
     manifest: str | None = _option(None, "CSV with columns id and split (train, val): the held-out pictures")
     perceptual: str | None = _option(None, "folder with LPIPS weights; without it a weight-free distance is used")
     tokenizer: str | None = _option(None, "take the tokenizer from this model instead of training one")
@@ -69,15 +98,7 @@ class TrainOptions:
     gpt_lr: float = _option(1e-3, "peak learning rate of the GPT")
     adversarial: float = _option(0.7, "how hard the discriminator pulls at the decoder in the end; 0 trains without")
     flip: bool = _option(True, "mirror pictures at random; leave out for lettering and sheets that read one way")
-    random_orders: float = _option(1.0, "share of random drawing orders; the rest is raster order")
-    token_noise: float = _option(0.05, "share of the GPT's input tokens replaced by random ones")
-    dropout: float = _option(0.1, "dropout inside the GPT")
     views: int = _option(2, "encodings of each picture: 1 at its short side, 2 also as a whole, 4 also mirrored")
-    precision: str = _option("auto", "auto is bf16 where the hardware has it", choices=("auto", "fp32", "bf16"))
-    workers: int = _option(0, "processes that load pictures; 0 is best on two cores")
-    save_minutes: float = _option(5.0, "minutes between two saved training states")
-    patience: int = _option(6, "stop after so many of the 20 measurements on held-out pictures without a better one")
-    quiet: bool = _option(False, "no progress line")
 
     def resolved(self) -> Preset:
         """The preset with what was said on top of it. Raises UserError on values that cannot be meant."""
@@ -94,14 +115,12 @@ class TrainOptions:
             raise UserError(f"--codes {self.codes} cannot be with --quantizer fsq; one of {known} is wanted")
         if self.downsample not in (None, *DOWNSAMPLES):
             raise UserError(f"--downsample {self.downsample} cannot be; 4, 8 or 16 is wanted")
-        for name in ("tokenizer_lr", "gpt_lr", "patience"):
+        for name in ("tokenizer_lr", "gpt_lr"):
             if not 0 < getattr(self, name) < 1e6:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} cannot be; more than 0 is wanted")
-        if not 0 <= self.seed < 2**31 or self.workers < 0 or self.adversarial < 0 or self.save_minutes < 0:
-            raise UserError("--seed goes from 0 to 2**31 - 1; --workers, --adversarial, --save-minutes from 0")
-        for name in ("random_orders", "token_noise", "dropout"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is not a share between 0 and 1")
+        if self.adversarial < 0:
+            raise UserError(f"--adversarial {self.adversarial} cannot be; 0 or more is wanted")
+        self.check_learning()
         if self.views < 1:
             raise UserError(f"--views {self.views} is too few; 1 or more is wanted")
         return self._over(PRESETS[self.preset])
@@ -131,6 +150,52 @@ class TrainOptions:
             tokenizer_crops=min(preset.tokenizer_crops, max(MIN_CROPS, CROPS_A_PICTURE * pictures)),
             decoder_crops=min(preset.decoder_crops, max(MIN_CROPS, CROPS_A_PICTURE * pictures) // 5),
         ))  # fmt: skip
+
+
+METHODS = ("auto", "lora", "full")
+
+
+@dataclass(frozen=True)
+class TuneOptions(LearningOptions):
+    """Flags of `igpt finetune`; each field is one. What is None is chosen from the pictures and the machine."""
+
+    adapter: bool = _option(False, "write a small adapter file (4 MB at most) for the base instead of a model folder")
+    minutes: float = _option(9.0, "how long it may take in all on this machine; less where few pictures need less")
+    method: str = _option("auto", "lora learns small additions to all weights, full all weights", choices=METHODS)
+    rank: int | None = _option(None, "rank of the additions of lora (default: from the number of pictures)")
+    views: int | None = _option(None, "crops of each picture to learn from (default: from pictures and machine)")
+    samples: int | None = _option(None, "training samples (default: from pictures, machine and --minutes)")
+    batch: int | None = _option(None, "samples a step (default: 16, fewer for few pictures)")
+    lr: float | None = _option(None, "peak learning rate (default: from the method)")
+    flip: bool | None = _option(None, "mirror pictures at random (default: unless left and right differ in all)")
+    decoder_crops: int | None = _option(None, "crops from which the decoder learns (default: from the pictures)")
+    rehearse: float = _option(0.1, "share of samples that the base draws itself, so that it forgets its labels less")
+    remember: str | None = _option(None, "the art the base learned from: also measure how much is forgotten of it")
+    manifest: str | None = _option(None, "CSV with the split of the art given with --remember")
+
+    def check(self) -> None:
+        """Raises UserError on values that cannot be meant."""
+        self.check_learning()
+        for name in ("rank", "views", "samples", "batch"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= 100_000_000:
+                raise UserError(f"--{name} {value} cannot be; 1 or more is wanted")
+        if not 0.05 <= self.minutes <= 1e5:
+            raise UserError(f"--minutes {self.minutes} cannot be; 0.05 to 100000 are wanted")
+        if self.lr is not None and not 0 < self.lr <= 1:
+            raise UserError(f"--lr {self.lr} cannot be; more than 0 and at most 1 is wanted")
+        if self.decoder_crops is not None and self.decoder_crops < 0:
+            raise UserError(f"--decoder-crops {self.decoder_crops} cannot be; 0 or more is wanted")
+        if not 0 <= self.rehearse <= 0.9:
+            raise UserError(f"--rehearse {self.rehearse} cannot be; a share from 0 to 0.9 is wanted")
+        if self.adapter and self.method == "full":
+            raise UserError("--adapter holds what lora learns; --method full changes all weights, so it makes a model")
+        if self.adapter and self.decoder_crops:
+            raise UserError("--adapter holds no decoder; --decoder-crops wants a model folder")
+        if self.method == "full" and self.rank is not None:
+            raise UserError("--rank is of --method lora")
+        if self.manifest and not self.remember:
+            raise UserError("--manifest tells the split of the art given with --remember, which is missing")
 
 
 @dataclass(frozen=True)

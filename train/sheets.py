@@ -15,19 +15,21 @@ MARGIN, CAPTION = 8, 16
 Row = Sequence[tuple[Image.Image, str]]  # pictures and what stands below them
 
 
-def sheet(rows: Sequence[Row], side: int) -> Image.Image:
-    """Rows of squares of `side` pixels on white. Where no picture of a row has a caption it takes no room."""
-    heights = [side + MARGIN + (CAPTION if any(caption for _, caption in row) else 0) for row in rows]
+def sheet(rows: Sequence[Row], side: int, height: int | None = None) -> Image.Image:
+    """Rows of squares of `side` pixels (or of that height) on white. Where no picture of a row has a caption it takes
+    no room."""
+    tall = height or side
+    heights = [tall + MARGIN + (CAPTION if any(caption for _, caption in row) else 0) for row in rows]
     width = max(len(row) for row in rows) * (side + MARGIN) + MARGIN
     page = Image.new("RGB", (width, sum(heights) + MARGIN), "white")
     top = MARGIN
-    for row, height in zip(rows, heights, strict=True):
+    for row, row_height in zip(rows, heights, strict=True):
         for i, (picture, caption) in enumerate(row):
             left = MARGIN + i * (side + MARGIN)
-            page.paste(fit_cover(picture, side, side), (left, top))
+            page.paste(fit_cover(picture, side, tall), (left, top))
             if caption:
-                page.paste(_line(caption, side), (left, top + side))
-        top += height
+                page.paste(_line(caption, side), (left, top + tall))
+        top += row_height
     return page
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -28,16 +28,22 @@ def save_state(
     optimizers: Mapping[str, torch.optim.Optimizer],
     notes: dict[str, str],
 ) -> None:
-    """`notes` are short strings (the step, the best score, what the training was started with)."""
+    """`notes` are short strings (the step, the best score, what the training was started with).
+
+    Raises UserError where the disk refuses; the state from before is still there.
+    """
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
         tensors |= {f"module/{name}/{k}": v.detach().cpu() for k, v in everything(module).items()}
     for name, optimizer in optimizers.items():
         for i, slots in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{name}/{i}/{k}": v.cpu() for k, v in slots.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole(path) as beside:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, beside, notes)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole(path) as beside:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, beside, notes)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the training cannot be saved to {path}: {error}; what was saved before is whole") from error
 
 
 def load_state(

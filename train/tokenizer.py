@@ -35,6 +35,7 @@ class TokenizerStage:
     """A `loop.Stage`: encoder, codebook and decoder."""
 
     name = "tokenizer"
+    divisible = False
     structure_weight = 1.0
 
     def __init__(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,6 +18,8 @@ from igpt.sizes import grid_for
 from igpt.token_cache import TokenCache
 from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.images import fit_cover, to_tensor
+
+from .interrupt import Interrupt
 
 LONGEST = 2.0  # a view shows at most this many times its short side
 ZOOM = 1.12  # views beyond the first four come closer, up to this
@@ -36,30 +41,57 @@ def view_of(picture: Image.Image, view: int, cells: int, downsample: int, flip: 
     return to_tensor(fit_cover(picture, w * downsample, h * downsample))
 
 
+CLOSEST = 1.35  # a free view shows at least the short side of a picture over this
+SMALL = 64  # pixels: pictures of a shorter side are pixel art, and are enlarged to crisp squares first
+
+
+def free_view(picture: Image.Image, view: int, cells: int, downsample: int, flip: bool, rng: random.Random) -> Tensor:
+    """View number `view` of many, [3, H, W]: 0 the whole picture on about `cells` cells, 1 its middle square, then in
+    turn the whole and a square, each from somewhere, a little closer, and with `flip` mirrored at random."""
+    width, height = picture.size
+    if (short := min(width, height)) < SMALL:
+        factor = -(-4 * SMALL // short)
+        width, height = width * factor, height * factor
+        picture = picture.resize((width, height), Image.Resampling.NEAREST)
+    h, w = (math.isqrt(cells),) * 2 if view % 2 else grid_for(width, height, downsample, cells)
+    if view < 2:
+        return to_tensor(fit_cover(picture, w * downsample, h * downsample))
+    scale = min(width / w, height / h) / (1 + (CLOSEST - 1) * rng.random() ** 1.5)
+    left, top = rng.uniform(0, width - w * scale), rng.uniform(0, height - h * scale)
+    box = (left, top, min(width, left + w * scale), min(height, top + h * scale))
+    crop = picture.resize((w * downsample, h * downsample), Image.Resampling.LANCZOS, box)
+    return to_tensor(ImageOps.mirror(crop) if flip and rng.random() < 0.5 else crop)
+
+
 @torch.inference_mode()
 def encode(
-    art: ArtFolder, tokenizer: Tokenizer, path: Path, *, cells: int, views: int, flip: bool, identity: str,
-    device: torch.device, bf16: bool, save_seconds: float, quiet: bool,
+    art: ArtFolder, tokenizer: Tokenizer, path: Path, *, view_of: Callable[[Image.Image, int, int], Tensor],
+    views: int, identity: str, device: torch.device, bf16: bool, save_seconds: float, quiet: bool,
 ) -> TokenCache:  # fmt: skip
-    """The token cache at `path`, made or completed. `identity` says what it is of; another one is made anew."""
+    """The token cache at `path`, made or completed. `identity` says what it is of; another one is made anew.
+
+    `view_of(picture, number of the picture, number of the view)` is what is encoded, [3, H, W]. Ctrl-C saves first.
+    """
     cache, notes = TokenCache.load(path) if path.is_file() else (None, {})
     if cache is None or notes.get("identity") != identity:
         cache = TokenCache(views, [], [], [])
     tokenizer = tokenizer.to(device).eval()
     saved_at = time.monotonic()
     numbers = range(len(cache), len(art))
-    for i in tqdm(numbers, desc="encoding", total=len(art), initial=len(cache), disable=quiet, mininterval=1):
-        picture = art.picture(i)
-        for view in range(views):
-            image_CHW = view_of(picture, view, cells, tokenizer.downsample, flip)
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                tokens_hw = tokenizer.encode(image_CHW.unsqueeze(0).to(device))[0].cpu()
-            cache.shapes.append((tokens_hw.shape[0], tokens_hw.shape[1]))
-            cache.grids.append(tokens_hw.flatten().to(torch.uint16))
-        cache.labels.append(art.label_of[i])
-        if time.monotonic() - saved_at > save_seconds:
-            cache.save(path, {"identity": identity})
-            saved_at = time.monotonic()
-    if numbers:
-        cache.save(path, {"identity": identity})
+    with Interrupt() as interrupt:
+        for i in tqdm(numbers, desc="encoding", total=len(art), initial=len(cache), disable=quiet, mininterval=1):
+            picture = art.picture(i)
+            for view in range(views):
+                image_CHW = view_of(picture, i, view)
+                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                    tokens_hw = tokenizer.encode(image_CHW.unsqueeze(0).to(device))[0].cpu()
+                cache.shapes.append((tokens_hw.shape[0], tokens_hw.shape[1]))
+                cache.grids.append(tokens_hw.flatten().to(torch.uint16))
+            cache.labels.append(art.label_of[i])
+            last = i + 1 == len(art)
+            if last or interrupt.asked or time.monotonic() - saved_at > save_seconds:
+                cache.save(path, {"identity": identity})
+                saved_at = time.monotonic()
+            if interrupt.asked:
+                raise KeyboardInterrupt
     return cache

@@ -11,12 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import igpt
-from igpt.config import SamplingOptions
+from igpt.config import DEFAULT_MODEL, SamplingOptions
 from igpt.siblings import sibling
 from igpt.sizes import DEFAULT_SIZE, LARGEST_SIDE, SMALLEST_SIDE, grid_for, parse_size
 from tokenizer_vq.base import UserError
 
-from .parts import add_command, add_model, add_options, add_output, add_seeds, options_of, seed_of
+from .parts import (
+    add_adapter,
+    add_command,
+    add_model,
+    add_options,
+    add_output,
+    add_seeds,
+    load_model,
+    options_of,
+    seed_of,
+)
 
 TIMELAPSES = ("gif", "webp")
 
@@ -29,6 +39,7 @@ def add_to(commands: Any) -> None:
     show.add_argument("picture", metavar="PICTURE", help="a PNG made by igpt")
     info = add_command(commands, "info", _info, "list the models in the box, or describe one model")
     info.add_argument("model", metavar="MODEL", nargs="?", help="name or folder of a model")
+    add_adapter(info)
     _add_tokenize(commands)
 
 
@@ -51,6 +62,7 @@ def _add_replay(commands: Any) -> None:
     parser = add_command(commands, "replay", _replay, "draw a picture again from the recipe that it carries")
     parser.add_argument("picture", metavar="PICTURE", help="a PNG made by igpt")
     parser.add_argument("--model", metavar="MODEL", help="where the model of the picture is (default: by its name)")
+    add_adapter(parser)
     parser.add_argument("--from-tokens", action="store_true", help="decode the recorded tokens, draw nothing anew")
     add_output(parser)
 
@@ -71,7 +83,7 @@ def _generate(args: argparse.Namespace) -> None:
     options.check()
     seed = seed_of(args)
     output = sibling("generate.files").plan_output(args.out, args.n)
-    model = igpt.load(args.model, args.device)
+    model = load_model(args)
     model.label_number(args.label)  # complains here, before anything is said or drawn
     if args.seed is None and not args.quiet:
         print(f"seed {seed}", file=sys.stderr)
@@ -90,7 +102,7 @@ def _replay(args: argparse.Namespace) -> None:
         raise UserError(f"the picture names the model {recipe.model!r}; say with --model where it is")
     path = output.picture(f"{Path(args.picture).stem}-replay")
     sibling("generate.run").replay(
-        igpt.load(args.model or recipe.model, args.device), recipe,
+        load_model(args, args.model or recipe.model), recipe,
         path=path, from_tokens=args.from_tokens, force=args.force, quiet=args.quiet,
     )  # fmt: skip
 
@@ -100,8 +112,8 @@ def _show(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    if args.model is not None:
-        _print_table(_description(igpt.load(args.model, "cpu")))
+    if args.model is not None or args.adapter is not None:
+        _print_table(_description(load_model(args, args.model or DEFAULT_MODEL)))
         return
     from igpt.checkpoint import in_the_box
 

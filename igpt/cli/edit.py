@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import igpt
 from igpt.config import (
     ANCHORS,
     DEFAULT_KEEP,
@@ -22,7 +21,18 @@ from igpt.config import (
 from igpt.siblings import sibling
 from igpt.sizes import parse_size
 
-from .parts import Parser, add_command, add_model, add_options, add_output, add_seeds, number, options_of, seed_of
+from .parts import (
+    Parser,
+    add_command,
+    add_model,
+    add_options,
+    add_output,
+    add_seeds,
+    load_model,
+    number,
+    options_of,
+    seed_of,
+)
 
 
 def add_to(commands: Any) -> None:
@@ -102,7 +112,7 @@ def _draw(args: argparse.Namespace, paths: list[str], make: Any) -> None:
     output = files.plan_output(args.out, args.n)
     for path in paths:
         files.check_picture(path)
-    model = igpt.load(args.model, args.device)
+    model = load_model(args)
     model.label_number(args.label)
     module = sibling("generate.edit")
     edit = make(module, model, *(module.open_source(model, path) for path in paths))

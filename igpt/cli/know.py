@@ -7,12 +7,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import igpt
 from igpt.config import SamplingOptions
 from igpt.siblings import sibling
 from tokenizer_vq.base import UserError
 
-from .parts import add_command, add_model, add_options, add_output, number, options_of
+from .parts import add_adapter, add_command, add_model, add_options, add_output, load_model, number, options_of
 
 
 def add_to(commands: Any) -> None:
@@ -25,6 +24,7 @@ def add_to(commands: Any) -> None:
 def _add_evaluate(commands: Any) -> None:
     parser = add_command(commands, "evaluate", _evaluate, "measure how good, how varied and how original a model is")
     parser.add_argument("model", metavar="MODEL", help="name or folder of a model")
+    add_adapter(parser)
     parser.add_argument("art", metavar="ART", help="the art it learned from: a folder or a .tar, as for train")
     add_options(parser, sibling("train.options").EvaluateOptions)
     add_options(parser, SamplingOptions)
@@ -64,7 +64,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     _must_exist(args.art)
     folder = Path(args.out or f"{Path(args.model).name}-report")
     sibling("generate.files").check_writable(folder)
-    model = igpt.load(args.model, args.device)
+    model = load_model(args)
     report = sibling("train.examine").evaluate_model(model, args.art, options, sampling, quiet=args.quiet)
     print(report.table(), flush=True)
     print(report.write(folder) / "report.html")
@@ -77,7 +77,7 @@ def _audit(args: argparse.Namespace) -> None:
     _must_exist(args.against)
     sources = _pictures(args.pictures)
     output = files.plan_output(args.out, len(sources))
-    model = igpt.load(args.model, args.device)
+    model = load_model(args)
     for verdict in sibling("train.audit").audit(model, sources, args.against, options, quiet=args.quiet):
         place = output.picture(f"{verdict.source.stem}-audit")
         path = files.write_picture(verdict.sheet, place, force=args.force)
@@ -94,7 +94,7 @@ def _surprise(args: argparse.Namespace) -> None:
         raise UserError(f"--seed {args.seed} is out of reach; 0 to 2**31 - 1 is wanted")
     sources = _pictures(args.pictures)
     output = files.plan_output(args.out, len(sources))
-    model = igpt.load(args.model, args.device)
+    model = load_model(args)
     label = model.label_number(args.label)
     images = sibling("train.surprise")
     for source, picture in images.opened(sources):

@@ -10,12 +10,15 @@ from dataclasses import fields
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_type_hints
 
+import igpt
 from igpt.config import DEFAULT_MODEL
 from igpt.siblings import sibling
 from tokenizer_vq.base import UserError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+    from igpt.image_gpt import ImageGPT
 
     Options = TypeVar("Options", bound=DataclassInstance)
 
@@ -59,7 +62,7 @@ def add_options(parser: argparse.ArgumentParser, options: type[DataclassInstance
         help = (field.metadata.get("help") or SAMPLING_HELP[field.name]).replace("%", "%%")
         kind = next(kind for kind in (*get_args(hints[field.name]), hints[field.name]) if kind is not NoneType)
         if kind is bool:
-            action = argparse.BooleanOptionalAction if field.default else "store_true"
+            action = argparse.BooleanOptionalAction if field.default is not False else "store_true"
             parser.add_argument(flag, action=action, default=field.default, help=help)
             continue
         if field.default is not None:
@@ -92,6 +95,18 @@ def add_model(parser: Parser) -> None:
     """The flag that names a model."""
     model = f"name or folder of a model (default: {DEFAULT_MODEL})"
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help=model)
+    add_adapter(parser)
+
+
+def add_adapter(parser: Parser) -> None:
+    """The flag for a file that changes that model."""
+    adapter = "what `igpt finetune --adapter` learned, for the very model it was made for"
+    parser.add_argument("--adapter", metavar="FILE", help=adapter)
+
+
+def load_model(args: argparse.Namespace, name: str | None = None) -> ImageGPT:
+    """The model that the flags name, or `name`, on the device that they name."""
+    return igpt.load(name or args.model, getattr(args, "device", "cpu"), adapter=args.adapter)
 
 
 def add_seeds(parser: Parser) -> None:
