@@ -68,8 +68,9 @@ def find(name: str | Path) -> Path:
     if str(name) in boxed:
         return boxed[str(name)]
     if there:
-        adapter = f"; its adapter wants --model BASE --adapter {folder / ADAPTER}" if (folder / ADAPTER).is_file() else ""
-        raise UserError(f"the folder {str(name)!r} holds no model: {CONFIG} is missing{adapter}")
+        if (folder / ADAPTER).is_file():
+            raise UserError(f"{str(name)!r} holds an adapter: --model BASE --adapter {folder / ADAPTER} is wanted")
+        raise UserError(f"the folder {str(name)!r} holds no model: {CONFIG} is missing")
     parts = str(name).split("/")
     if len(parts) == 2 and all(parts) and "." not in parts[0]:
         return _download(str(name))

@@ -40,6 +40,36 @@ def model_card(name: str, provenance: dict[str, Any], labels: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def tuned_card(name: str, provenance: dict[str, Any], labels: list[str], new: list[str]) -> str:
+    """The card of a fine-tuned model: what it was, what it learned since, what that gave."""
+    facts, gpt = provenance["finetune"], provenance.get("gpt", {})
+    lines = [
+        f"# {name}",
+        "",
+        f"An igpt model: {provenance['base']} ({provenance['base_hash'][:12]}), fine-tuned {provenance['trained']} on "
+        f"{provenance['pictures']} pictures; {provenance['held_out']} others were kept for validation.",
+        "",
+        "```",
+        provenance["command"],
+        "```",
+        "",
+        f"Machine: {provenance['machine']}. {_count(gpt, 'samples')} samples seen, {_minutes(gpt)} of learning.",
+        "",
+        "| measure | value |",
+        "| --- | --- |",
+    ]
+    names = {
+        "base_bits": "bits a token of validation pictures, the base at its best", "bits": "the same, now",
+        "bits_training": "the same of training pictures, now",
+        "forgetting_before": "bits a token of the art of the base, before", "forgetting_after": "the same, now",
+        "copied": f"copies among {facts.get('drawn', 0)} drawn pictures",
+    }  # fmt: skip
+    lines += [f"| {text} | {facts[key]:.4g} |" for key, text in names.items() if key in facts]
+    known = [label for label in labels if label not in new]
+    lines += ["", f"New labels: {', '.join(new) or 'none'}.", f"Labels of the base: {', '.join(known) or 'none'}."]
+    return "\n".join(lines) + "\n"
+
+
 def _count(numbers: dict[str, Any], key: str) -> str:
     return f"{numbers[key]:,}" if key in numbers else "unknown"
 

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import ImageOps
 from PIL.Image import Image, Resampling
 from torch import Tensor
 
@@ -81,7 +80,9 @@ def gather(art: str | Path) -> Collection:
     """Look through a folder or .tar. Raises UserError where too few different pictures can be used."""
     _refuse_a_model(Path(art).expanduser())
     folder = ArtFolder(art)
-    taken, first_of, skipped = [], {}, list(folder.skipped)
+    taken: list[int] = []
+    first_of: dict[str, int] = {}
+    skipped = list(folder.skipped)
     for i in range(len(folder)):
         first = first_of.setdefault(folder.digest(i), i)
         if first == i:
@@ -91,9 +92,11 @@ def gather(art: str | Path) -> Collection:
     pictures = _small(folder, taken)
     groups = near_duplicates(pictures)
     if len(set(groups)) < FEWEST:
-        found = "picture" if len(set(groups)) == 1 else "different pictures"
-        same = f", all {len(folder)} files show the same" if len(set(groups)) == 1 and len(folder) > 1 else ""
-        raise UserError(f"{art} has {len(set(groups))} usable {found}{same}; {FEWEST} different ones or more are wanted")
+        count = len(set(groups))
+        same = f" (all {len(folder)} show the same)" if count == 1 and len(folder) > 1 else ""
+        raise UserError(
+            f"{art} has {count} usable different picture{'s' * (count > 1)}{same}; {FEWEST} or more are wanted"
+        )
     train, validation = _split(folder, taken, groups)
     lean_CHW = pictures - pictures.flip(3)
     asymmetry = float(lean_CHW.mean(0).pow(2).sum() / lean_CHW.pow(2).sum((1, 2, 3)).mean().clamp(min=1e-9))
@@ -173,12 +176,12 @@ def _split(art: ArtFolder, taken: list[int], groups: list[int]) -> tuple[list[in
     chosen: list[int] = []
     # A second pass takes from any label: where all are small, none of them has a whole picture to give.
     for fair in (True, False):
-        for group in order:
-            label, room = art.label_of[group[0]], wanted - len(chosen)
-            small = len(group) <= max(1, len(taken) // 10) and len(group) <= room
-            if small and group[0] not in chosen and (not fair or left[label] >= 0.5) and sizes[label] > 1:
-                chosen += group
-                left[label] -= len(group)
+        for alike in order:
+            label, room = art.label_of[alike[0]], wanted - len(chosen)
+            small = len(alike) <= max(1, len(taken) // 10) and len(alike) <= room
+            if small and alike[0] not in chosen and (not fair or left[label] >= 0.5) and sizes[label] > 1:
+                chosen += alike
+                left[label] -= len(alike)
                 sizes[label] -= 1
     if not chosen:  # nothing but large groups, or a label a picture: the smallest group
         chosen = min(order, key=len)

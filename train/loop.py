@@ -116,7 +116,7 @@ class _Numbers:
 
 
 def _parts(batch: Any, count: int) -> Iterator[tuple[Any, float]]:
-    """A batch (a dict of tensors, where it is to be cut) in at most `count` pieces, each with its share of the whole."""
+    """A batch (a dict of tensors, where it is to be cut) in `count` pieces at most, each with its share of it."""
     if count == 1:
         yield batch, 1.0
         return

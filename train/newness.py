@@ -8,6 +8,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
+from igpt.image_gpt import ImageGPT
+from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.images import open_picture
 
 from . import originality
@@ -135,3 +137,24 @@ def _tile(examination: Examination, near: originality.Nearest, row: int, key: st
     picture = examination.art.picture(int(near.picture_QK[row, 0]))
     crop = originality.crops(picture, examination.side)[int(near.crop_QK[row, 0])]
     return crop, f"{key} {float(near.distance_QK[row, 0]):.3f}"
+
+
+def copies(
+    model: ImageGPT, drawn: list[Image], art: ArtFolder, told: list[int], held_out: list[int], identity: str
+) -> int:
+    """How many drawn pictures come nearer to a training picture than held-out ones do, in tokens and in pixels both.
+
+    `identity` names the tokenizer's weights, for the cache of what it saw.
+    """
+    device = model.device
+    side = drawn[0].width
+    verdicts = []
+    for space in originality.spaces(model.tokenizer, side, identity, originality.Pixels())[:2]:
+        training = originality.references(space, art, told, side, device=device, quiet=True)
+        ours = originality.both_ways(space, drawn, len(drawn), side, device=device, quiet=True)
+        others = originality.both_ways(
+            space, (art.picture(i) for i in held_out), len(held_out), side, device=device, quiet=True
+        )
+        near, usual = (originality.nearest(space, x, training, k=1).distance_QK[:, 0] for x in (ours, others))
+        verdicts.append(originality.copied(near, usual))
+    return int((verdicts[0] & verdicts[1]).sum())

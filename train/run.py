@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import sys
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -83,13 +82,15 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
         checkpoint.save(out, tokenizer, None, collection.labels, provenance)
         return out
     device = pick_device()
-    identity = f"{collection.fingerprint}/{weights_fingerprint(tokenizer)}/{options.views}/{options.flip}/{preset.cells}"
+    codes = weights_fingerprint(tokenizer)
+    identity = f"{collection.fingerprint}/{codes}/{options.views}/{options.flip}/{preset.cells}"
 
     def view(picture: Image, _: int, number: int) -> Tensor:
         return view_of(picture, number, preset.cells, tokenizer.downsample, options.flip)
 
     cache = encode(
-        collection, tokenizer, work / "tokens.safetensors", view_of=view, views=options.views, identity=identity, device=device, bf16=precision_of(options) == "bf16", save_seconds=60 * options.save_minutes,
+        collection, tokenizer, work / "tokens.safetensors", view_of=view, views=options.views,
+        identity=identity, device=device, bf16=precision_of(options) == "bf16", save_seconds=60 * options.save_minutes,
         quiet=options.quiet,
     )  # fmt: skip
     gpt = new_gpt(tokenizer, len(collection.labels), preset, options)
@@ -136,7 +137,8 @@ def _tokenizer(
     assert isinstance(tokenizer, VQTokenizer)
     if preset.decoder_crops:
         last = DecoderStage(collection, told, held_out, preset, options, tokenizer)
-        model, later = _learn(last, preset.decoder_crops, batch, options, work, f"{identity}/{weights_fingerprint(tokenizer)}")
+        identity = f"{identity}/{weights_fingerprint(tokenizer)}"
+        model, later = _learn(last, preset.decoder_crops, batch, options, work, identity)
         assert isinstance(model, FrozenCodes)
         tokenizer = model.tokenizer
         numbers |= {"decoder_samples": later["samples"], "seconds": numbers["seconds"] + later["seconds"]}

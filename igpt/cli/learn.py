@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from igpt.config import DEFAULT_MODEL
 from igpt.siblings import sibling
 from tokenizer_vq.base import UserError
 
@@ -17,6 +18,7 @@ STAGES = ("tokenizer", "gpt")
 def add_to(commands: Any) -> None:
     """All commands of this file."""
     _add_train(commands)
+    _add_finetune(commands)
 
 
 def _add_train(commands: Any) -> None:
@@ -36,3 +38,22 @@ def _train(args: argparse.Namespace) -> None:
     options.resolved()
     sibling("generate.files").check_writable(args.out)
     sibling("train.run").train(args.stage, Path(args.art), Path(args.out), options)
+
+
+def _add_finetune(commands: Any) -> None:
+    parser = add_command(commands, "finetune", _finetune, "teach a model the pictures of a folder of your own")
+    parser.epilog = "Started again with the same words, it goes on. Ctrl-C leaves a model of the best so far."
+    parser.add_argument("art", metavar="ART", help="a folder of pictures, sub-folders are labels, or a .tar like it")
+    parser.add_argument("--out", metavar="FOLDER", required=True, help="the folder of the new model")
+    base = f"name or folder of the model to start from (default: {DEFAULT_MODEL})"
+    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help=base)
+    add_options(parser, sibling("train.options").TuneOptions)
+
+
+def _finetune(args: argparse.Namespace) -> None:
+    if not Path(args.art).expanduser().exists():
+        raise UserError(f"there is no art at {args.art!r}; a folder of pictures or a .tar is wanted")
+    options = options_of(args, sibling("train.options").TuneOptions)
+    options.check()
+    sibling("generate.files").check_writable(args.out)
+    sibling("train.finetune").finetune(args.art, args.out, args.model, options)
