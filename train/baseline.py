@@ -12,20 +12,20 @@ from .tune import bits_of, ranked_labels, whole_and_square
 
 ALL = 256  # windows of validation pictures for the numbers that are reported
 CANDIDATES = 3  # labels of the base that are measured on all of these
-ASKED = 4  # pictures of a new label that say which known one is nearest
+ASKED = 4  # pictures that say which known label is nearest to a new one, all new ones together; but one of each
 
 
 def look(gpt: GPT, known: list[str], cache: TokenCache, collection: Collection, seed: int) -> dict[str, Any]:
     """For every label of the folder the known one nearest to it ("starts"), and the fewest bits that the base needs for
     a token of the validation pictures: with any one label, with none, or with the nearest to each ("facts")."""
     art, names = collection.art, [*known, "no label"]
-    starts = []
+    starts, asked = [], max(1, ASKED // len(art.labels))
     for number, name in enumerate(art.labels):
         if name in known:
             starts.append(known.index(name))
             continue
         own = [i for i in collection.train if art.label_of[i] == number] or collection.train
-        ranked = ranked_labels(gpt, whole_and_square(cache, own[:: max(1, len(own) // ASKED)][:ASKED]), seed)
+        ranked = ranked_labels(gpt, whole_and_square(cache, own[:: max(1, len(own) // asked)][:asked]), seed)
         # The null label is a start only where there is no other.
         starts.append(next((label for _, label in ranked if label != gpt.null_label), gpt.null_label))
     kept = collection.validation

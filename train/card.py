@@ -62,6 +62,7 @@ def tuned_card(name: str, provenance: dict[str, Any], labels: list[str], new: li
         "base_bits": "bits a token of validation pictures, the base at its best", "bits": "the same, now",
         "bits_training": "the same of training pictures, now",
         "forgetting_before": "bits a token of the art of the base, before", "forgetting_after": "the same, now",
+        "decoder_psnr_before": "PSNR of validation pictures through the codes, before", "decoder_psnr_after": "now",
         "copied": f"copies among {facts.get('drawn', 0)} drawn pictures",
     }  # fmt: skip
     lines += [f"| {text} | {facts[key]:.4g} |" for key, text in names.items() if key in facts]

@@ -28,8 +28,8 @@ from tokenizer_vq.images import to_tensor
 
 HASH = 16  # cells a side of the hash
 FLAT = 0.03  # neighbouring cells (of a picture in [-1, 1]) that differ by less have no gradient
-SAME_GRADIENTS = 0.12  # share of the gradients that may disagree between near-duplicates
-SAME_COLOURS = 0.12  # root mean square difference of their colours, pictures in [0, 1]
+SAME_GRADIENTS = 0.13  # share of the gradients that may disagree between near-duplicates
+SAME_COLOURS = 0.075  # root mean square difference of their colours, pictures in [0, 1]
 FEWEST = 3  # different pictures
 VALIDATION = 0.1  # share
 MOST_VALIDATION = 64  # pictures: more only cost time

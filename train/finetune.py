@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 import time
 from dataclasses import asdict
 from datetime import date
@@ -40,6 +39,7 @@ from .loop import Schedule, run
 from .newness import copies
 from .options import TuneOptions
 from .plan import Plan, choose, measure_speeds
+from .repaint import repainted
 from .state import load_state
 from .tokens import encode, free_view
 from .tune import (
@@ -50,10 +50,10 @@ from .tune import (
     rehearsal,
     write_sheet,
 )
+from .verdict import peak_memory, sentences
 
 LISTING, SHEET, RESULT = "pictures.csv", "before-after.jpg", "result.json"
 COLUMNS, COPIES = 8, 24  # pictures a row of the sheet, and drawn to look for copies
-COPIED = 0.1  # share of copies at which a person is warned
 SEED = 1000  # of what is drawn to look at
 
 
@@ -83,6 +83,7 @@ def finetune(art: str | Path, out: str | Path, model: str, options: TuneOptions)
         try:
             tuning.prepare()
             tuning.learn()
+            tuning.repaint()
         except KeyboardInterrupt:
             tuning.leave()
             raise
@@ -116,6 +117,7 @@ class _Tuning:
         # Sub-folders with the name of a known label add to that label.
         self.new = [label for label in collection.art.labels if label not in base.labels]
         self.labels = base.labels + self.new
+        self.tokenizer = base.tokenizer
         self.gpt: GPT | None = None
         self.stage: TuneStage | None = None
         self.began = time.monotonic()
@@ -200,6 +202,7 @@ class _Tuning:
         found = look(self.base_gpt, self.base.labels, self.cache, self.collection, self.options.seed)
         if self.remembered:
             found["facts"]["forgetting_before"] = self.remembered.bits(self.base_gpt, self.options.seed)
+            found["facts"]["forgetting_psnr_before"] = self.remembered.psnr(self.base.tokenizer)
         return found
 
     def _known(self, name: str, find_out: Any) -> dict[str, Any]:
@@ -226,6 +229,16 @@ class _Tuning:
         assert isinstance(learned, GPT)
         self.gpt = learned
 
+    def repaint(self) -> None:
+        """Let the decoder learn the folder's colours and lines, and keep it if unseen pictures come out better."""
+        if self.plan.decoder_crops:
+            assert isinstance(self.tokenizer, VQTokenizer)
+            identity = self._identity()
+            self.tokenizer, numbers = repainted(
+                self.tokenizer, self.collection, self.plan, self.options, self.work, identity
+            )
+            self.facts |= numbers
+
     def leave(self) -> None:
         """After Ctrl-C: write what was best so far, or where nothing was learned yet the base that knows the labels."""
         if self.gpt is None:
@@ -250,31 +263,33 @@ class _Tuning:
             facts["bits_training"] = bits_of(gpt, self.stage.training, seed, ALL)
             if self.remembered:
                 facts["forgetting_after"] = self.remembered.bits(gpt, seed)
+                facts["forgetting_psnr_after"] = self.remembered.psnr(self.tokenizer)
         self._draw_sheet(gpt)
-        model = ImageGPT(self.base.tokenizer, gpt, self.labels, weights_hash=f"{self.out.absolute()}-{time.time()}")
+        model = ImageGPT(self.tokenizer, gpt, self.labels, weights_hash=f"{self.out.absolute()}-{time.time()}")
         side = grid_for(1024, 1024, model.downsample, model.native_cells)
         labels = [self.stage.drawn[i % len(self.stage.drawn)] for i in range(COPIES)]
-        drawn = draw_pictures(gpt, self.base.tokenizer, labels, side, SEED)
+        drawn = draw_pictures(gpt, self.tokenizer, labels, side, SEED)
         told, kept = self.collection.train[:300], self.collection.validation
         facts["copied"] = copies(model, drawn, self.collection.art, told, kept, self.base.weights_hash)
         facts["drawn"] = COPIES
         facts["minutes"] = round((time.monotonic() - self.began) / 60, 1)
-        facts["peak_memory_gb"] = _peak_memory()
+        facts["peak_memory_gb"] = peak_memory()
         self._say(self._write())
         with whole(self.work / RESULT) as beside:
             beside.write_text(json.dumps(facts, indent=2), encoding="utf-8")
-        for sentence in self._verdict():
+        for sentence in sentences(facts, len(self.collection.validation), self.out / SHEET):
             self._say(sentence)
 
     def _draw_sheet(self, gpt: GPT) -> None:
         """Shaped as the pictures of the folder are, so that whole pictures are seen."""
         art, train = self.collection.art, self.collection.train
         aspect = min(2.0, max(0.5, median(art.sizes[i][0] / art.sizes[i][1] for i in train)))
-        tokenizer, cells = self.base.tokenizer, gpt.config.cells
+        tokenizer, cells = self.tokenizer, gpt.config.cells
         grid = grid_for(round(1000 * aspect), 1000, tokenizer.downsample, cells)
         shown = [train[i * len(train) // COLUMNS] for i in range(COLUMNS)]
         names = [art.label_of[i] for i in shown]
-        before = draw_pictures(self.base_gpt.to(self.device), tokenizer, [self.starts[n] for n in names], grid, SEED)
+        old = [self.starts[n] for n in names]
+        before = draw_pictures(self.base_gpt.to(self.device), self.base.tokenizer, old, grid, SEED)
         after = draw_pictures(gpt, tokenizer, [self.labels.index(art.labels[n]) for n in names], grid, SEED)
         write_sheet(self.out / SHEET, [art.picture(i) for i in shown], before, after)
 
@@ -298,31 +313,10 @@ class _Tuning:
             save_adapter(path, self.gpt, self.labels, self.base_name, self.base.weights_hash, provenance)
             draw = f"--model {self.base_name} --adapter {path}"
         else:
-            checkpoint.save(self.out, self.base.tokenizer, merged(self.gpt), self.labels, provenance, card)
+            checkpoint.save(self.out, self.tokenizer, merged(self.gpt), self.labels, provenance, card)
             draw = f"--model {self.out}"
         label = f" --label {self.new[0]}" if self.new else ""
         return f"written to {self.out}: draw with `igpt generate {draw}{label}`"
-
-    def _verdict(self) -> list[str]:
-        facts = self.facts
-        gain = 1 - facts["bits"] / facts["base_bits"]
-        told = [
-            f"a token of the {len(self.collection.validation)} pictures kept for validation costs {facts['bits']:.2f} "
-            f"bits; the base at its best ({facts['base_label']}) needs {facts['base_bits']:.2f}: "
-            f"{abs(gain):.1%} {'better' if gain > 0 else 'worse'}"
-        ]
-        if "forgetting_after" in facts:
-            told.append(f"the art of the base: {facts['forgetting_before']:.2f} bits before, "
-                        f"{facts['forgetting_after']:.2f} now")  # fmt: skip
-        share = facts["copied"] / facts["drawn"]
-        told.append(f"{facts['copied']} of {facts['drawn']} drawn pictures come nearer to a training picture than any "
-                    "picture kept for validation does")  # fmt: skip
-        if share > COPIED:
-            told.append("warning: it repeats its training pictures; look at them with `igpt audit`; fewer --samples or "
-                        "more pictures help")  # fmt: skip
-        told.append(f"{facts['minutes']} minutes, {facts['peak_memory_gb']} GB of memory at most; before and after "
-                    f"are side by side in {self.out / SHEET}")  # fmt: skip
-        return told
 
     def _identity(self) -> str:
         """What the token cache and the states are of."""
@@ -331,13 +325,3 @@ class _Tuning:
 
     def _say(self, sentence: str) -> None:
         say(sentence, self.options)
-
-
-def _peak_memory() -> float | None:
-    """Of this process so far, in GB; None where the system does not say."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)

@@ -32,7 +32,8 @@ ENCODING = 0.15  # share of the time that goes into crops
 FEWEST_VIEWS, MOST_VIEWS = 4, 24
 FEWEST_STEPS = 20
 REHEARSED = 4  # pictures the base draws for each of its labels
-DECODER_CROPS_A_SAMPLE = 1.6  # time of a crop for the decoder over that of a sample for the GPT
+REPAINTING, MOST_REPAINTED = 0.12, 1200  # share of the time that goes into the decoder, and its crops at most
+A_CROP = 0.8  # time in which the decoder learns from a crop, over that of a sample for the GPT
 
 # Time that the rest takes, in units of a training step of 16 samples (two CPU cores, 256 cells, VQ of 17 GFLOP)
 A_FORWARD = 0.33 / 16
@@ -71,7 +72,7 @@ class Plan:
         n, side = len(collection.train), "mirrored at random" if self.flip else "not mirrored"
         why = "" if self.flip else ": left and right differ in the same way in all of them"
         what = f"additions of rank {self.rank} to its weights (LoRA)" if self.method == "lora" else "all its weights"
-        decoder = f"; the decoder learns from {self.decoder_crops:,} crops" if self.decoder_crops else ""
+        decoder = f"; then the decoder from {self.decoder_crops:,} crops" if self.decoder_crops else ""
         return [
             f"{self.views} crops of each picture, {side}{why}",
             f"the GPT learns {what}: {self.samples:,} samples, {self.samples / n:.0f} a picture, {self.batch} at once, "
@@ -117,10 +118,13 @@ def choose(
     step = BATCH / speeds.samples
     new = len(collection.art.labels)
     overhead = pictures * views / speeds.crops + 3 * min(n, 300) / speeds.crops
-    overhead += step * (A_FORWARD * (labels * (12 + 4 * new) + 500) + A_LOOK * LOOKS + A_DRAWING * DRAWN)
+    overhead += step * (A_FORWARD * (labels * (12 + 2 * max(new, 4)) + 500) + A_LOOK * LOOKS + A_DRAWING * DRAWN)
     overhead += step * A_REHEARSAL * REHEARSED * labels * (options.rehearse > 0)
-    decoder_crops = options.decoder_crops or 0
-    overhead += decoder_crops * DECODER_CROPS_A_SAMPLE / speeds.samples
+    decoder_crops = options.decoder_crops
+    if decoder_crops is None:
+        fitting = int(REPAINTING * seconds * speeds.samples / A_CROP)
+        decoder_crops = 0 if options.adapter else min(MOST_REPAINTED, fitting) // batch * batch
+    overhead += decoder_crops * A_CROP / speeds.samples
     samples = options.samples or int(min(PASSES * n, max(0.0, seconds - overhead) * speeds.samples))
     samples = max(1 if options.samples else FEWEST_STEPS, samples // batch) * batch
     return Plan(
