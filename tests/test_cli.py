@@ -412,10 +412,12 @@ def test_every_default_comes_from_the_dataclasses() -> None:
     assert options_of(parser.parse_args(["evaluate", "tiny", "art"]), SamplingOptions) == SamplingOptions()
     assert options_of(parser.parse_args(["generate"]), SamplingOptions) == SamplingOptions()
     assert options_of(parser.parse_args(["train", "art", "--out", "model"]), options) == options()
+    tuning = sibling("train.options").TuneOptions
+    assert options_of(parser.parse_args(["finetune", "art", "--out", "model"]), tuning) == tuning()
 
 
 COMMANDS = (
-    "generate", "train", "replay", "show", "info", "complete", "extend", "vary", "evaluate", "audit", "surprise",
+    "generate", "train", "finetune", "replay", "show", "info", "complete", "extend", "vary", "evaluate", "audit", "surprise",
 )  # fmt: skip
 
 
@@ -475,7 +477,8 @@ for argv in json.loads(sys.argv[1]):
         "complete missing.png", "complete tiny-1.png --keep 1", "inpaint tiny-1.png file", "extend tiny-1.png --size 0",
         "extend tiny-1.png --size 64 --anchor up", "vary tiny-1.png --strength 2",
         "blend tiny-1.png tiny-1.png --mix 2",
-        "train missing --out model", "train . --out file/x", "train . --out model --views 0",
+        "finetune missing --out model", "finetune . --out model --minutes 0", "finetune . --out file/x",
+        "finetune --help", "train missing --out model", "train . --out file/x", "train . --out model --views 0",
         "evaluate tiny missing", "evaluate tiny . --samples 0", "evaluate tiny . --top-p 2", "evaluate tiny",
         "evaluate tiny . --out file/x", "audit missing.png --against .", "audit file", "surprise missing.png",
         "surprise file --orders 0", "evaluate --help", "audit --help",

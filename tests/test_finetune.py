@@ -157,13 +157,15 @@ def test_what_the_base_draws_itself_is_learned_along_in_the_share_asked_for(tiny
 def test_the_decoder_learns_the_folder_and_is_kept_only_if_unseen_pictures_come_out_better(
     green: Path, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = replace(QUICK, samples=16, rehearse=0, decoder_crops=400)
+    options = replace(QUICK, samples=16, rehearse=0, decoder_crops=160)
     out = finetune(green, tmp_path / "out", str(tiny_folder), options)
     facts, old, new = told(out), load(tiny_folder).tokenizer.state_dict(), load(out).tokenizer.state_dict()
     assert facts["decoder_psnr_after"] > facts["decoder_psnr_before"] + 1
     changed = {key.split(".")[0] for key in old if not torch.equal(old[key], new[key])}
     assert changed == {"decoder", "from_code"}, "what a token is stays as it was"
-    monkeypatch.setattr("train.repaint.RATE", 0.5)
+    scores = iter((1.0, 2.0, 3.0, 4.0))
+    worse = {"psnr": 1.0, "ssim": 0.1}
+    monkeypatch.setattr("train.repaint.DecoderStage.measure", lambda *_: worse | {"score": next(scores)})
     wild = finetune(green, tmp_path / "wild", str(tiny_folder), options)
     kept = load(wild).tokenizer.state_dict()
     assert all(torch.equal(old[key], kept[key]) for key in old)
@@ -337,6 +339,8 @@ def test_memory_that_runs_out_halves_the_batch_and_the_result_stays_the_same(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     schedule = Schedule(6, 8, 999, 9, 0, "no", quiet=True)
+    for name in ("whole", "halved"):
+        (tmp_path / name).mkdir()
     whole = run(stage_of(tiny_model), schedule, tmp_path / "whole", {})
     sizes: list[int] = []
     loss = TuneStage.loss

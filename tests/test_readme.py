@@ -13,7 +13,10 @@ from tests.painting import art_folder
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SHORT = "--preset toy --tokenizer-crops 64 --gpt-samples 64 --adversarial 0 --quiet"  # what a test can wait for
+SHORT = {  # what a test can wait for
+    "train": "--preset toy --tokenizer-crops 64 --gpt-samples 64 --adversarial 0 --quiet",
+    "finetune": "--samples 16 --views 2 --rehearse 0 --decoder-crops 0 --quiet",
+}
 
 
 def blocks(language: str) -> list[str]:
@@ -36,7 +39,7 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     commands = [shlex.split(line, comments=True)[1:] for line in lines]
     assert len(commands) > 5
     for words in commands:
-        assert main(words + (SHORT.split() if words[0] == "train" else [])) == 0, words
+        assert main(words + SHORT.get(words[0], "").split()) == 0, words
     assert len(list((tmp_path / "ukiyo").glob("*.png"))) == 9
     assert (tmp_path / "again.png").is_file() and (tmp_path / "my-model" / "model.safetensors").is_file()
 

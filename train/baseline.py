@@ -12,7 +12,7 @@ from .tune import bits_of, ranked_labels, whole_and_square
 
 ALL = 256  # windows of validation pictures for the numbers that are reported
 CANDIDATES = 3  # labels of the base that are measured on all of these
-ASKED = 4  # pictures that say which known label is nearest to a new one, all new ones together; but one of each
+ASKED = 3  # pictures that say which known label is nearest to a new one, all new ones together; but one of each
 
 
 def look(gpt: GPT, known: list[str], cache: TokenCache, collection: Collection, seed: int) -> dict[str, Any]:

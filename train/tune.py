@@ -26,7 +26,7 @@ from .sheets import sheet
 WATCHED, COMPARED = 48, 24  # windows of validation and of training pictures at every look
 BY_HEART = 1.0  # bits a token that training pictures may be easier than unseen ones
 SHOWN, QUICK = 4, 16  # pictures on a sheet while it learns, and the steps that draw them
-SCANNED = 12  # windows by which the labels of the base are ranked
+SCANNED = 6  # windows by which the labels of the base are ranked
 DRAWN_AT_ONCE = 16
 
 # Windows

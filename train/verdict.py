@@ -12,9 +12,10 @@ COPIED = 0.1  # share of copies among drawn pictures at which a person is warned
 def sentences(facts: dict[str, Any], validation: int, sheet: Path) -> list[str]:
     """The numbers that `igpt finetune` measured, each beside its yardstick, and warnings."""
     gain = 1 - facts["bits"] / facts["base_bits"]
+    verdict = f"{abs(gain):.1%} {'better' if gain > 0 else 'worse'}"
     told = [
         f"a token of the {validation} pictures kept for validation costs {facts['bits']:.2f} bits; the base at its "
-        f"best ({facts['base_label']}) needs {facts['base_bits']:.2f}: {abs(gain):.1%} {'better' if gain > 0 else 'worse'}"
+        f"best ({facts['base_label']}) needs {facts['base_bits']:.2f}: {verdict}"
     ]
     if "decoder_psnr_after" in facts:
         told.append(
