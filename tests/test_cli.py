@@ -417,7 +417,8 @@ def test_every_default_comes_from_the_dataclasses() -> None:
 
 
 COMMANDS = (
-    "generate", "train", "finetune", "replay", "show", "info", "complete", "extend", "vary", "evaluate", "audit", "surprise",
+    "generate", "train", "finetune", "replay", "show", "info", "complete", "extend", "vary", "evaluate", "audit",
+    "surprise",
 )  # fmt: skip
 
 

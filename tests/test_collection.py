@@ -162,10 +162,10 @@ def test_views_beyond_the_first_two_are_crops_of_the_picture_that_follow_from_th
     from igpt.sizes import grid_for
 
     picture = Image.radial_gradient("L").convert("RGB").resize((200, 64))
-    h, w = grid_for(200, 64, 16, 16)
-    views = [free_view(picture, view, 16, 16, True, Random(f"{view}")) for view in range(6)]
-    assert {tuple(view.shape) for view in views} == {(3, 16 * h, 16 * w), (3, 64, 64)} and w > h
-    again = free_view(picture, 5, 16, 16, True, Random("5"))
+    h, w = grid_for(200, 64, 16, 64)
+    views = [free_view(picture, view, 64, 16, True, Random(f"{view}")) for view in range(6)]
+    assert {tuple(view.shape) for view in views} == {(3, 16 * h, 16 * w), (3, 128, 128)} and w > h
+    again = free_view(picture, 5, 64, 16, True, Random("5"))
     assert torch.equal(views[5], again) and not torch.equal(views[5], views[3])
 
 

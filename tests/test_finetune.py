@@ -465,6 +465,7 @@ def test_twelve_painted_pictures_teach_the_model_in_the_box(tmp_path: Path) -> N
     for i in range(12):
         paint(i, (40, 180, 60), (256, 256)).save(art / f"{i}.png")
     words = ["finetune", str(art), "--out", str(tmp_path / "out"), "--samples", "240", "--views", "6"]
+    words += ["--decoder-crops", "64"]
     command = [sys.executable, "-m", "igpt", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
