@@ -10,9 +10,9 @@ from igpt.token_cache import TokenCache
 from .collection import Collection
 from .tune import bits_of, ranked_labels, whole_and_square
 
-ALL = 256  # windows of validation pictures for the numbers that are reported
-CANDIDATES = 3  # labels of the base that are measured on all of these
-ASKED = 3  # pictures that say which known label is nearest to a new one, all new ones together; but one of each
+ALL = 96  # windows of validation pictures for the numbers that are reported
+CANDIDATES = 2  # labels of the base that are measured on all of these
+ASKED = 4  # pictures that say which known label is nearest to a new one, all new ones together; but one of each
 
 
 def look(gpt: GPT, known: list[str], cache: TokenCache, collection: Collection, seed: int) -> dict[str, Any]:

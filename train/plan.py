@@ -118,7 +118,7 @@ def choose(
     step = BATCH / speeds.samples
     new = len(collection.art.labels)
     overhead = pictures * views / speeds.crops + 3 * min(n, 300) / speeds.crops
-    overhead += step * (A_FORWARD * (labels * (6 + 2 * max(new, 3)) + 500) + A_LOOK * LOOKS + A_DRAWING * DRAWN)
+    overhead += step * (A_FORWARD * (labels * (6 + 2 * max(new, 4)) + 500) + A_LOOK * LOOKS + A_DRAWING * DRAWN)
     overhead += step * A_REHEARSAL * REHEARSED * labels * (options.rehearse > 0)
     decoder_crops = options.decoder_crops
     if decoder_crops is None:

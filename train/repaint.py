@@ -17,13 +17,15 @@ from .plan import Plan
 
 RATE = 2e-4
 CROP = 128  # pixels a side
+WORTH_IT = 0.1  # SSIM that unseen pictures must gain: below that they only got softer (EXPERIMENTS.md)
 
 
 def repainted(
     tokenizer: VQTokenizer, collection: Collection, plan: Plan, options: TuneOptions, work: Path, identity: str
 ) -> tuple[VQTokenizer, dict[str, float]]:
     """A copy whose decoder learned the training pictures (without a discriminator, which so few pictures would make
-    blind), and its numbers on validation pictures. The old one comes back where they did not get better."""
+    blind), and its numbers on validation pictures. The old one comes back where these did not
+    gain much: without a discriminator a decoder also grows softer."""
     side = int(PRESETS["small"].cells**0.5) * tokenizer.downsample
     preset = replace(PRESETS["small"], crop=min(CROP, side))
     taught = TrainOptions(
@@ -42,4 +44,5 @@ def repainted(
     after = stage.measure(learned)
     numbers = {f"decoder_{name}_{when}": told[name] for name in ("psnr", "ssim")
                for when, told in (("before", before), ("after", after))}  # fmt: skip
-    return (learned.tokenizer if after["score"] < before["score"] else tokenizer), numbers
+    kept = after["ssim"] >= before["ssim"] + WORTH_IT
+    return (learned.tokenizer if kept else tokenizer), numbers | {"decoder_kept": float(kept)}

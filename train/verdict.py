@@ -19,9 +19,10 @@ def sentences(facts: dict[str, Any], validation: int, sheet: Path) -> list[str]:
     ]
     if "decoder_psnr_after" in facts:
         told.append(
-            f"through the codes and back they have {facts['decoder_psnr_before']:.1f} dB before and "
-            f"{facts['decoder_psnr_after']:.1f} dB now (SSIM {facts['decoder_ssim_before']:.2f} and "
-            f"{facts['decoder_ssim_after']:.2f})"
+            f"through the codes and back they have {facts['decoder_psnr_before']:.1f} dB with the old decoder and "
+            f"{facts['decoder_psnr_after']:.1f} dB with one that learned (SSIM {facts['decoder_ssim_before']:.2f} and "
+            f"{facts['decoder_ssim_after']:.2f}): the decoder that learned them is "
+            + ("kept" if facts["decoder_kept"] else "not kept, that is too little")
         )
     if "forgetting_after" in facts:
         told.append(
