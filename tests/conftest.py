@@ -24,6 +24,12 @@ def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def two_threads_at_most() -> None:
+    """Tiny networks are slower on more, and sums of floats then have one order on every machine."""
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a model called `tiny`: 32 codes of 8x8 pixels, 16 cells, the labels red and blue."""

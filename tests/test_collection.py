@@ -176,3 +176,13 @@ def test_pixel_art_is_enlarged_to_crisp_squares() -> None:
     checks.putdata([255 * ((x + y) % 2) for y in range(16) for x in range(16)])
     view = free_view(checks.convert("RGB"), 1, 256, 16, False, Random(0))
     assert (view.abs() > 0.9).float().mean() > 0.9, "smoothed, most of it would be grey"
+
+
+def test_a_skipped_file_is_counted_with_the_pictures_it_lies_beside(tmp_path: Path) -> None:
+    art = flat_folder(tmp_path / "mixed")
+    flat_folder(art / "aquarelle", size=(48, 48))
+    for folder in (art, art / "aquarelle"):
+        (folder / "broken.jpg").write_bytes(b"no picture")
+    (art / "broken2.jpg").write_bytes(b"no picture")
+    skipped = {line.split()[0]: line.split()[-1] for line in gather(art).table().splitlines()[1:]}
+    assert skipped == {"aquarelle": "1", "mixed": "2", "in": "3"}

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,14 +40,6 @@ from train.tune import BY_HEART, TuneStage, ranked_labels, rehearsal, together
 USUAL = Speeds(crops=30, samples=15)
 QUICK = TuneOptions(quiet=True, samples=400, views=4, batch=8, method="full", seed=1, decoder_crops=0)
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(autouse=True)
-def _two_threads_at_most() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(2, before))
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

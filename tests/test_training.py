@@ -38,14 +38,6 @@ TOY = Preset(64, 16, 64, layers=2, width=64, heads=2, channels=(32, 32, 64), cod
 QUIET = TrainOptions(quiet=True, adversarial=0.0, views=2)
 
 
-@pytest.fixture(autouse=True)
-def _two_threads_at_most() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(min(2, before))
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def art(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return art_folder(tmp_path_factory.mktemp("art"))

@@ -190,5 +190,6 @@ def _split(art: ArtFolder, taken: list[int], groups: list[int]) -> tuple[list[in
 
 def _label(name: str, art: ArtFolder) -> str:
     """The label that a skipped file would have had."""
-    folder = name.rpartition("/")[0]
-    return folder or next((label for label, n in zip(art.labels, art.names, strict=False) if "/" not in n), "(top)")
+    if folder := name.rpartition("/")[0]:
+        return folder
+    return next((art.labels[k] for k, taken in zip(art.label_of, art.names, strict=True) if "/" not in taken), "(top)")

@@ -24,8 +24,8 @@ def repainted(
     tokenizer: VQTokenizer, collection: Collection, plan: Plan, options: TuneOptions, work: Path, identity: str
 ) -> tuple[VQTokenizer, dict[str, float]]:
     """A copy whose decoder learned the training pictures (without a discriminator, which so few pictures would make
-    blind), and its numbers on validation pictures. The old one comes back where these did not
-    gain much: without a discriminator a decoder also grows softer."""
+    blind), and its numbers on validation pictures. The old one comes back where these did not gain much: without a
+    discriminator a decoder also grows softer."""
     side = int(PRESETS["small"].cells**0.5) * tokenizer.downsample
     preset = replace(PRESETS["small"], crop=min(CROP, side))
     taught = TrainOptions(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from igpt import checkpoint
 from igpt.device import keep_freed_memory, pick_device
 from igpt.model import GPT
+from igpt.token_cache import TokenCache
 from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.base import UserError
 from tokenizer_vq.vq import VQTokenizer
@@ -81,18 +82,7 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     if stage == "tokenizer":
         checkpoint.save(out, tokenizer, None, collection.labels, provenance)
         return out
-    device = pick_device()
-    codes = weights_fingerprint(tokenizer)
-    identity = f"{collection.fingerprint}/{codes}/{options.views}/{options.flip}/{preset.cells}"
-
-    def view(picture: Image, _: int, number: int) -> Tensor:
-        return view_of(picture, number, preset.cells, tokenizer.downsample, options.flip)
-
-    cache = encode(
-        collection, tokenizer, work / "tokens.safetensors", view_of=view, views=options.views,
-        identity=identity, device=device, bf16=precision_of(options) == "bf16", save_seconds=60 * options.save_minutes,
-        quiet=options.quiet,
-    )  # fmt: skip
+    cache, identity = _encoded(collection, tokenizer, preset.cells, options, work)
     gpt = new_gpt(tokenizer, len(collection.labels), preset, options)
     gpt_stage = GPTStage(cache, tokenizer, collection.labels, told, held_out, gpt, options, options.gpt_lr)
     try:
@@ -116,7 +106,22 @@ def _finish(
     checkpoint.save(out, tokenizer, gpt, labels, provenance, model_card(out.name, provenance, labels))
     say(f"the model is in {out}: draw with `igpt generate --model {out}`", options)
 
-# Parts
+
+def _encoded(
+    collection: ArtFolder, tokenizer: checkpoint.Tokenizer, cells: int, options: TrainOptions, work: Path
+) -> tuple[TokenCache, str]:
+    """All pictures in tokens, and what names them: these pictures, this tokenizer, these views."""
+    identity = f"{collection.fingerprint}/{weights_fingerprint(tokenizer)}/{options.views}/{options.flip}/{cells}"
+
+    def view(picture: Image, _: int, number: int) -> Tensor:
+        return view_of(picture, number, cells, tokenizer.downsample, options.flip)
+
+    cache = encode(
+        collection, tokenizer, work / "tokens.safetensors", view_of=view, views=options.views, identity=identity,
+        device=pick_device(), bf16=precision_of(options) == "bf16", save_seconds=60 * options.save_minutes,
+        quiet=options.quiet,
+    )  # fmt: skip
+    return cache, identity
 
 
 def _tokenizer(

@@ -11,7 +11,17 @@ from igpt.config import SamplingOptions
 from igpt.siblings import sibling
 from tokenizer_vq.base import UserError
 
-from .parts import add_adapter, add_command, add_model, add_options, add_output, load_model, number, options_of
+from .parts import (
+    add_adapter,
+    add_command,
+    add_model,
+    add_options,
+    add_output,
+    check_art,
+    load_model,
+    number,
+    options_of,
+)
 
 
 def add_to(commands: Any) -> None:
@@ -61,7 +71,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     sampling = options_of(args, SamplingOptions)
     options.check()
     sampling.check()
-    _must_exist(args.art)
+    check_art(args.art)
     folder = Path(args.out or f"{Path(args.model).name}-report")
     sibling("generate.files").check_writable(folder)
     model = load_model(args)
@@ -74,7 +84,7 @@ def _audit(args: argparse.Namespace) -> None:
     files = sibling("generate.files")
     options = options_of(args, sibling("train.options").AuditOptions)
     options.check()
-    _must_exist(args.against)
+    check_art(args.against)
     sources = _pictures(args.pictures)
     output = files.plan_output(args.out, len(sources))
     model = load_model(args)
@@ -103,11 +113,6 @@ def _surprise(args: argparse.Namespace) -> None:
         if not args.quiet:
             print(f"{source}: {told.sentence}", file=sys.stderr)
         print(path, flush=True)
-
-
-def _must_exist(art: str) -> None:
-    if not Path(art).exists():
-        raise UserError(f"there is no art at {art!r}; a folder of pictures or a .tar is wanted")
 
 
 def _pictures(names: list[str]) -> list[Path]:

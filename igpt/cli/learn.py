@@ -8,9 +8,8 @@ from typing import Any
 
 from igpt.config import DEFAULT_MODEL
 from igpt.siblings import sibling
-from tokenizer_vq.base import UserError
 
-from .parts import add_command, add_options, options_of
+from .parts import add_command, add_options, check_art, options_of
 
 STAGES = ("tokenizer", "gpt")
 
@@ -32,8 +31,7 @@ def _add_train(commands: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    if not Path(args.art).exists():
-        raise UserError(f"there is no art at {args.art!r}; a folder of pictures or a .tar is wanted")
+    check_art(args.art)
     options = options_of(args, sibling("train.options").TrainOptions)
     options.resolved()
     sibling("generate.files").check_writable(args.out)
@@ -51,8 +49,7 @@ def _add_finetune(commands: Any) -> None:
 
 
 def _finetune(args: argparse.Namespace) -> None:
-    if not Path(args.art).expanduser().exists():
-        raise UserError(f"there is no art at {args.art!r}; a folder of pictures or a .tar is wanted")
+    check_art(args.art)
     options = options_of(args, sibling("train.options").TuneOptions)
     options.check()
     sibling("generate.files").check_writable(args.out)

@@ -7,6 +7,7 @@ import math
 import secrets
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_type_hints
 
@@ -76,6 +77,12 @@ def add_options(parser: argparse.ArgumentParser, options: type[DataclassInstance
 def options_of(args: argparse.Namespace, options: type[Options]) -> Options:
     """The inverse of `add_options`: the dataclass as the command line has it."""
     return options(**{field.name: getattr(args, field.name) for field in fields(options)})
+
+
+def check_art(art: str) -> None:
+    """Raises UserError where there is nothing at the path: said before a model is loaded or a folder made."""
+    if not Path(art).expanduser().exists():
+        raise UserError(f"there is no art at {art!r}; a folder of pictures or a .tar is wanted")
 
 
 def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], help: str) -> Parser:
