@@ -81,7 +81,7 @@ def decode(model: ImageGPT, tokens_hw: Tensor, wraps: bool = False, side: int = 
     canvas = Image.new("RGB", (w * token, h * token))
     for y in spans(h, rows_at_once):
         for x in spans(w, columns_at_once):
-            (part,) = model.decode(tokens_hw[None, y.start : y.stop, x.start : x.stop])
+            (part,) = model.decode(tokens_hw[None, y.start : y.stop, x.start : x.stop], at=(y.start, x.start))
             fade = _fade(part.size, token if x.start else 0, token if y.start else 0)
             canvas.paste(part, (x.start * token, y.start * token), fade)
     return canvas

@@ -26,7 +26,7 @@ from .atomic import whole
 from .config import GPTConfig
 from .model import GPT
 
-FORMAT = 1
+FORMAT = 2
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 ADAPTER = "adapter.safetensors"  # what `igpt finetune --adapter` leaves in a folder instead of a model
 
@@ -198,4 +198,3 @@ def save(
                     beside.write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise UserError(f"the model cannot be written to {folder}: {error}") from error
-

@@ -191,11 +191,12 @@ class ImageGPT:
 
     # Painting and drawing tokens
 
-    def decode(self, tokens_Bhw: Tensor, known_Bhw: Tensor | None = None) -> list[Image]:
-        """Pictures of token grids, at the grid's own size in pixels; unknown cells are mid-grey."""
+    def decode(self, tokens_Bhw: Tensor, known_Bhw: Tensor | None = None, at: tuple[int, int] = (0, 0)) -> list[Image]:
+        """Pictures of token grids, at the grid's own size in pixels; unknown cells are mid-grey. A window of a larger
+        picture says with `at` which row and column its first token has there."""
         with torch.inference_mode():
             # One picture at a time: convolutions gain nothing from batches on a CPU, and sums come out the same.
-            images = [self.tokenizer.decode(tokens.unsqueeze(0).to(self.device))[0] for tokens in tokens_Bhw]
+            images = [self.tokenizer.decode(tokens.unsqueeze(0).to(self.device), at)[0] for tokens in tokens_Bhw]
             if known_Bhw is not None:
                 side = self.downsample
                 known_BHW = known_Bhw.repeat_interleave(side, 1).repeat_interleave(side, 2).to(self.device)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokenizer_vq.base import UserError
-from tokenizer_vq.layers import shuffle_up
+from tokenizer_vq.layers import Grain, ShuffleUp, fixed_noise
 from tokenizer_vq.quantizer import AveragedCodes, codebook_usage
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
@@ -65,10 +65,66 @@ def test_the_default_is_lean_enough_for_a_laptop() -> None:
 
 def test_doubling_in_steps_starts_without_a_checkerboard() -> None:
     torch.manual_seed(0)
-    conv, shuffle, _ = shuffle_up(8, 4)
-    doubled_BCHW = shuffle(conv(torch.randn(1, 8, 5, 5)))
+    doubled_BCHW = ShuffleUp(8, 4, smooth=False)(torch.randn(1, 8, 5, 5))
     corners = [doubled_BCHW[..., y::2, x::2] for y in (0, 1) for x in (0, 1)]
     assert all(torch.equal(corner, corners[0]) for corner in corners)
+
+
+# Texture
+
+
+@torch.no_grad()
+def test_a_smooth_doubling_cannot_repeat_every_two_pixels_whatever_its_weights() -> None:
+    """The four phases of a doubled flat field are the lattice that it draws where nothing is to be seen."""
+    for smooth in (False, True):
+        double = ShuffleUp(8, 4, smooth)
+        torch.nn.init.normal_(double.conv.weight, generator=torch.Generator().manual_seed(0))
+        inside = double(torch.ones(1, 8, 8, 8))[..., 4:-4, 4:-4]
+        lattice = float((inside - inside.mean((-1, -2), keepdim=True)).abs().max())
+        assert (lattice < 1e-5) is smooth
+
+
+def grained() -> VQTokenizer:
+    tokenizer = make()
+    for grain in tokenizer.decoder.grains:
+        torch.nn.init.constant_(grain.strength, 0.02)
+    return tokenizer
+
+
+@torch.no_grad()
+def test_grain_is_fresh_in_training_and_always_the_same_in_a_finished_model() -> None:
+    tokenizer, tokens_Bhw = grained(), torch.full((2, 4, 4), 7)
+    first, second = tokenizer.decode(tokens_Bhw)
+    assert torch.equal(first, second) and torch.equal(first, tokenizer.decode(tokens_Bhw)[0])
+    assert not torch.allclose(first, tokenizer.train().decode(tokens_Bhw)[0], atol=1e-3)
+    assert not torch.allclose(first, make().decode(tokens_Bhw)[0], atol=1e-3)  # it is to be seen
+
+
+@torch.no_grad()
+def test_a_window_of_a_picture_has_the_grain_of_its_place() -> None:
+    grain = Grain(3).eval()
+    torch.nn.init.ones_(grain.strength)
+    whole = grain(torch.zeros(1, 3, 40, 40), 0, 0)
+    assert torch.equal(grain(torch.zeros(1, 3, 8, 12), 16, 24), whole[..., 16:24, 24:36])
+    # Deep inside, a decoded window is the picture it was cut from, up to what GroupNorm makes of its colours.
+    tokenizer, tokens_Bhw = grained(), torch.full((1, 12, 12), 7)
+    part = tokenizer.decode(tokens_Bhw[:, 2:, 3:], at=(2, 3))[..., 64:96, 64:96]
+    elsewhere = tokenizer.decode(tokens_Bhw[:, 2:, 3:])[..., 64:96, 64:96]
+    inside = tokenizer.decode(tokens_Bhw)[..., 96:128, 112:144]
+    assert float((part - inside).abs().mean()) < 0.2 * float((elsewhere - inside).abs().mean())
+
+
+def test_the_fixed_noise_is_noise() -> None:
+    noise = fixed_noise(0, 0, 256, 256, seed=16)
+    assert abs(float(noise.mean())) < 0.02 and float(noise.std()) == pytest.approx(1, abs=0.02)
+    spectrum = torch.fft.rfft2(noise).abs().square() / noise.numel()
+    assert float(spectrum.max()) < 20  # of white noise: none of 32,000 powers of mean 1 stands out
+    assert float((noise * fixed_noise(0, 0, 256, 256, seed=48)).mean().abs()) < 0.02
+    assert [round(float(x), 3) for x in fixed_noise(3, 5, 1, 3, seed=1)[0]] == [
+        -0.02,
+        0.535,
+        -0.386,
+    ]  # on every machine
 
 
 # The quantizer

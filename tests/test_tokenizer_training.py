@@ -167,6 +167,26 @@ def test_no_weights_are_kept_from_before_the_discriminator_has_its_full_say(art:
         assert ("score" in stage.measure(model)) is scored
 
 
+def test_the_decoder_of_a_model_goes_on_learning_and_its_codes_and_gpt_stay(
+    art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("train.options", fromlist=["PRESETS"]).PRESETS, "toy", TOY)
+    options = replace(QUIET, preset="toy")
+    first = load(train(None, art, tmp_path / "first", options))
+    again = replace(options, tokenizer=str(tmp_path / "first"), decoder_crops=16)
+    second = load(train("decoder", art, tmp_path / "second", again))
+    a, b = first.tokenizer.state_dict(), second.tokenizer.state_dict()
+    changed = {name.split(".")[0] for name in a if not torch.equal(a[name], b[name])}
+    assert "decoder" in changed and changed <= {"decoder", "from_code"}
+    assert first.gpt is not None and second.gpt is not None and first.labels == second.labels
+    assert torch.equal(first.gpt.tokens.weight, second.gpt.tokens.weight)
+    assert second.provenance["gpt"] == first.provenance["gpt"]
+    assert second.provenance["tokenizer"]["decoder_samples"] == 16 and "command" in second.provenance["decoder"]
+    with pytest.raises(UserError, match="--tokenizer MODEL"):
+        train("decoder", art, tmp_path / "third", options)
+    assert not (tmp_path / "third").exists()
+
+
 def test_swapped_codes_are_as_many_as_asked_for_and_from_the_batch() -> None:
     generator = torch.Generator().manual_seed(0)
     tokens_Bhw = torch.randint(1000, 1500, (16, 16, 16), generator=generator)

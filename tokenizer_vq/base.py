@@ -41,5 +41,8 @@ class ImageTokenizer(Protocol):
     def encode(self, images_BCHW: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1], H and W multiples of `downsample`, to int64 tokens [B, h, w]."""
 
-    def decode(self, tokens_Bhw: Tensor) -> Tensor:
-        """Tokens [B, h, w] to pictures [B, 3, h * downsample, w * downsample] in [-1, 1]."""
+    def decode(self, tokens_Bhw: Tensor, at: tuple[int, int] = (0, 0)) -> Tensor:
+        """Tokens [B, h, w] to pictures [B, 3, h * downsample, w * downsample] in [-1, 1].
+
+        A window of a larger picture says with `at` which row and column its first token has there.
+        """

@@ -1,7 +1,8 @@
 """Convolutional parts of the VQ tokenizer: residual block, attention, down- and upsampling.
 
 The parts are those of the VQGAN family (Esser et al. 2021, arXiv 2012.09841, table 7): GroupNorm and SiLU before
-every convolution, strided convolutions down, nearest-neighbour resizing plus a convolution up.
+every convolution, strided convolutions down, resizing plus a convolution up. Two of StyleGAN2's (Karras et al. 2020,
+arXiv 1912.04958, section 2) keep lattices out: every doubling is smooth, and texture is made of noise (`Grain`).
 """
 
 from __future__ import annotations
@@ -67,28 +68,75 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Doubles both sides: nearest neighbour, then a convolution, which leaves no checkerboard."""
+    """Doubles both sides, then a convolution: bilinear where `smooth`, else nearest neighbour as in VQGAN."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, smooth: bool):
         super().__init__()
+        self.mode = "bilinear" if smooth else "nearest"
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="nearest"))
+        out: Tensor = self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode=self.mode))
         return out
 
 
-def shuffle_up(channels_in: int, channels_out: int) -> list[nn.Module]:
+class ShuffleUp(nn.Module):
     """Doubles both sides where channels are few: a convolution at the low side whose channels become pixels.
 
     The four convolutions start alike (ICNR, Aitken et al. 2017, arXiv 1707.02937), so that no checkerboard is there to
-    unlearn.
+    unlearn. Where `smooth`, a blur of [1 2 1] follows, which lets none come: what repeats every 2 pixels is gone.
     """
-    conv = nn.Conv2d(channels_in, 4 * channels_out, 3, padding=1)
-    with torch.no_grad():
-        for parameter in conv.parameters():
-            parameter.copy_(parameter[::4].repeat_interleave(4, dim=0))
-    return [conv, nn.PixelShuffle(2), nn.SiLU()]
+
+    def __init__(self, channels_in: int, channels_out: int, smooth: bool):
+        super().__init__()
+        self.smooth = smooth
+        self.conv = nn.Conv2d(channels_in, 4 * channels_out, 3, padding=1)
+        with torch.no_grad():
+            for parameter in self.conv.parameters():
+                parameter.copy_(parameter[::4].repeat_interleave(4, dim=0))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        x_BCHW = F.pixel_shuffle(self.conv(x_BCHW), 2)
+        if self.smooth:  # [1 1] / 2 twice is [1 2 1] / 4, and faster than a convolution
+            x_BCHW = F.avg_pool2d(F.avg_pool2d(F.pad(x_BCHW, (1, 1, 1, 1), mode="replicate"), 2, 1), 2, 1)
+        return x_BCHW
+
+
+class Grain(nn.Module):
+    """Adds noise, as strong in each channel as that learned: canvas, strokes and foliage that no code can spell out.
+
+    Without it a decoder that is to paint texture from smooth features can only repeat a pattern. In training the noise
+    is fresh; a finished model has the same at the same place always, so that tokens give the same picture.
+    """
+
+    PACE = 10.0  # strengths are small numbers that start at zero: they learn so much faster than weights
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.strength = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x_BCHW: Tensor, top: int, left: int) -> Tensor:
+        """`top` and `left`: where in the whole picture x lies, at this scale; windows of a picture share its grain."""
+        batch, channels, height, width = x_BCHW.shape
+        if self.training:
+            noise = torch.randn(batch, 1, height, width, device=x_BCHW.device)
+        else:
+            noise = fixed_noise(top, left, height, width, seed=channels).to(x_BCHW.device)
+        return x_BCHW + (noise * (self.PACE * self.strength).view(1, -1, 1, 1)).to(x_BCHW.dtype)
+
+
+def fixed_noise(top: int, left: int, height: int, width: int, seed: int) -> Tensor:
+    """About normal noise [height, width] that depends on row, column and `seed` alone, the same on every machine.
+
+    The four bytes of a hash of the place, added up: mean 0, variance 1.
+    """
+    rows, columns = torch.arange(top, top + height).unsqueeze(1), torch.arange(left, left + width)
+    mixed = (rows * 0x9E3779B1 ^ columns * 0x85EBCA77 ^ seed * 0xC2B2AE3D) & 0xFFFFFFFF
+    for _ in range(2):
+        mixed = ((mixed ^ (mixed >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
+    mixed ^= mixed >> 16
+    total = torch.stack([(mixed >> shift) & 255 for shift in (0, 8, 16, 24)]).sum(0)
+    return (total - 510) / 147.8  # a byte has mean 127.5 and variance 5461
 
 
 def bottom(channels: int, attention: bool) -> nn.Sequential:

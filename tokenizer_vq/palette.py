@@ -65,8 +65,8 @@ class PaletteTokenizer(nn.Module):
         levels_BHWC = to_levels(images_BCHW).permute(0, 2, 3, 1)
         return _nearest(levels_BHWC.reshape(-1, 3).float(), self.palette_K3.float()).view(levels_BHWC.shape[:3])
 
-    def decode(self, tokens_Bhw: Tensor) -> Tensor:
-        """Tokens to pictures [B, 3, h, w], float32."""
+    def decode(self, tokens_Bhw: Tensor, at: tuple[int, int] = (0, 0)) -> Tensor:
+        """Tokens to pictures [B, 3, h, w], float32; where they lie makes no difference."""
         return from_levels(self.palette_K3[tokens_Bhw].permute(0, 3, 1, 2).contiguous())
 
     @classmethod

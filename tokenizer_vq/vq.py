@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from .base import UserError
-from .layers import AttnBlock, Downsample, ResBlock, Upsample, bottom, group_norm, shuffle_up
+from .layers import AttnBlock, Downsample, Grain, ResBlock, ShuffleUp, Upsample, bottom, group_norm
 from .quantizer import Quantized
 from .quantizer_kinds import make_quantizer
 
@@ -30,6 +30,7 @@ class VQConfig:
     encoder_blocks: int = 1  # residual blocks a level
     decoder_blocks: int = 2
     head: tuple[int, ...] = (48, 16)  # channels after each doubling that unfolds a patch; () unfolds it at once
+    grain: bool = True  # the decoder doubles smoothly and adds noise at every scale: texture without a lattice
     bottom: bool = False  # two more residual blocks at the lowest level on both sides
     attention: bool = False  # self-attention at the lowest level
     latent: int | None = None  # channels around the codebook; None = those of the lowest level
@@ -41,7 +42,7 @@ class VQConfig:
     def vq16(cls) -> VQConfig:
         """The VQ-16 of LlamaGen (Sun et al. 2024, section 2.2) and, but for the codes, of taming-transformers."""
         return cls(
-            patch=1, channels=(128, 128, 256, 256, 512), encoder_blocks=2, decoder_blocks=3, head=(),
+            patch=1, channels=(128, 128, 256, 256, 512), encoder_blocks=2, decoder_blocks=3, head=(), grain=False,
             bottom=True, attention=True, latent=256, codes=16384, code_width=8,
         )  # fmt: skip
 
@@ -85,18 +86,33 @@ class Decoder(nn.Module):
             before = widths[max(i - 1, 0)]
             blocks = [ResBlock(before if j == 0 else width, width) for j in range(config.decoder_blocks)]
             attention = i == 0 and config.attention
-            levels.append(_level(blocks, attention, width, None if i == len(widths) - 1 else Upsample(width)))
+            levels.append(
+                _level(blocks, attention, width, None if i == len(widths) - 1 else Upsample(width, config.grain))
+            )
         self.levels = nn.Sequential(*levels)
         self.norm = group_norm(widths[-1])
         # Doubling in steps, with a convolution between, lets neighbouring patches agree; unfolded at once they show.
         tops = (widths[-1], *config.head[: int(math.log2(config.patch))])
-        self.upscale = nn.Sequential(*(part for pair in pairwise(tops) for part in shuffle_up(*pair)))
+        self.upscale = nn.ModuleList(ShuffleUp(*pair, config.grain) for pair in pairwise(tops))
+        self.grains = nn.ModuleList(Grain(width) for width in (*widths, *tops[1:]) if config.grain)
         self.patch = config.patch // 2 ** (len(tops) - 1)
         self.head = nn.Conv2d(tops[-1], 3 * self.patch**2, 3, padding=1)
 
-    def forward(self, z_BChw: Tensor) -> Tensor:
-        x = self.levels(self.bottom(self.stem(z_BChw)))
-        return F.pixel_shuffle(self.head(self.upscale(F.silu(self.norm(x)))), self.patch)
+    def forward(self, z_BChw: Tensor, at: tuple[int, int] = (0, 0)) -> Tensor:
+        """`at`: row and column of z in the grid of the whole picture."""
+        grains = iter(self.grains)
+
+        def roughen(x_BCHW: Tensor) -> Tensor:
+            scale = x_BCHW.shape[-1] // z_BChw.shape[-1]
+            return next(grains)(x_BCHW, at[0] * scale, at[1] * scale) if self.grains else x_BCHW
+
+        x = self.bottom(self.stem(z_BChw))
+        for level in self.levels:
+            x = roughen(level(x))
+        x = F.silu(self.norm(x))
+        for double in self.upscale:
+            x = F.silu(roughen(double(x)))
+        return F.pixel_shuffle(self.head(x), self.patch)
 
 
 def _level(blocks: list[ResBlock], attention: bool, width: int, resize: nn.Module | None) -> nn.Sequential:
@@ -141,14 +157,12 @@ class VQTokenizer(nn.Module):
         tokens_Bhw: Tensor = self.quantize(images_BCHW).tokens_Bhw
         return tokens_Bhw
 
-    def decode(self, tokens_Bhw: Tensor) -> Tensor:
+    def decode(self, tokens_Bhw: Tensor, at: tuple[int, int] = (0, 0)) -> Tensor:
         """Tokens to pictures in about [-1, 1] (clamped when they become PIL pictures)."""
-        images_BCHW: Tensor = self.decoder(self.from_code(self.quantizer.lookup(tokens_Bhw)))
+        images_BCHW: Tensor = self.decoder(self.from_code(self.quantizer.lookup(tokens_Bhw)), at)
         return images_BCHW
 
-    def quantize(
-        self, images_BCHW: Tensor, generator: Generator | None = None, passing: bool = False
-    ) -> Quantized:
+    def quantize(self, images_BCHW: Tensor, generator: Generator | None = None, passing: bool = False) -> Quantized:
         """Pictures to codes with straight-through gradients, for training; the arguments are the quantizer's."""
         quantized: Quantized = self.quantizer(self.to_code(self.encoder(images_BCHW)), generator, passing)
         return quantized

@@ -47,8 +47,9 @@ RECONSTRUCTIONS = "reconstructions.png"  # in it: held-out pictures above what t
 def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOptions) -> Path:
     """Train "tokenizer", "gpt", or with None both, on the pictures in `art`, and write a model folder to `out`.
 
-    `train("gpt")` takes the tokenizer from `options.tokenizer` or from the model already in `out`. Raises UserError on
-    unusable art or options, and where `out` holds something else.
+    `train("gpt")` takes the tokenizer from `options.tokenizer` or from the model already in `out`. `train("decoder")`
+    goes on with the decoder of the model `options.tokenizer`, whose codes and GPT stay. Raises UserError on unusable
+    art or options, and where `out` holds something else.
     """
     options.resolved()
     keep_freed_memory()
@@ -60,7 +61,10 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
         raise UserError(f"{art} has {collection.different} different usable pictures; 3 or more are wanted")
     # Whatever is wrong with other models or weights is said before anything is written.
     source = options.tokenizer or (str(out) if stage == "gpt" else None)
-    given = checkpoint.load(source).tokenizer if source else None
+    found = checkpoint.load(source) if source else None
+    given = found.tokenizer if found else None
+    if stage == "decoder" and not isinstance(given, VQTokenizer):
+        raise UserError("train decoder wants a model with a VQ tokenizer: --tokenizer MODEL")
     if options.start_from:
         checkpoint.load(options.start_from)
     perceptual(options.perceptual)
@@ -72,8 +76,20 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     if not (options.perceptual or given):
         say("no --perceptual weights: reconstructions are judged by edges and SSIM instead of LPIPS", options)
     remember(work, {"art": collection.fingerprint, "stage": stage, "options": asdict(options)})
+    provenance: dict[str, Any]
+    if stage == "decoder":
+        assert found is not None and isinstance(given, VQTokenizer)
+        say(f"decoder: {preset.decoder_crops:,} crops of {preset.crop} pixels a side; reconstructions appear in {work}",
+            options)  # fmt: skip
+        given, numbers = _decoder(given, collection, told, held_out, preset, options, work)
+        provenance = found.provenance | {
+            "decoder": {"trained": date.today().isoformat(), "command": command_line(), "seconds": numbers["seconds"]},
+            "tokenizer": found.provenance.get("tokenizer", {}) | numbers,
+        }
+        checkpoint.save(out, given, found.gpt, found.labels, provenance)
+        return out
     tokenizer, numbers = _tokenizer(source, collection, told, held_out, preset, options, work)
-    provenance: dict[str, Any] = {
+    provenance = {
         "pictures": len(told), "held_out": len(held_out), "art_fingerprint": collection.fingerprint,
         "trained": date.today().isoformat(), "command": command_line(), "options": asdict(options),
         "machine": f"{platform.machine()}, {'cuda' if torch.cuda.is_available() else 'cpu'}, torch {torch.__version__}",
@@ -141,14 +157,24 @@ def _tokenizer(
     tokenizer, numbers = _learn(first, preset.tokenizer_crops, batch, options, work, identity)
     assert isinstance(tokenizer, VQTokenizer)
     if preset.decoder_crops:
-        last = DecoderStage(collection, told, held_out, preset, options, tokenizer)
-        identity = f"{identity}/{weights_fingerprint(tokenizer)}"
-        model, later = _learn(last, preset.decoder_crops, batch, options, work, identity)
-        assert isinstance(model, FrozenCodes)
-        tokenizer = model.tokenizer
-        numbers |= {"decoder_samples": later["samples"], "seconds": numbers["seconds"] + later["seconds"]}
+        tokenizer, later = _decoder(tokenizer, collection, told, held_out, preset, options, work)
+        return tokenizer, numbers | later | {"seconds": numbers["seconds"] + later["seconds"]}
     first.sheet(tokenizer).save(work / RECONSTRUCTIONS)
     return tokenizer, numbers | first.measure_all(tokenizer)
+
+
+def _decoder(
+    tokenizer: VQTokenizer, collection: ArtFolder, told: list[int], held_out: list[int], preset: Preset,
+    options: TrainOptions, work: Path,
+) -> tuple[VQTokenizer, dict[str, Any]]:  # fmt: skip
+    """The tokenizer with a decoder that went on learning on frozen codes, and its numbers."""
+    stage = DecoderStage(collection, told, held_out, preset, options, tokenizer)
+    identity = f"{collection.fingerprint}/{weights_fingerprint(tokenizer)}"
+    model, numbers = _learn(stage, preset.decoder_crops, preset.tokenizer_batch, options, work, identity)
+    assert isinstance(model, FrozenCodes)
+    stage.sheet(model).save(work / RECONSTRUCTIONS)
+    told_of = {"decoder_samples": numbers["samples"], "seconds": numbers["seconds"]}
+    return model.tokenizer, told_of | stage.measure_all(model)
 
 
 def _learn(

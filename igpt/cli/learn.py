@@ -11,7 +11,7 @@ from igpt.siblings import sibling
 
 from .parts import add_command, add_options, check_art, options_of
 
-STAGES = ("tokenizer", "gpt")
+STAGES = ("tokenizer", "decoder", "gpt")
 
 
 def add_to(commands: Any) -> None:
@@ -22,8 +22,11 @@ def add_to(commands: Any) -> None:
 
 def _add_train(commands: Any) -> None:
     parser = add_command(commands, "train", _train, "learn a model from a folder of art: the tokenizer, then the GPT")
-    parser.usage = "igpt train [tokenizer | gpt] ART --out MODEL [options]"
-    parser.epilog = "The word tokenizer or gpt right after train does that stage only. Started again, it goes on."
+    parser.usage = "igpt train [tokenizer | decoder | gpt] ART --out MODEL [options]"
+    parser.epilog = (
+        "The word tokenizer, decoder or gpt right after train does that stage only; decoder goes on with that of "
+        "--tokenizer, whose codes and GPT stay. Started again, it goes on."
+    )
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("art", metavar="ART", help="a folder whose sub-folders are labels, or a .tar like it")
     parser.add_argument("--out", metavar="MODEL", required=True, help="the folder of the new model")
