@@ -46,7 +46,7 @@ def turns(positions_BL2: Tensor, head_width: int, base: float) -> Tensor:
 
 def rotate(x_BNLE: Tensor, turns_B1LF: Tensor) -> Tensor:
     """Turn neighbouring pairs of x, as complex numbers; float32 in and out."""
-    pairs = torch.view_as_complex(x_BNLE.unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(rearrange(x_BNLE, "b n l (f two) -> b n l f two", two=2))
     return torch.view_as_real(pairs * turns_B1LF).flatten(-2)
 
 
@@ -239,7 +239,7 @@ class GPT(nn.Module):
     def read(self, x_BLD: Tensor, turns_B1LF: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
         """The content stream, down to the keys and values [B, N, L, E] that all query blocks share."""
         new, mask = x_BLD.shape[1], None
-        if cache is not None and cache.length and new > 1:  # each new token sees the cache and the new ones up to itself
+        if cache is not None and cache.length and new > 1:  # each new token sees the old ones and the new up to itself
             mask = torch.ones(new, cache.length + new, dtype=torch.bool, device=x_BLD.device).tril(cache.length)
         for slot, block in enumerate(self.content_blocks):
             x_BLD = block(x_BLD, turns_B1LF, mask, cache, slot)
