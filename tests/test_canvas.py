@@ -71,6 +71,7 @@ def test_windows_cover_everything_and_overlap() -> None:
         found = spans(length, 32)
         assert found[0].start == 0 and found[-1].stop == length
         assert all(one.stop - two.start >= OVERLAP for one, two in pairwise(found))
+        assert len({span.stop - span.start for span in found}) == 1 and found[0].stop <= 32
     assert all(rows * columns <= 64 for rows, columns in (window_for(h, w, 8) for h in (1, 5, 99) for w in (1, 5, 99)))
 
 
