@@ -1,7 +1,7 @@
 """Pictures of any size: composed small, where the model sees the whole, then refined upwards window by window.
 
 Notable choices:
-- one step up enlarges the picture about twice and says it in tokens again; a share of these stays, so that the
+- one step up enlarges the picture about twice and says it in tokens again; a few of these stay, so that the
   composition does, and the GPT draws the others anew, seeing known tokens on all sides of them;
 - each window draws its core only; around that it sees what is known, drawn by a neighbour or kept; windows that do
   not see each other's cores are drawn together, a quarter of all in a round;
@@ -31,7 +31,7 @@ from tokenizer_vq.images import fit_cover
 
 from .windows import Span, decode, encode, window_for, wrapped
 
-KEPT = 2  # of every 2x2 tokens of an enlarged picture stay
+KEPT = 1  # of every 2x2 tokens of an enlarged picture stays; with 2 what is added looks blurred
 BESIDE = 2  # cells around what was given of which none stays
 TOGETHER = 8  # windows that are drawn at once
 BORDER = 8  # pixels over which a drawn part turns into the picture around it

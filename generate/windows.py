@@ -33,7 +33,7 @@ class Span(NamedTuple):
 
 
 def spans(length: int, window: int, overlap: int = OVERLAP) -> list[Span]:
-    """Equal windows that cover `length` tokens, as few and then as small as can be, overlapping by `overlap` or more."""
+    """Equal windows that cover `length` tokens, as few and then as small as can be; `overlap` or more are shared."""
     if length <= window:
         return [Span(0, length)]
     count = -(-(length - overlap) // (window - overlap))

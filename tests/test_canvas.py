@@ -88,10 +88,10 @@ def test_known_tokens_are_never_redrawn_and_all_others_are(wraps: bool, tiny_mod
     assert not bool((last.tokens_hw[~known_hw] == 31).all()), "the model would not draw this token everywhere"
 
 
-def test_of_every_four_cells_of_an_enlarged_picture_two_stay_wherever_they_lie() -> None:
+def test_of_every_four_cells_of_an_enlarged_picture_one_stays_wherever_they_lie() -> None:
     known_hw = canvas.scattered((8, 13), torch.Generator().manual_seed(0))
-    assert bool((known_hw[:, :12].unfold(0, 2, 2).unfold(1, 2, 2).sum((2, 3)) == 2).all())
-    assert 0.3 < float(known_hw[::2, :12:2].float().mean()) < 0.7, "every cell of the four may stay"
+    assert bool((known_hw[:, :12].unfold(0, 2, 2).unfold(1, 2, 2).sum((2, 3)) == 1).all())
+    assert 0.05 < float(known_hw[::2, :12:2].float().mean()) < 0.6, "every cell of the four may stay"
 
 
 def test_windows_drawn_together_are_the_windows_drawn_alone(
@@ -127,10 +127,10 @@ def test_a_large_picture_is_its_composition_said_again_in_finer_tokens(
     (kept,) = final(tiny_model, (64, 64))
     enlarged = decode(tiny_model, composition.tokens_hw).resize((64, 64), Image.Resampling.LANCZOS)
     assert torch.equal(kept.tokens_hw, encode(tiny_model, enlarged))
-    monkeypatch.setattr(canvas, "KEPT", 2)
+    monkeypatch.setattr(canvas, "KEPT", 1)
     (refined,) = final(tiny_model, (64, 64))
     same = float((refined.tokens_hw == kept.tokens_hw).float().mean())
-    assert 0.3 < same < 0.8, "a share of the tokens stays, the rest is drawn"
+    assert 0.2 < same < 0.6, "a share of the tokens stays, the rest is drawn"
 
 
 def test_the_large_picture_of_a_seed_is_the_same_alone_and_in_any_batch(tiny_model: ImageGPT) -> None:
