@@ -4,7 +4,8 @@ Gradient energy across the lines where one window's core ends and the next begin
 pictures of many labels; 1 is invisible. The second number compares with borders of tokens only, as every border of a
 window is one, and the tokenizer may show its tokens. The third is the second for the lines two tokens beside these,
 where no seam can be: pictures have more in their middle than at their edges, and more on every other border, where
-tokens of the composition met, so it is not 1 either, and a seam is what the second has above the third. For textures the lines are the edges, where two copies meet.
+tokens of the composition met. It is not 1 either; a seam is what the second has above it. For textures the lines are
+the edges, where two copies meet.
 """
 
 from __future__ import annotations
