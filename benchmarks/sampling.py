@@ -1,8 +1,9 @@
-"""Seconds to draw one 16x16 grid of tokens: igpt in 32 steps against `transformers` in 256, all with random weights.
+"""Seconds to draw 16x16 grids of tokens: igpt in 32 steps against the best of three peers, all with random weights.
 
 The shape is the reference's for all: 12 layers, 512 wide, 8 heads, 1024 codes; the peers have one more token, their
-start, and 257 positions. igpt and ImageGPT are float32, GPT-2 is bfloat16. The peers run their own `generate` with its
-cache (checked with transformers 5.23: one token a call, same tokens as without the cache), sampling, top-k off.
+start, and 257 positions. They run their own `generate` with its cache, one token a call, sampling without a filter:
+`transformers`' ImageGPT and GPT-2 (checked with 5.24) and x-transformers' AutoregressiveWrapper (2.31). igpt is
+float32; every peer is tried in float32 and in bfloat16, and runs in the rounds in the faster of the two.
 
 Also the floor: the weights that a step reads, over the speed at which this machine reads memory.
 """
@@ -16,13 +17,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from benchmarks.timing import alternate, median, print_machine, print_ratios
+from benchmarks.timing import alternate, measure, median, print_machine, print_ratios
 from igpt.config import GPTConfig, SamplingOptions
 from igpt.model import GPT
 from igpt.sampling import draw, generators
 
 SIDE, CELLS, CODES = 16, 256, 1024
-PEERS = ("imagegpt", "gpt2")
+Work = Callable[[], object]
 
 
 def igpt_model(layers: int, width: int, heads: int) -> GPT:
@@ -32,28 +33,26 @@ def igpt_model(layers: int, width: int, heads: int) -> GPT:
     return gpt
 
 
-def igpt_work(gpt: GPT, steps: int, batch: int) -> Callable[[], object]:
+def igpt_work(gpt: GPT, steps: int, batch: int) -> Work:
     """Draws `batch` grids."""
     options = SamplingOptions(steps=steps, guidance=1)
     labels_B = torch.full((batch,), gpt.null_label)
     return lambda: list(draw(gpt, labels_B, (SIDE, SIDE), options, generators(0, batch)))
 
 
-def peer_work(peer: str, layers: int, width: int, heads: int, batch: int) -> Callable[[], object]:
+def transformers_work(peer: str, layers: int, width: int, heads: int, batch: int, dtype: torch.dtype) -> Work:
     """Draws `batch` rows of 256 tokens with a model of `transformers`."""
-    try:
-        from transformers import GPT2Config, GPT2LMHeadModel, ImageGPTConfig, ImageGPTForCausalImageModeling
-    except ImportError:
-        sys.exit(f"{peer} needs transformers: `pip install transformers`, or leave it out with --peers none")
+    from transformers import GPT2Config, GPT2LMHeadModel, ImageGPTConfig, ImageGPTForCausalImageModeling
+
     shape = {
         "vocab_size": CODES + 1, "n_positions": CELLS + 1, "n_layer": layers, "n_embd": width, "n_head": heads,
         "bos_token_id": CODES, "eos_token_id": None,
     }  # fmt: skip
     if peer == "imagegpt":
-        model = ImageGPTForCausalImageModeling(ImageGPTConfig(**shape)).eval()
+        model = ImageGPTForCausalImageModeling(ImageGPTConfig(**shape))
     else:
-        model = GPT2LMHeadModel(GPT2Config(**shape)).eval().to(torch.bfloat16)
-    start = torch.full((batch, 1), CODES)
+        model = GPT2LMHeadModel(GPT2Config(**shape))
+    model, start = model.eval().to(dtype), torch.full((batch, 1), CODES)
 
     def work() -> Tensor:
         grid: Tensor = model.generate(
@@ -63,6 +62,37 @@ def peer_work(peer: str, layers: int, width: int, heads: int, batch: int) -> Cal
         return grid
 
     return work
+
+
+def x_transformers_work(layers: int, width: int, heads: int, batch: int, dtype: torch.dtype) -> Work:
+    """Draws `batch` rows of 256 tokens with x-transformers."""
+    from x_transformers import AutoregressiveWrapper, Decoder, TransformerWrapper
+
+    blocks = Decoder(dim=width, depth=layers, heads=heads, attn_dim_head=width // heads, attn_flash=True)
+    model = TransformerWrapper(num_tokens=CODES + 1, max_seq_len=CELLS + 1, attn_layers=blocks)
+    wrapper, start = AutoregressiveWrapper(model).eval().to(dtype), torch.full((batch, 1), CODES)
+    return lambda: wrapper.generate(start, CELLS, filter_logits_fn=lambda logits: logits, cache_kv=True)
+
+
+PEERS = {"imagegpt": "transformers", "gpt2": "transformers", "x-transformers": "x-transformers"}
+
+
+def best_precision(peer: str, layers: int, width: int, heads: int, batch: int) -> tuple[str, Work]:
+    """The peer in float32 or bfloat16, whichever one call is faster in; with its name."""
+    seconds, works = {}, {}
+    for dtype in (torch.float32, torch.bfloat16):
+        name = f"{peer}, {str(dtype).removeprefix('torch.')}"
+        try:
+            if peer == "x-transformers":
+                works[name] = x_transformers_work(layers, width, heads, batch, dtype)
+            else:
+                works[name] = transformers_work(peer, layers, width, heads, batch, dtype)
+        except ImportError:
+            sys.exit(f"{peer} is missing: `pip install {PEERS[peer]}`, or leave it out with --peers none")
+        seconds[name] = measure(works[name]).seconds
+        print(f"{name}: {seconds[name]:.2f} s in a first call", flush=True)
+    name = min(seconds, key=seconds.__getitem__)
+    return name, works[name]
 
 
 def weight_bytes(gpt: GPT) -> int:
@@ -84,23 +114,25 @@ def main() -> None:
     args = parser.parse_args()
     torch.manual_seed(0)
 
+    print_machine()
+    print(f"{args.layers} layers, {args.width} wide, {args.heads} heads, {args.batch} grid(s) of {SIDE}x{SIDE} tokens")
     gpt = igpt_model(args.layers, args.width, args.heads)
     ours = f"igpt, {args.steps} steps"
     contenders = {ours: igpt_work(gpt, args.steps, args.batch)}
-    for peer in args.peers:
-        if peer != "none":
-            contenders[peer] = peer_work(peer, args.layers, args.width, args.heads, args.batch)
-    print_machine()
-    print(f"{args.layers} layers, {args.width} wide, {args.heads} heads, {args.batch} grid(s) of {SIDE}x{SIDE} tokens")
+    shape = args.layers, args.width, args.heads, args.batch
+    contenders |= dict(best_precision(peer, *shape) for peer in args.peers if peer != "none")
     results = alternate(contenders, args.rounds)
     print_ratios(results, against=ours)
+    if peers := [name for name in results if name != ours]:
+        best = min(peers, key=lambda name: median(results[name]))
+        print(f"the best peer ({best}) takes {median(results[best]) / median(results[ours]):.2f} times as long as igpt")
 
     memory = torch.ones(args.read_mb * 2**18)
     reading = median(alternate({"read": memory.sum}, args.rounds)["read"])
     speed = memory.numel() * memory.element_size() / reading
-    floor = args.steps * weight_bytes(gpt) / speed
+    step, floor = median(results[ours]) / args.steps, weight_bytes(gpt) / speed
     print(f"weights read a step: {weight_bytes(gpt) / 1e6:.1f} MB; memory reads at {speed / 1e9:.1f} GB/s")
-    print(f"floor of {args.steps} steps: {floor:.3f} s, so igpt reaches {floor / median(results[ours]):.0%} of it")
+    print(f"floor of a step: {floor * 1e3:.2f} ms; igpt takes {step * 1e3:.2f} ms, so it reaches {floor / step:.0%}")
 
 
 if __name__ == "__main__":

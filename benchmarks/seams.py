@@ -2,9 +2,10 @@
 
 Gradient energy across the lines where one window's core ends and the next begins, over that elsewhere, averaged over
 pictures of many labels; 1 is invisible. The second number compares with borders of tokens only, as every border of a
-window is one, and the tokenizer may show its tokens. The third is the second for the lines one and two tokens beside
-these, where no seam can be: pictures have more in their middle than at their edges, so it is not 1 either, and a seam
-is what the second has above the third. For textures the lines are the edges, where two copies meet.
+window is one, and the tokenizer may show its tokens. The third is the second for the lines two tokens beside these,
+where no seam can be: pictures have more in their middle than at their edges, and more on every other border, where
+tokens of the composition met. It is not 1 either; a seam is what the second has above it. For textures the lines are
+the edges, where two copies meet.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def main() -> None:
     shape = window_for(h, w, int(model.native_cells**0.5))
     inner = [[core for _, core in cores(*pair, False)] for pair in zip((h, w), shape, strict=True)]
     rows, columns = ([core.start * token for core in axis[1:]] for axis in inner)
-    beside = [[core.start * token + d * token for core in axis[1:] for d in (-2, -1, 1, 2)] for axis in inner]
+    beside = [[core.start * token + d * token for core in axis[1:] for d in (-2, 2)] for axis in inner]
     if args.tile:
         rows, columns, beside = [0], [0], [[], []]
     found = []

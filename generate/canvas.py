@@ -1,9 +1,10 @@
 """Pictures of any size: composed small, where the model sees the whole, then refined upwards window by window.
 
 Notable choices:
-- one step up enlarges the picture about twice and says it in tokens again; a share of these stays, so that the
+- one step up enlarges the picture about twice and says it in tokens again; a few of these stay, so that the
   composition does, and the GPT draws the others anew, seeing known tokens on all sides of them;
-- each window draws its core only; around that it sees what is known, drawn by a neighbour or kept;
+- each window draws its core only; around that it sees what is known, drawn by a neighbour or kept; windows that do
+  not see each other's cores are drawn together, a quarter of all in a round;
 - an edit goes the same way: at every size what the user gave is known, and only the rest is drawn;
 - a texture that wraps (`wraps`) is drawn, encoded, decoded and resized with its other side beyond every edge.
 """
@@ -18,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from PIL import Image, ImageChops, ImageFilter
 from torch import Generator, Tensor
 
@@ -29,8 +31,9 @@ from tokenizer_vq.images import fit_cover
 
 from .windows import Span, decode, encode, window_for, wrapped
 
-KEPT = 0.5  # share of an enlarged picture's tokens that stays
+KEPT = 1  # of every 2x2 tokens of an enlarged picture stays; with 2 what is added looks blurred
 BESIDE = 2  # cells around what was given of which none stays
+TOGETHER = 8  # windows that are drawn at once
 BORDER = 8  # pixels over which a drawn part turns into the picture around it
 LANCZOS = Image.Resampling.LANCZOS
 
@@ -173,7 +176,7 @@ def _enlarged(
     """The picture of the tokens on a finer grid; known are the tokens that stay and those that were given."""
     size = grid[1] * model.downsample, grid[0] * model.downsample
     picture = _resized(decode(model, tokens_hw, wraps), size, wraps)
-    known_hw = torch.rand(grid, generator=generator) < KEPT
+    known_hw = scattered(grid, generator)
     if given is None:
         return Drawing(encode(model, picture, wraps), known_hw)
     wanted = lay(given.wanted, *size, Image.Resampling.BOX)
@@ -186,46 +189,81 @@ def _enlarged(
     return Drawing(finer_hw, (known_hw & ~beside_hw) | ~unknown_hw)
 
 
+def scattered(grid: Grid, generator: Generator) -> Tensor:
+    """Bool [h, w]: KEPT random cells of every 2x2, so that windows know equally many and can be drawn together."""
+    h, w = grid
+    blocks_hwK = torch.rand((h + 1) // 2, (w + 1) // 2, 4, generator=generator).argsort(-1) < KEPT
+    return rearrange(blocks_hwK, "h w (a b) -> (h a) (w b)", a=2)[:h, :w]
+
+
 def redraw(
     model: ImageGPT, begun: Drawing, label: str | None, generator: Generator, options: SamplingOptions, wraps: bool
 ) -> Iterator[Drawing]:
-    """Draws the unknown cells of a grid of any size, yielding after every window. Known cells are never redrawn.
+    """Draws the unknown cells of a grid of any size, yielding again and again. Known cells are never redrawn.
 
     Cells still unknown in what is yielded have the tokens of the enlarged picture.
     """
-    tokens_hw, known_hw = begun.tokens_hw.clone(), begun.known_hw.clone()
-    labels_B = torch.tensor([model.label_number(label)])
-    h, w = known_hw.shape
-    for rows, columns, core_hw in token_windows(h, w, model.native_cells, wraps):
-        place = rows[:, None], columns
-        wanted_hw = core_hw & ~known_hw[place]
-        if not wanted_hw.any():
-            continue
-        share = float(wanted_hw.sum()) / wanted_hw.numel()
-        own = replace(options, steps=math.ceil(options.steps * share**0.5))  # what is known helps: fewer steps will do
-        *_, step = draw(
-            model.gpt, labels_B, (len(rows), len(columns)), own, [generator],
-            tokens_hw[place][None], known_hw[place], wanted_hw,
-        )  # fmt: skip
-        tokens_hw[place] = torch.where(wanted_hw, step.tokens_Bhw[0], tokens_hw[place])
-        known_hw[place] |= wanted_hw
-        yield Drawing(tokens_hw.clone(), known_hw.clone())
-    yield Drawing(tokens_hw, known_hw)
+    grid = h, w = begun.known_hw.shape[0], begun.known_hw.shape[1]
+    tokens_L, known_L = begun.tokens_hw.flatten().clone(), begun.known_hw.flatten().clone()
+    for cells_Whw, core_Whw in token_windows(h, w, model.native_cells, wraps):
+        given_Whw = known_L[cells_Whw]
+        wanted_Whw = core_Whw & ~given_Whw
+        numbers = torch.randint(2**62, (len(cells_Whw),), generator=generator).tolist()
+        # Only windows with equally many cells to see and to draw make a batch.
+        counts = given_Whw.sum((1, 2)) * 2 * cells_Whw[0].numel() + wanted_Whw.sum((1, 2))
+        for count in sorted(set(counts.tolist())):
+            for some in (counts == count).nonzero().squeeze(-1).split(TOGETHER):
+                cells_Bhw, wanted_Bhw = cells_Whw[some], wanted_Whw[some]
+                window = cells_Bhw.shape[1], cells_Bhw.shape[2]
+                share = float(wanted_Bhw.float().mean())
+                if not share:
+                    continue
+                own = replace(options, steps=math.ceil(options.steps * share**0.5))  # what is known helps
+                *_, step = draw(
+                    model.gpt, torch.full((len(some),), model.label_number(label)), window, own,
+                    [Generator().manual_seed(numbers[i]) for i in some], tokens_L[cells_Bhw], given_Whw[some],
+                    wanted_Bhw,
+                )  # fmt: skip
+                tokens_L[cells_Bhw[wanted_Bhw]] = step.tokens_Bhw[wanted_Bhw]
+                known_L[cells_Bhw[wanted_Bhw]] = True
+                yield Drawing(tokens_L.view(grid).clone(), known_L.view(grid).clone())
+    yield Drawing(tokens_L.view(grid), known_L.view(grid))
 
 
 # Windows of tokens
 
 
-def token_windows(h: int, w: int, native_cells: int, wraps: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Rows, columns and core (bool, in the window) of each window of at most `native_cells`; cores tile the grid."""
+def token_windows(h: int, w: int, native_cells: int, wraps: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rounds of windows of at most `native_cells`: the numbers of their cells and their cores (bool), both [W, h, w].
+
+    Cores tile the grid; no window of a round has another's core in sight.
+    """
     shape = window_for(h, w, math.isqrt(native_cells))
-    for first_row, core_rows in cores(h, shape[0], wraps):
-        for first_column, core_columns in cores(w, shape[1], wraps):
-            rows = torch.arange(first_row, first_row + shape[0]) % h
-            columns = torch.arange(first_column, first_column + shape[1]) % w
-            inside_rows = (rows >= core_rows.start) & (rows < core_rows.stop)
-            inside_columns = (columns >= core_columns.start) & (columns < core_columns.stop)
-            yield rows, columns, inside_rows[:, None] & inside_columns
+    for rows in turns_of(cores(h, shape[0], wraps)):
+        for columns in turns_of(cores(w, shape[1], wraps)):
+            row, inside_rows = _spread(rows, shape[0], h)
+            column, inside_columns = _spread(columns, shape[1], w)
+            cells = rearrange(row, "y h -> y 1 h 1") * w + rearrange(column, "x w -> 1 x 1 w")
+            core = rearrange(inside_rows, "y h -> y 1 h 1") & rearrange(inside_columns, "x w -> 1 x 1 w")
+            yield cells.flatten(0, 1), core.flatten(0, 1)
+
+
+def turns_of(windows: list[tuple[int, Span]]) -> list[list[tuple[int, Span]]]:
+    """Every other window of an axis, then those between; the last by itself where it may reach to another of its turn.
+
+    That is so where it is the next but one of the first, around the edge, or its core shorter than the others.
+    """
+    (_, first), (_, last) = windows[0], windows[-1]
+    alone = len(windows) > 1 and (len(windows) % 2 or last.stop - last.start < first.stop - first.start)
+    paired = windows[:-1] if alone else windows
+    return [turn for turn in (paired[::2], paired[1::2], windows[-1:] if alone else []) if turn]
+
+
+def _spread(windows: list[tuple[int, Span]], window: int, length: int) -> tuple[Tensor, Tensor]:
+    """Of windows along one axis the numbers of their cells, and which of these are in the core."""
+    cells = (torch.tensor([[first] for first, _ in windows]) + torch.arange(window)) % length
+    start, stop = (torch.tensor([[core[side]] for _, core in windows]) for side in (0, 1))
+    return cells, (cells >= start) & (cells < stop)
 
 
 def cores(length: int, window: int, wraps: bool) -> list[tuple[int, Span]]:

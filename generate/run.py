@@ -114,8 +114,8 @@ def replay(
         (drawing,) = _last(frames, _levels(model, recipe), 1, quiet)
         if other := int((drawing.tokens_hw != recorded_hw).sum()):
             raise UserError(
-                f"{other} of {len(recipe.tokens)} tokens came out differently, as they may on another device or torch; "
-                "--from-tokens gives the recorded picture"
+                f"{other} of {len(recipe.tokens)} tokens came out differently, as they may on another device, torch or "
+                "igpt; --from-tokens gives the recorded picture"
             )
         story = f"drawn again from seed {recipe.seed}: all {len(recipe.tokens)} tokens equal those recorded"
     picture = finish(model, recorded_hw, recipe.size, recipe.tile)

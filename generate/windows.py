@@ -33,11 +33,12 @@ class Span(NamedTuple):
 
 
 def spans(length: int, window: int, overlap: int = OVERLAP) -> list[Span]:
-    """Windows that cover `length` tokens, neighbours overlapping by at least `overlap`; the last ends at the end."""
+    """Equal windows that cover `length` tokens, as few and then as small as can be; `overlap` or more are shared."""
     if length <= window:
         return [Span(0, length)]
-    starts = [*range(0, length - window, window - overlap), length - window]
-    return [Span(start, start + window) for start in starts]
+    count = -(-(length - overlap) // (window - overlap))
+    size = -(-(length + (count - 1) * overlap) // count)
+    return [Span(start, start + size) for start in (i * (length - size) // (count - 1) for i in range(count))]
 
 
 def window_for(h: int, w: int, side: int) -> tuple[int, int]:

@@ -26,11 +26,12 @@ class Linear(nn.Linear):
         self._packed_from: tuple[int, int] | None = None  # address and version of the weights that were packed
 
     def forward(self, x: Tensor) -> Tensor:
-        if not (torch.is_inference_mode_enabled() and x.dtype == torch.float32 and self._can_pack()):
-            return super().forward(x)
-        now = (self.weight.data_ptr(), self.weight._version)
+        weight = self.weight
+        if not (torch.is_inference_mode_enabled() and x.dtype == torch.float32 and _can_pack(weight)):
+            return nn.functional.linear(x, weight)
+        now = (weight.data_ptr(), weight._version)
         if self._packed is None or self._packed_from != now:
-            self._packed, self._packed_from = _pack(self.weight), now
+            self._packed, self._packed_from = _pack(weight), now
         return _product(x, self._packed)
 
     def train(self, mode: bool = True) -> Linear:
@@ -38,13 +39,13 @@ class Linear(nn.Linear):
         self._packed = None
         return super().train(mode)
 
-    def _can_pack(self) -> bool:
-        weight = self.weight
-        return weight.is_cpu and weight.dtype == torch.float32 and not weight.is_inference() and packing_works()
-
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles go without the packed weights, which are opaque."""
         return self.__dict__ | {"_packed": None, "_packed_from": None}
+
+
+def _can_pack(weight: Tensor) -> bool:
+    return weight.is_cpu and weight.dtype == torch.float32 and not weight.is_inference() and packing_works()
 
 
 def _pack(weight: Tensor) -> Tensor:

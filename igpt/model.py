@@ -46,8 +46,26 @@ def turns(positions_BL2: Tensor, head_width: int, base: float) -> Tensor:
 
 def rotate(x_BNLE: Tensor, turns_B1LF: Tensor) -> Tensor:
     """Turn neighbouring pairs of x, as complex numbers; float32 in and out."""
-    pairs = torch.view_as_complex(rearrange(x_BNLE, "b n l (f two) -> b n l f two", two=2).contiguous())
+    pairs = torch.view_as_complex(rearrange(x_BNLE, "b n l (f two) -> b n l f two", two=2))
     return torch.view_as_real(pairs * turns_B1LF).flatten(-2)
+
+
+# Dropout
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout, which on a CPU draws a random number for every element: a tenth of a training step.
+
+    Here every element has 16 of a number's 64 bits, so that p is met to 1/65536.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.p and x.is_cpu):
+            return super().forward(x)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        levels = bits.view(torch.int16)[: x.numel()].view_as(x)  # -32768 to 32767
+        kept = round((1 - self.p) * 65536)
+        return x * (levels < kept - 32768).type_as(x).mul_(65536 / max(1, kept))
 
 
 # Cache
@@ -104,7 +122,7 @@ class Block(nn.Module):
         self.attention_out = Linear(config.width, config.width)
         self.norm2 = nn.RMSNorm(config.width, config.norm_eps)
         self.feed_forward = FeedForward(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def mix(self, x_BLD: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         """The rest of the block once queries, keys and values [B, N, L, E] are there."""
@@ -122,18 +140,15 @@ class ContentBlock(Block):
         head_width = config.width // config.heads
         self.k_norm = nn.RMSNorm(head_width, config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x_BLD: Tensor, turns_B1LF: Tensor, cache: Cache | None, slot: int) -> Tensor:
+    def forward(
+        self, x_BLD: Tensor, turns_B1LF: Tensor, mask: Tensor | None, cache: Cache | None, slot: int
+    ) -> Tensor:
         q, k, v = rearrange(self.project(self.norm1(x_BLD)), "b l (qkv n e) -> qkv b n l e", qkv=3, n=self.heads)
         q = rotate(self.q_norm(q.float()), turns_B1LF).type_as(v)
         k = rotate(self.k_norm(k.float()), turns_B1LF).type_as(v)
-        if cache is None:
-            return self.mix(x_BLD, q, k, v, mask=None, causal=True)
-        k, v = cache.extend(slot, k, v)
-        new = q.shape[2]
-        mask = None
-        if new > 1 and cache.length:  # each new token sees the cache and the new ones up to itself
-            mask = torch.ones(new, k.shape[2], dtype=torch.bool, device=q.device).tril(cache.length)
-        return self.mix(x_BLD, q, k, v, mask, causal=new > 1 and not cache.length)
+        if cache is not None:
+            k, v = cache.extend(slot, k, v)
+        return self.mix(x_BLD, q, k, v, mask, causal=mask is None and q.shape[2] > 1)
 
 
 class QueryBlock(Block):
@@ -173,7 +188,7 @@ class GPT(nn.Module):
         self.query_blocks = nn.ModuleList(QueryBlock(config) for _ in range(config.layers // 2))
         self.norm = nn.RMSNorm(config.width, config.norm_eps)
         self.head = Linear(config.width, config.vocab_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -223,8 +238,11 @@ class GPT(nn.Module):
 
     def read(self, x_BLD: Tensor, turns_B1LF: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
         """The content stream, down to the keys and values [B, N, L, E] that all query blocks share."""
+        new, mask = x_BLD.shape[1], None
+        if cache is not None and cache.length and new > 1:  # each new token sees the old ones and the new up to itself
+            mask = torch.ones(new, cache.length + new, dtype=torch.bool, device=x_BLD.device).tril(cache.length)
         for slot, block in enumerate(self.content_blocks):
-            x_BLD = block(x_BLD, turns_B1LF, cache, slot)
+            x_BLD = block(x_BLD, turns_B1LF, mask, cache, slot)
         kv = self.shared_kv(self.shared_norm(x_BLD))
         k, v = rearrange(kv, "b l (kv n e) -> kv b n l e", kv=2, n=self.config.heads)
         k = rotate(self.shared_k_norm(k.float()), turns_B1LF).type_as(v)
@@ -235,7 +253,7 @@ class GPT(nn.Module):
 
     def ask(self, turns_B1LF: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
         """The query stream: logits of the cells that `turns_B1LF` point at."""
-        x_BLD = self.query.expand(turns_B1LF.shape[0], turns_B1LF.shape[2], -1)
+        x_BLD = self.query.view(1, 1, -1)  # the same for all until the first block turns its query
         for block in self.query_blocks:
             x_BLD = block(x_BLD, turns_B1LF, k, v, causal)
         logits_BLK: Tensor = self.head(self.norm(x_BLD))

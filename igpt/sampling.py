@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,9 +49,10 @@ def keep_top_p(logits_K: Tensor, p: float) -> Tensor:
     """The fewest likeliest tokens that hold the probability p together (Holtzman et al. 2020, arXiv 1904.09751)."""
     if p >= 1:
         return logits_K
-    ordered, places = logits_K.sort(dim=-1, descending=True)
-    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-    return logits_K.masked_fill((before >= p).scatter(-1, places, before >= p), -math.inf)
+    # numpy, because it sorts values alone, which is five times as fast as torch's sorting of values and places.
+    rising = torch.from_numpy(np.sort(logits_K.numpy(), axis=-1))
+    too_many = (rising.softmax(-1).cumsum(-1) <= 1 - p).sum(-1, keepdim=True).clamp(max=logits_K.shape[-1] - 1)
+    return logits_K.masked_fill(logits_K < rising.gather(-1, too_many), -math.inf)
 
 
 def guide(with_label: Tensor, without: Tensor, guidance: float) -> Tensor:
@@ -64,7 +66,7 @@ def pick(logits_K: Tensor, uniform: Tensor, options: SamplingOptions) -> Tensor:
         return logits_K.argmax(-1)
     logits_K = keep_top_p(keep_top_k(logits_K / options.temperature, options.top_k), options.top_p)
     # float64, because the sum of thousands of float32 probabilities would move the borders between tokens.
-    heights = logits_K.double().softmax(-1).cumsum(-1)
+    heights = logits_K.softmax(-1).cumsum(-1, dtype=torch.float64)
     targets = uniform.double().unsqueeze(-1) * heights[..., -1:]
     return torch.searchsorted(heights, targets, right=True).squeeze(-1).clamp(max=logits_K.shape[-1] - 1)
 
@@ -88,6 +90,11 @@ def drawing_order(unknown: Tensor, order: str, generator: torch.Generator) -> Te
     return cells if order == "raster" else cells[torch.randperm(len(cells), generator=generator)]
 
 
+def _orders(unknown_BL: Tensor, order: str, seeds: Sequence[torch.Generator]) -> Tensor:
+    pairs = zip(unknown_BL, seeds, strict=True)
+    return torch.stack([drawing_order(unknown, order, generator) for unknown, generator in pairs])
+
+
 @torch.inference_mode()
 def draw(
     gpt: GPT,
@@ -102,17 +109,18 @@ def draw(
     """Draw len(labels_B) grids of h x w tokens, yielding after every step; the last one is complete.
 
     Cells where the bool mask `given_hw` is true are taken from `given_Bhw` and never redrawn. With `wanted_hw` only the
-    cells it names are drawn, and the others that are not given stay unknown. The first thing yielded is the grid as
-    given, before any step.
+    cells it names are drawn, and the others that are not given stay unknown. Both may be [B, h, w] too, with equally
+    many cells in all grids. The first thing yielded is the grid as given, before any step.
     """
     (h, w), batch, device = grid, len(labels_B), gpt.query.device
     cells = h * w
     positions_L2 = cell_positions(h, w, gpt.config.centred).to(device)
-    given = torch.zeros(cells, dtype=torch.bool) if given_hw is None else given_hw.flatten().cpu()
-    known_BL = given.expand(batch, cells).clone()
+    known_BL = torch.zeros(batch, cells, dtype=torch.bool)
+    if given_hw is not None:
+        known_BL |= given_hw.flatten(-2).cpu()
+    missing_BL = ~known_BL if wanted_hw is None else wanted_hw.flatten(-2).cpu() & ~known_BL
     tokens_BL = torch.zeros(batch, cells, dtype=torch.long)
-    missing = ~given if wanted_hw is None else wanted_hw.flatten().cpu() & ~given
-    orders_BL = torch.stack([drawing_order(missing, options.order, generator) for generator in seeds])
+    orders_BL = _orders(missing_BL, options.order, seeds)
     guided = options.guidance != 1 and bool((labels_B != gpt.null_label).any())
     copies = 2 if guided else 1  # with guidance, every picture is drawn a second time without its label
     labels_B = labels_B.to(device)
@@ -123,10 +131,9 @@ def draw(
         shown = tokens_BL.gather(1, cells_BM).to(device)
         gpt.remember(shown.repeat(copies, 1), positions_L2[cells_BM.to(device)].repeat(copies, 1, 1), cache)
 
-    if given_Bhw is not None and given.any():
-        tokens_BL[:, given] = given_Bhw.cpu().flatten(1)[:, given]
-        orders = [torch.randperm(int(given.sum()), generator=generator) for generator in seeds]
-        show(given.nonzero().squeeze(-1)[torch.stack(orders)])
+    if given_Bhw is not None and known_BL.any():
+        tokens_BL = torch.where(known_BL, given_Bhw.cpu().flatten(1), 0)
+        show(_orders(known_BL, "random", seeds))
     yield Step(tokens_BL.view(batch, h, w).clone(), known_BL.view(batch, h, w).clone())
 
     steps = orders_BL.shape[1] if options.order == "raster" else options.steps

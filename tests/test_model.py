@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from igpt.config import GPTConfig
-from igpt.model import GPT, cell_positions, rotate, turns
+from igpt.model import GPT, Dropout, cell_positions, rotate, turns
 
 
 def make(vocab_size: int = 7, **changes: object) -> GPT:
@@ -132,3 +132,25 @@ def test_the_names_of_the_weights_are_frozen() -> None:
             "norm1", "project", "q_norm", "attention_out", "norm2",
             "feed_forward.gate_and_value", "feed_forward.out")),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])
+def test_dropout_blanks_that_share_keeps_the_mean_and_lets_gradients_through_where_it_kept(p: float) -> None:
+    torch.manual_seed(0)
+    x = torch.ones(401, 251, requires_grad=True)  # an odd number of elements
+    dropped = Dropout(p).train()(x)
+    assert float((dropped == 0).float().mean()) == pytest.approx(p, abs=0.005)
+    assert p == 1 or float(dropped.detach().mean()) == pytest.approx(1, abs=0.01)
+    dropped.sum().backward()
+    assert torch.equal(x.grad, dropped)
+    assert torch.equal(Dropout(p).eval()(x), x)
+
+
+def test_dropout_is_independent_from_element_to_element_and_repeats_with_the_seed() -> None:
+    draws = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        draws.append(Dropout(0.5).train()(torch.ones(400, 400)) / 2)
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    for shift in (1, 2, 3, 4, 400):
+        assert float((draws[0].flatten() * draws[0].flatten().roll(shift)).mean()) == pytest.approx(0.25, abs=0.01)

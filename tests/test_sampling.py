@@ -174,3 +174,17 @@ def test_only_the_wanted_cells_are_drawn_and_given_ones_stay() -> None:
     assert torch.equal(step.known_Bhw[0], given_hw | wanted_hw)
     assert bool((step.tokens_Bhw[:, 0] == 3).all())
     assert not bool(step.tokens_Bhw[:, ~(given_hw | wanted_hw)].any()), "nothing is there but the placeholder"
+
+
+def test_every_grid_may_have_its_own_given_and_wanted_cells_and_comes_out_as_if_alone() -> None:
+    gpt, labels_B = make(), torch.zeros(2, dtype=torch.long)
+    given_Bhw = torch.full((2, 3, 4), 3)
+    known_Bhw, wanted_Bhw = torch.zeros(2, 2, 3, 4, dtype=torch.bool)
+    known_Bhw[0, 0], known_Bhw[1, :2, :2] = True, True  # four cells each
+    wanted_Bhw[0, 1], wanted_Bhw[1, :2, 2:] = True, True
+    *_, both = draw(gpt, labels_B, (3, 4), PLAIN, generators(5, 2), given_Bhw, known_Bhw, wanted_Bhw)
+    assert torch.equal(both.known_Bhw, known_Bhw | wanted_Bhw)
+    for i in range(2):
+        alone = (x[i : i + 1] for x in (given_Bhw, known_Bhw, wanted_Bhw))
+        *_, step = draw(gpt, labels_B[:1], (3, 4), PLAIN, generators(5 + i, 1), *alone)
+        assert torch.equal(step.tokens_Bhw[0], both.tokens_Bhw[i])
