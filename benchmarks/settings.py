@@ -26,7 +26,7 @@ from train.features import FeatureCache, extract
 
 TRIED = (
     "guidance=1", "guidance=2", "guidance=6", "top_p=0.9", "top_p=1", "temperature=0.9", "temperature=1.1",
-    "steps=8", "steps=16", "steps=64", "steps=256", "order=raster",
+    "steps=8", "steps=16", "steps=64", "steps=256", "order=spread", "order=spread,steps=16", "order=raster",
 )  # fmt: skip
 COLUMNS = ("KID", "KID of the second features", "variety within a label", "precision", "coverage")
 REFERENCE = 400  # real pictures compared with, at most

@@ -37,7 +37,7 @@ class GPTConfig:
         )  # fmt: skip
 
 
-ORDERS = ("random", "raster")
+ORDERS = ("random", "spread", "raster")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class SamplingOptions:
     top_k: int = 0  # only the k likeliest tokens; 0 = all
     top_p: float = 0.95  # only the likeliest tokens that hold this much probability together
     guidance: float = 4.0  # how hard to pull towards the label, reached at the last step; 1 = not at all
-    order: str = "random"  # in which cells are drawn: "random", or "raster" (rows from the top, one cell a step)
+    order: str = "random"  # of the cells: "random", "spread" (evenly), or "raster" (rows from the top, one cell a step)
 
     def check(self) -> None:
         """Raises UserError, with the value received, on options that cannot be meant."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -84,14 +85,43 @@ def generators(seed: int, n: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed + i) for i in range(n)]
 
 
-def drawing_order(unknown: Tensor, order: str, generator: torch.Generator) -> Tensor:
-    """The numbers of the unknown cells (bool, [h * w]) in the order in which they will be drawn."""
-    cells = unknown.nonzero().squeeze(-1)
-    return cells if order == "raster" else cells[torch.randperm(len(cells), generator=generator)]
+@cache
+def spread(h: int, w: int) -> Tensor:
+    """Every cell's turn, [h, w], so that whatever few come first lie evenly over the grid, and neighbours far apart.
+
+    The Halton sequence of bases 2 and 3 (Besnier et al. 2025, arXiv 2503.17076, section 3.2). Its points name a cell
+    more than once; the first time counts. The few cells that eight points a cell do not name come last.
+    """
+    rows, columns = _radical_inverse(8 * h * w, 2) * h, _radical_inverse(8 * h * w, 3) * w
+    named = (rows.long() * w + columns.long()).tolist()
+    return torch.tensor(list(dict.fromkeys([*named, *range(h * w)]))).argsort().view(h, w)
 
 
-def _orders(unknown_BL: Tensor, order: str, seeds: Sequence[torch.Generator]) -> Tensor:
-    pairs = zip(unknown_BL, seeds, strict=True)
+def _radical_inverse(n: int, base: int) -> Tensor:
+    """The numbers 1 to n with their digits mirrored behind the point, [n] float64 in 0..1."""
+    left, place, mirrored = torch.arange(1, n + 1), 1.0, torch.zeros(n, dtype=torch.float64)
+    while bool(left.any()):
+        place /= base
+        mirrored += left % base * place
+        left = left // base
+    return mirrored
+
+
+def drawing_order(unknown_hw: Tensor, order: str, generator: torch.Generator) -> Tensor:
+    """The numbers of the unknown cells (a bool mask) in the order in which they will be drawn."""
+    h, w = unknown_hw.shape
+    cells = unknown_hw.flatten().nonzero().squeeze(-1)
+    if order == "raster":
+        return cells
+    if order == "spread":  # moved about at random, so that no two pictures begin with the same cells
+        shifts = [int(torch.randint(side, (), generator=generator)) for side in (h, w)]
+        turns = spread(h, w).roll(shifts, (0, 1)).flatten()
+        return cells[turns[cells].argsort()]
+    return cells[torch.randperm(len(cells), generator=generator)]
+
+
+def _orders(unknown_Bhw: Tensor, order: str, seeds: Sequence[torch.Generator]) -> Tensor:
+    pairs = zip(unknown_Bhw, seeds, strict=True)
     return torch.stack([drawing_order(unknown, order, generator) for unknown, generator in pairs])
 
 
@@ -120,7 +150,7 @@ def draw(
         known_BL |= given_hw.flatten(-2).cpu()
     missing_BL = ~known_BL if wanted_hw is None else wanted_hw.flatten(-2).cpu() & ~known_BL
     tokens_BL = torch.zeros(batch, cells, dtype=torch.long)
-    orders_BL = _orders(missing_BL, options.order, seeds)
+    orders_BL = _orders(missing_BL.view(batch, h, w), options.order, seeds)
     guided = options.guidance != 1 and bool((labels_B != gpt.null_label).any())
     copies = 2 if guided else 1  # with guidance, every picture is drawn a second time without its label
     labels_B = labels_B.to(device)
@@ -133,7 +163,7 @@ def draw(
 
     if given_Bhw is not None and known_BL.any():
         tokens_BL = torch.where(known_BL, given_Bhw.cpu().flatten(1), 0)
-        show(_orders(known_BL, "random", seeds))
+        show(_orders(known_BL.view(batch, h, w), "random", seeds))
     yield Step(tokens_BL.view(batch, h, w).clone(), known_BL.view(batch, h, w).clone())
 
     steps = orders_BL.shape[1] if options.order == "raster" else options.steps

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from igpt.config import GPTConfig, SamplingOptions
+from igpt.config import ORDERS, GPTConfig, SamplingOptions
 from igpt.model import GPT, cell_positions
-from igpt.sampling import cells_per_step, draw, generators, guide, keep_top_k, keep_top_p, pick
+from igpt.sampling import cells_per_step, draw, drawing_order, generators, guide, keep_top_k, keep_top_p, pick, spread
 
 PLAIN = SamplingOptions(guidance=1.0, top_p=1.0)
 
@@ -96,7 +96,7 @@ def test_in_random_order_the_first_cells_distribution_is_the_models_too() -> Non
         assert torch.allclose(seen, wanted, atol=0.06)
 
 
-@pytest.mark.parametrize("order", ["random", "raster"])
+@pytest.mark.parametrize("order", ORDERS)
 def test_known_cells_are_never_redrawn(order: str) -> None:
     gpt = make()
     given_Bhw = torch.randint(5, (3, 4, 4), generator=torch.Generator().manual_seed(0))
@@ -107,6 +107,20 @@ def test_known_cells_are_never_redrawn(order: str) -> None:
     for step in steps:
         assert torch.equal(step.tokens_Bhw[:, given_hw], given_Bhw[:, given_hw])
     assert not steps[0].known_Bhw[:, ~given_hw].any() and steps[-1].known_Bhw.all()
+
+
+def test_cells_that_are_spread_come_once_each_and_far_apart() -> None:
+    for h, w in ((1, 1), (1, 7), (16, 16), (9, 31)):
+        assert sorted(spread(h, w).flatten().tolist()) == list(range(h * w))
+
+    def closest(order: str, seed: int) -> float:
+        cells = drawing_order(torch.ones(16, 16, dtype=torch.bool), order, torch.Generator().manual_seed(seed))[:16]
+        places = torch.stack([cells // 16, cells % 16], -1).float()
+        return float((torch.cdist(places, places) + 99 * torch.eye(16)).min(0).values.mean())
+
+    assert all(closest("spread", seed) > 3 > closest("random", seed) for seed in range(8))
+    first = {int(drawing_order(torch.ones(16, 16), "spread", g)[0]) for g in generators(0, 8)}
+    assert len(first) > 5  # another beginning for every seed
 
 
 def test_what_is_known_changes_what_is_drawn() -> None:
