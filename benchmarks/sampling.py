@@ -1,4 +1,4 @@
-"""Seconds to draw 16x16 grids of tokens: igpt in 32 steps against the best of three peers, all with random weights.
+"""Seconds to draw 16x16 grids of tokens: igpt in its default steps against the best of three peers, random weights.
 
 The shape is the reference's for all: 12 layers, 512 wide, 8 heads, 1024 codes; the peers have one more token, their
 start, and 257 positions. They run their own `generate` with its cache, one token a call, sampling without a filter:
@@ -104,7 +104,7 @@ def weight_bytes(gpt: GPT) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", nargs="+", choices=[*PEERS, "none"], default=list(PEERS), help="default: all")
-    parser.add_argument("--steps", type=int, default=32, help="of igpt (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=SamplingOptions().steps, help="of igpt (default: %(default)s)")
     parser.add_argument("--batch", type=int, default=1, help="grids at once (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="runs of each (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=12)

@@ -67,7 +67,8 @@ def test_a_recipe_of_the_first_version_is_still_read(tmp_path: Path) -> None:
         '[48, 32], "options": {"steps": 4, "temperature": 1.0, "top_k": 0, "top_p": 0.95, "guidance": 4.0, '
         '"order": "random"}, "grid": [2, 3], "tokens": "AAABAAIA/wAAAf//"}'
     )
-    assert read_recipe(with_chunk(tmp_path / "a.png", text)) == RECIPE
+    recipe = replace(RECIPE, options=replace(OPTIONS, guidance=4.0))
+    assert read_recipe(with_chunk(tmp_path / "a.png", text)) == recipe
 
 
 def test_the_cells_that_an_edit_took_over_survive_too() -> None:

@@ -181,7 +181,10 @@ def test_the_decoder_of_a_model_goes_on_learning_and_its_codes_and_gpt_stay(
     assert first.gpt is not None and second.gpt is not None and first.labels == second.labels
     assert torch.equal(first.gpt.tokens.weight, second.gpt.tokens.weight)
     assert second.provenance["gpt"] == first.provenance["gpt"]
-    assert second.provenance["tokenizer"]["decoder_samples"] == 16 and "command" in second.provenance["decoder"]
+    told, tells = first.provenance["tokenizer"], second.provenance["tokenizer"]
+    assert tells["decoder_samples"] == told["decoder_samples"] + 16 and tells["seconds"] >= told["seconds"]
+    card = (tmp_path / "second" / "README.md").read_text()
+    assert second.provenance["decoder"]["command"] in card and first.provenance["command"] in card
     with pytest.raises(UserError, match="--tokenizer MODEL"):
         train("decoder", art, tmp_path / "third", options)
     assert not (tmp_path / "third").exists()

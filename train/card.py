@@ -16,6 +16,7 @@ def model_card(name: str, provenance: dict[str, Any], labels: list[str]) -> str:
         "",
         "```",
         *([tokenizer["command"]] if "command" in tokenizer else []),  # where the tokenizer was trained before
+        *([provenance["decoder"]["command"]] if "decoder" in provenance else []),
         provenance["command"],
         "```",
         "",

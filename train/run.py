@@ -82,11 +82,14 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
         say(f"decoder: {preset.decoder_crops:,} crops of {preset.crop} pixels a side; reconstructions appear in {work}",
             options)  # fmt: skip
         given, numbers = _decoder(given, collection, told, held_out, preset, options, work)
+        before = found.provenance.get("tokenizer", {})
+        for name in ("decoder_samples", "seconds"):
+            numbers[name] += before.get(name, 0)
         provenance = found.provenance | {
-            "decoder": {"trained": date.today().isoformat(), "command": command_line(), "seconds": numbers["seconds"]},
-            "tokenizer": found.provenance.get("tokenizer", {}) | numbers,
-        }
-        checkpoint.save(out, given, found.gpt, found.labels, provenance)
+            "decoder": {"trained": date.today().isoformat(), "command": command_line()}, "tokenizer": before | numbers,
+        }  # fmt: skip
+        card = model_card(out.name, provenance, found.labels) if "gpt" in provenance else None
+        checkpoint.save(out, given, found.gpt, found.labels, provenance, card)
         return out
     tokenizer, numbers = _tokenizer(source, collection, told, held_out, preset, options, work)
     provenance = {
@@ -95,6 +98,8 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
         "machine": f"{platform.machine()}, {'cuda' if torch.cuda.is_available() else 'cpu'}, torch {torch.__version__}",
         "tokenizer": numbers,
     }  # fmt: skip
+    if found and "decoder" in found.provenance:
+        provenance["decoder"] = found.provenance["decoder"]
     if stage == "tokenizer":
         checkpoint.save(out, tokenizer, None, collection.labels, provenance)
         return out
