@@ -73,26 +73,14 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     _report_skipped(collection, options)
     side = int(median(min(size) for size in collection.sizes))
     preset = options.suited(len(told), side, given.downsample if given else None)
-    if not (options.perceptual or given):
+    if not options.perceptual and (stage == "decoder" or not given):
         say("no --perceptual weights: reconstructions are judged by edges and SSIM instead of LPIPS", options)
     remember(work, {"art": collection.fingerprint, "stage": stage, "options": asdict(options)})
-    provenance: dict[str, Any]
     if stage == "decoder":
-        assert found is not None and isinstance(given, VQTokenizer)
-        say(f"decoder: {preset.decoder_crops:,} crops of {preset.crop} pixels a side; reconstructions appear in {work}",
-            options)  # fmt: skip
-        given, numbers = _decoder(given, collection, told, held_out, preset, options, work)
-        before = found.provenance.get("tokenizer", {})
-        for name in ("decoder_samples", "seconds"):
-            numbers[name] += before.get(name, 0)
-        provenance = found.provenance | {
-            "decoder": {"trained": date.today().isoformat(), "command": command_line()}, "tokenizer": before | numbers,
-        }  # fmt: skip
-        card = model_card(out.name, provenance, found.labels) if "gpt" in provenance else None
-        checkpoint.save(out, given, found.gpt, found.labels, provenance, card)
-        return out
+        assert found is not None
+        return _repainted(found, out, collection, told, held_out, preset, options, work)
     tokenizer, numbers = _tokenizer(source, collection, told, held_out, preset, options, work)
-    provenance = {
+    provenance: dict[str, Any] = {
         "pictures": len(told), "held_out": len(held_out), "art_fingerprint": collection.fingerprint,
         "trained": date.today().isoformat(), "command": command_line(), "options": asdict(options),
         "machine": f"{platform.machine()}, {'cuda' if torch.cuda.is_available() else 'cpu'}, torch {torch.__version__}",
@@ -103,6 +91,15 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     if stage == "tokenizer":
         checkpoint.save(out, tokenizer, None, collection.labels, provenance)
         return out
+    _gpt(out, tokenizer, collection, told, held_out, preset, options, work, provenance)
+    return out
+
+
+def _gpt(
+    out: Path, tokenizer: checkpoint.Tokenizer, collection: ArtFolder, told: list[int], held_out: list[int],
+    preset: Preset, options: TrainOptions, work: Path, provenance: dict[str, Any],
+) -> None:  # fmt: skip
+    """The GPT on the tokens of all pictures, and the finished model; Ctrl-C leaves the model so far."""
     cache, identity = _encoded(collection, tokenizer, preset.cells, options, work)
     gpt = new_gpt(tokenizer, len(collection.labels), preset, options)
     gpt_stage = GPTStage(cache, tokenizer, collection.labels, told, held_out, gpt, options, options.gpt_lr)
@@ -115,6 +112,25 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
             _finish(out, tokenizer, gpt_stage.modules["model"], collection.labels, provenance, options)
         raise
     _finish(out, tokenizer, learned, collection.labels, provenance, options)
+
+
+def _repainted(
+    model: checkpoint.Checkpoint, out: Path, collection: ArtFolder, told: list[int], held_out: list[int],
+    preset: Preset, options: TrainOptions, work: Path,
+) -> Path:  # fmt: skip
+    """The model with a decoder that learned more, in `out`."""
+    assert isinstance(model.tokenizer, VQTokenizer)
+    say(f"decoder: {preset.decoder_crops:,} crops of {preset.crop} pixels a side; reconstructions appear in {work}",
+        options)  # fmt: skip
+    tokenizer, numbers = _decoder(model.tokenizer, collection, told, held_out, preset, options, work)
+    before = model.provenance.get("tokenizer", {})
+    for name in ("decoder_samples", "seconds"):
+        numbers[name] += before.get(name, 0)
+    provenance = model.provenance | {
+        "decoder": {"trained": date.today().isoformat(), "command": command_line()}, "tokenizer": before | numbers,
+    }  # fmt: skip
+    card = model_card(out.name, provenance, model.labels) if model.gpt is not None else None
+    checkpoint.save(out, tokenizer, model.gpt, model.labels, provenance, card)
     return out
 
 
