@@ -12,7 +12,7 @@ import torch
 from PIL.Image import Image
 
 from igpt import checkpoint
-from igpt.config import DEFAULT_MODEL
+from igpt.config import DEFAULT_MODEL, NO_LABEL
 from igpt.image_gpt import ImageGPT
 from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.images import fit_cover, to_tensor
@@ -26,13 +26,10 @@ SEEDS = 8
 LARGE, SMALL = 160, 112  # pixels of a picture on a sheet
 
 
-def drawn(model: ImageGPT, labels: list[str | None], seeds: int) -> list[list[tuple[Image, str]]]:
+def drawn(model: ImageGPT, labels: list[str], seeds: int) -> list[list[tuple[Image, str]]]:
     """A row of pictures a label, seeds from 0, each under the name of its label."""
     size = int(model.native_cells**0.5) * model.downsample
-    return [
-        [(picture, label or "(no label)") for picture in model.generate(n=seeds, size=size, label=label, seed=0)]
-        for label in labels
-    ]
+    return [[(picture, label) for picture in model.generate(n=seeds, size=size, label=label)] for label in labels]
 
 
 def reconstructed(model: ImageGPT, art: ArtFolder) -> list[list[tuple[Image, str]]]:
@@ -56,7 +53,7 @@ def main() -> None:
     columns = [list(column) for column in zip(*rows, strict=True)]
     sheet(columns, LARGE).save(out / "sheet.png", optimize=True)
     sheet(reconstructed(model, ArtFolder(args.art, manifest=args.manifest)), 256).save(out / "reconstructions.png")
-    sheet(drawn(model, [*model.labels, None], SEEDS), SMALL).save(out / "labels.jpg", quality=85)
+    sheet(drawn(model, [*model.labels, NO_LABEL], SEEDS), SMALL).save(out / "labels.jpg", quality=85)
 
 
 if __name__ == "__main__":

@@ -116,10 +116,11 @@ def _resized(picture: Image.Image, size: tuple[int, int], wraps: bool) -> Image.
 
 
 def paint(
-    model: ImageGPT, levels: Sequence[Grid], label: str | None, seeds: Sequence[Generator], options: SamplingOptions, *,
+    model: ImageGPT, levels: Sequence[Grid], labels_B: Tensor, seeds: Sequence[Generator], options: SamplingOptions, *,
     given: Given | None = None, start: Drawing | None = None, wraps: bool = False,
 ) -> Iterator[list[Drawing]]:  # fmt: skip
-    """Draws a picture for each generator, yielding all of them after every step; those of the last one are complete.
+    """Draws a picture for each generator and label (`ImageGPT.label_numbers`), yielding all of them after every step;
+    those of the last one are complete.
 
     `levels` is the picture's `ladder`, or its beginning. With `given` only the wanted part is drawn, with `start` only
     the unknown cells of the composition, from which the rest follows.
@@ -127,13 +128,13 @@ def paint(
     if given is not None:
         unknown_hw = wanted_cells(given.wanted, levels[0], model.downsample)
         start = Drawing(laid_tokens(model, given, levels[0]), ~unknown_hw)
-    for step in _compose(model, levels[0], label, seeds, options, start, wraps):
+    for step in _compose(model, levels[0], labels_B, seeds, options, start, wraps):
         drawings = [Drawing(*pair) for pair in zip(step.tokens_Bhw, step.known_Bhw, strict=True)]
         yield drawings
     for i, generator in enumerate(seeds):
         for fine in levels[1:]:
             begun = _enlarged(model, drawings[i].tokens_hw, fine, generator, given, wraps)
-            for drawing in redraw(model, begun, label, generator, options, wraps):
+            for drawing in redraw(model, begun, int(labels_B[i]), generator, options, wraps):
                 drawings = [*drawings[:i], drawing, *drawings[i + 1 :]]
                 yield drawings
 
@@ -149,10 +150,9 @@ def share_drawn(levels: Sequence[Grid], drawings: Sequence[Drawing]) -> float:
 
 
 def _compose(
-    model: ImageGPT, grid: Grid, label: str | None, seeds: Sequence[Generator], options: SamplingOptions,
+    model: ImageGPT, grid: Grid, labels_B: Tensor, seeds: Sequence[Generator], options: SamplingOptions,
     start: Drawing | None, wraps: bool,
 ) -> Iterator[Step]:  # fmt: skip
-    labels_B = torch.full((len(seeds),), model.label_number(label))
     given = () if start is None else (start.tokens_hw.expand(len(seeds), *grid), start.known_hw)
     step = None
     for step in draw(model.gpt, labels_B, grid, options, seeds, *given):
@@ -197,7 +197,7 @@ def scattered(grid: Grid, generator: Generator) -> Tensor:
 
 
 def redraw(
-    model: ImageGPT, begun: Drawing, label: str | None, generator: Generator, options: SamplingOptions, wraps: bool
+    model: ImageGPT, begun: Drawing, label: int, generator: Generator, options: SamplingOptions, wraps: bool
 ) -> Iterator[Drawing]:
     """Draws the unknown cells of a grid of any size, yielding again and again. Known cells are never redrawn.
 
@@ -220,7 +220,7 @@ def redraw(
                     continue
                 own = replace(options, steps=math.ceil(options.steps * share**0.5))  # what is known helps
                 *_, step = draw(
-                    model.gpt, torch.full((len(some),), model.label_number(label)), window, own,
+                    model.gpt, torch.full((len(some),), label), window, own,
                     [Generator().manual_seed(numbers[i]) for i in some], tokens_L[cells_Bhw], given_Whw[some],
                     wanted_Bhw,
                 )  # fmt: skip
@@ -292,7 +292,8 @@ def pictures(
 ) -> Iterator[list[Image.Image]]:  # fmt: skip
     """n new pictures, picture i from seed + i; with `previews` also what there is of them again and again."""
     levels = levels_for(model, size)
-    frames = paint(model, levels, label, generators(seed, n), options, wraps=wraps)
+    labels_B = model.label_numbers(model.labels_for(label, seed, n))
+    frames = paint(model, levels, labels_B, generators(seed, n), options, wraps=wraps)
     if previews:
         for drawings in now_and_then(frames, levels):
             yield [preview(model, drawing, size, wraps) for drawing in drawings]

@@ -223,13 +223,25 @@ def _fixed(command: str, source: Source, given: Given) -> Edit:
 # Doing them
 
 
+def labelled(model: ImageGPT, edit: Edit, label: str | None) -> Edit:
+    """The edit with the label it is drawn as: the one asked for, or its source's, or the one that fits best to what
+    of the picture is given; none for NO_LABEL. Raises UserError for a label that the model has not."""
+    if label is not None or edit.label is not None:
+        return edit._replace(label=model.labels_for(label or edit.label, 0)[0])
+    begun, grid = edit.begin(0), levels_for(model, edit.size)[0]
+    if isinstance(begun, Given):
+        begun = Drawing(laid_tokens(model, begun, grid), ~wanted_cells(begun.wanted, grid, model.downsample))
+    known_hw = begun.known_hw if begun.known_hw.any() else torch.ones_like(begun.known_hw)
+    return edit._replace(label=model.guess_label(begun.tokens_hw, known_hw))
+
+
 def draw_edit(model: ImageGPT, edit: Edit, seed: int, options: SamplingOptions) -> Iterator[list[Drawing]]:
     """The edit drawn from one seed, step by step, as `paint` does."""
     begun = edit.begin(seed)
-    levels, seeds = levels_for(model, edit.size), generators(seed, 1)
+    levels, seeds, labels_B = levels_for(model, edit.size), generators(seed, 1), model.label_numbers([edit.label])
     if isinstance(begun, Given):
-        return paint(model, levels, edit.label, seeds, options, given=begun)
-    return paint(model, levels, edit.label, seeds, options, start=begun)
+        return paint(model, levels, labels_B, seeds, options, given=begun)
+    return paint(model, levels, labels_B, seeds, options, start=begun)
 
 
 def finish_edit(model: ImageGPT, edit: Edit, seed: int, tokens_hw: Tensor) -> Piece:
@@ -246,7 +258,7 @@ def edited(
     model: ImageGPT, edit: Edit, n: int, label: str | None, seed: int, options: SamplingOptions
 ) -> list[Image.Image]:
     """n pictures of an edit, for the library; picture i has the seed `seed + i`."""
-    edit = edit if label is None else edit._replace(label=label)
+    edit = labelled(model, edit, label)
     pictures = []
     for number in range(seed, seed + n):
         *_, (drawing,) = draw_edit(model, edit, number, options)

@@ -29,32 +29,34 @@ def generate_files(
 ) -> list[Path]:  # fmt: skip
     """Draws n pictures of size (width, height), picture i from seed + i, writes each with its recipe, prints each path.
 
+    Without a label each seed chooses one of the model's, after which the file is named.
     With `timelapse` ("gif" or "webp") each gets an animation beside it. Returns the paths, that of the contact sheet
     last. Raises UserError for an unknown label and where the disk refuses.
     """
     levels = levels_for(model, size)
     paths: list[Path] = []
     thumbnails: list[Image] = []
-    stem = label or model.name
     batch = 1 if timelapse else BATCH
     for start in range(0, n, batch):
         seeds = generators(seed + start, min(batch, n - start))
-        frames = paint(model, levels, label, seeds, options, wraps=tile)
+        labels = model.labels_for(label, seed + start, len(seeds))
+        frames = paint(model, levels, model.label_numbers(labels), seeds, options, wraps=tile)
         film = Timelapse(model, levels, size, tile) if timelapse else None
         drawings = _last(film.recording(frames) if film else frames, levels, len(seeds), quiet)
-        for i, drawing in enumerate(drawings, start):
+        for i, (drawn_as, drawing) in enumerate(zip(labels, drawings, strict=True), start):
             picture = finish(model, drawing.tokens_hw, size, tile)
-            recipe = _recipe(model, label, seed + i, size, options, drawing.tokens_hw, picture, tile=tile)
-            path = output.picture(stem_for(stem, seed + i))
+            stem = stem_for(drawn_as or model.name, seed + i)
+            recipe = _recipe(model, drawn_as, seed + i, size, options, drawing.tokens_hw, picture, tile=tile)
+            path = output.picture(stem)
             paths.append(_write(picture, path, recipe, force))
             if film is not None and timelapse is not None:
-                beside = output.beside(stem_for(stem, seed + i), f"-timelapse.{timelapse}")
+                beside = output.beside(stem, f"-timelapse.{timelapse}")
                 paths.append(_told(write_file(film.encoded(timelapse), beside, force=force)))
             if sheet:
                 thumbnails.append(thumbnail(picture, n))
     if sheet:
         page = contact_sheet(thumbnails, [str(seed + i) for i in range(n)])
-        paths.append(_write(page, output.sheet(stem_for(stem, seed)), None, force))
+        paths.append(_write(page, output.sheet(stem_for(label or model.name, seed)), None, force))
     return paths
 
 
@@ -146,14 +148,14 @@ def _levels(model: ImageGPT, recipe: Recipe) -> list[Grid]:
 
 def _again(model: ImageGPT, recipe: Recipe) -> Iterator[list[Drawing]] | None:
     """The drawing of a recipe once more; None where it cannot be had without the source picture."""
-    seeds = generators(recipe.seed, 1)
+    seeds, labels_B = generators(recipe.seed, 1), model.label_numbers([recipe.label])
     if recipe.command == "generate":
         levels = _levels(model, recipe)
-        return paint(model, levels, recipe.label, seeds, recipe.options, wraps=recipe.tile)
+        return paint(model, levels, labels_B, seeds, recipe.options, wraps=recipe.tile)
     if not recipe.given or levels_for(model, recipe.size) != [recipe.grid]:
         return None
     tokens_hw, given_hw = (torch.tensor(values).view(recipe.grid) for values in (recipe.tokens, recipe.given))
-    return paint(model, [recipe.grid], recipe.label, seeds, recipe.options, start=Drawing(tokens_hw, given_hw))
+    return paint(model, [recipe.grid], labels_B, seeds, recipe.options, start=Drawing(tokens_hw, given_hw))
 
 
 # Parts

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tokenizer_vq.base import UserError
 
 DEFAULT_MODEL = "paintings"
+NO_LABEL = "none"  # asks for a picture of no label in particular, where leaving the label out lets one be chosen
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from difflib import get_close_matches
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
@@ -16,9 +18,9 @@ from tokenizer_vq.base import UserError
 from tokenizer_vq.images import fit_cover, to_picture
 
 from . import checkpoint
-from .config import ANCHORS, DEFAULT_KEEP, DEFAULT_MIX, DEFAULT_MODEL, DEFAULT_STRENGTH, SamplingOptions
+from .config import ANCHORS, DEFAULT_KEEP, DEFAULT_MIX, DEFAULT_MODEL, DEFAULT_STRENGTH, NO_LABEL, SamplingOptions
 from .device import pick_device
-from .model import GPT
+from .model import GPT, cell_positions
 from .sampling import Step, draw, generators
 from .siblings import sibling
 from .sizes import DEFAULT_SIZE, grid_for, ladder, parse_size
@@ -26,6 +28,7 @@ from .sizes import DEFAULT_SIZE, grid_for, ladder, parse_size
 Size = int | str | tuple[int, int]
 Picture = str | Path | Image  # to edit; a file made by the same model brings its exact tokens along
 BATCH = 16  # pictures drawn at once, so that any number fits into memory; a picture is the same in any batch
+GUESSED_FROM = 64  # known cells of a picture by which its label is guessed; twice as many guess no better
 
 
 class ImageGPT:
@@ -91,7 +94,8 @@ class ImageGPT:
     ) -> list[Image]:
         """Draw n pictures of exactly `size` pixels (256, "640x384" or (640, 384)); picture i has the seed `seed + i`.
 
-        With `tile` they are textures that wrap in both directions. `changes` are fields of SamplingOptions, as in
+        Without a label each seed chooses one of the model's; "none" draws without, which has no guidance. With `tile`
+        they are textures that wrap in both directions. `changes` are fields of SamplingOptions, as in
         generate(temperature=0.9). Raises UserError on a label, size or option that cannot be.
         """
         self._check(n, label, _changed(options, changes))
@@ -139,8 +143,8 @@ class ImageGPT:
     ) -> list[Image]:  # fmt: skip
         """Keep one half of a picture (top, bottom, left, right), or that share from the top, and draw the rest n times.
 
-        As with every edit, pixels outside what is drawn stay exactly as they are, and the label is that of the picture
-        unless another one is given.
+        As with every edit, pixels outside what is drawn stay exactly as they are. The label, unless one is given, is
+        that of the picture's recipe, or the one that fits best to what is kept.
         """
         edit = sibling("generate.edit")
         return self._edited(edit.complete(edit.open_source(self, picture), keep), n, label, seed, options, changes)
@@ -206,7 +210,7 @@ class ImageGPT:
     def draw_tokens(
         self, n: int, grid: tuple[int, int], label: str | None, seed: int, options: SamplingOptions
     ) -> Tensor:
-        """Token grids [n, h, w], int64; grid i has the seed `seed + i`."""
+        """Token grids [n, h, w], int64; grid i has the seed `seed + i`. The label is as in `generate`."""
         *_, last = self.stream_tokens(n, grid, label, seed, options)
         return last.tokens_Bhw
 
@@ -222,7 +226,7 @@ class ImageGPT:
     ) -> Iterator[Step]:
         """Token grids after every step. Cells where the mask `given_hw` is true come from `given_Bhw` unchanged."""
         self._check(n, label, options)
-        labels_B = torch.full((n,), self.label_number(label))
+        labels_B = self.label_numbers(self.labels_for(label, seed, n))
         return draw(self.gpt, labels_B, grid, options, generators(seed, n), given_Bhw, given_hw)
 
     def _check(self, n: int, label: str | None, options: SamplingOptions) -> None:
@@ -232,19 +236,52 @@ class ImageGPT:
         if n < 1:
             raise UserError(f"{n} pictures were asked for; 1 or more is wanted")
 
-    # What it is
+    # Labels
+
+    def labels_for(self, label: str | None, seed: int, n: int = 1) -> list[str | None]:
+        """What n pictures are drawn as: of `label`; without one, of a label that the seed of each chooses from those
+        the model learned last; of none in particular where NO_LABEL is asked for or the model has none (None)."""
+        if label is not None or not self.labels:
+            return [None if self.label_number(label) == self.gpt.null_label else label] * n
+        choice = self.provenance.get("finetuned_labels") or self.labels
+        return [random.Random(f"label/{number}").choice(choice) for number in range(seed, seed + n)]
+
+    @torch.inference_mode()
+    def guess_label(self, tokens_hw: Tensor, known_hw: Tensor) -> str | None:
+        """The label under which the model finds some of a picture's known cells (bool) least surprising; None where it
+        has no labels. The same every time."""
+        if not self.labels:
+            return None
+        cells_N = known_hw.flatten().nonzero().squeeze(-1)
+        cells_L = cells_N[torch.randperm(len(cells_N), generator=generators(0, 1)[0])][:GUESSED_FROM]
+        h, w = known_hw.shape
+        positions_L2 = cell_positions(h, w, self.gpt.config.centred)[cells_L].to(self.device)
+        tokens_L = tokens_hw.flatten()[cells_L].to(self.device)
+        bits = []
+        for first in range(0, len(self.labels), BATCH):
+            labels_B = torch.arange(first, min(first + BATCH, len(self.labels)), device=self.device)
+            tokens_BL, positions_BL2 = (x.expand(len(labels_B), *x.shape) for x in (tokens_L, positions_L2))
+            logits_BLK = self.gpt(tokens_BL, positions_BL2, labels_B).float()
+            bits.append(F.cross_entropy(logits_BLK.transpose(1, 2), tokens_BL, reduction="none").sum(1))
+        return self.labels[int(torch.cat(bits).argmin())]
+
+    def label_numbers(self, labels: Sequence[str | None]) -> Tensor:
+        """Indices of labels, [B]. Raises UserError as `label_number` does."""
+        return torch.tensor([self.label_number(label) for label in labels])
 
     def label_number(self, label: str | None) -> int:
-        """Index of a label; None means no label in particular. Raises UserError naming the labels that exist."""
-        if label is None:
-            return self.gpt.null_label
+        """Index of a label; None and NO_LABEL mean none in particular. Raises UserError naming the labels there are."""
         if label in self.labels:
             return self.labels.index(label)
+        if label in (None, NO_LABEL):
+            return self.gpt.null_label
         if not self.labels:
             raise UserError(f"the model {self.name!r} was trained without labels, so it has no label {label!r}")
         near = get_close_matches(label, self.labels, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise UserError(f"there is no label {label!r}{hint}; there are {', '.join(self.labels)}")
+
+    # What it is
 
     @property
     def device(self) -> torch.device:

@@ -24,7 +24,8 @@ OPTIONS = SamplingOptions(steps=2)
 
 
 def final(model: ImageGPT, size: tuple[int, int], seed: int = 1, n: int = 1, wraps: bool = False) -> list[Drawing]:
-    *_, drawings = paint(model, levels_for(model, size), None, generators(seed, n), OPTIONS, wraps=wraps)
+    labels_B = torch.full((n,), model.gpt.null_label)
+    *_, drawings = paint(model, levels_for(model, size), labels_B, generators(seed, n), OPTIONS, wraps=wraps)
     return drawings
 
 
@@ -83,7 +84,7 @@ def test_known_tokens_are_never_redrawn_and_all_others_are(wraps: bool, tiny_mod
     generator = torch.Generator().manual_seed(0)
     known_hw = torch.rand(7, 9, generator=generator) < 0.4
     tokens_hw = torch.full((7, 9), 31)
-    *_, last = redraw(tiny_model, Drawing(tokens_hw, known_hw), None, generator, OPTIONS, wraps)
+    *_, last = redraw(tiny_model, Drawing(tokens_hw, known_hw), 2, generator, OPTIONS, wraps)
     assert bool(last.known_hw.all()) and bool((last.tokens_hw[known_hw] == 31).all())
     assert not bool((last.tokens_hw[~known_hw] == 31).all()), "the model would not draw this token everywhere"
 
@@ -100,7 +101,7 @@ def test_windows_drawn_together_are_the_windows_drawn_alone(
     begun, drawn = Drawing(torch.zeros(16, 16, dtype=torch.long), canvas.scattered((16, 16), Generator())), []
     for together in (1, 8):
         monkeypatch.setattr(canvas, "TOGETHER", together)
-        *_, last = redraw(tiny_model, begun, None, Generator().manual_seed(0), OPTIONS, False)
+        *_, last = redraw(tiny_model, begun, 2, Generator().manual_seed(0), OPTIONS, False)
         drawn.append(last.tokens_hw)
     assert torch.equal(*drawn)
 
@@ -114,7 +115,7 @@ def test_a_cell_sees_known_tokens_beyond_the_core_of_its_window(tiny_model: Imag
         tokens_hw = torch.zeros(4, 8, dtype=torch.long)
         tokens_hw[:, 1] = token
         begun = Drawing(tokens_hw, known_hw)
-        *_, last = redraw(tiny_model, begun, None, torch.Generator().manual_seed(0), OPTIONS, False)
+        *_, last = redraw(tiny_model, begun, 2, torch.Generator().manual_seed(0), OPTIONS, False)
         drawn.append(last.tokens_hw[:, 2].tolist())
     assert drawn[0] != drawn[1]
 

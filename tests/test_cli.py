@@ -311,9 +311,9 @@ def test_an_edit_prints_the_paths_and_writes_pictures_with_recipes(command: str,
 
 def test_generate_draws_textures_and_animations(desk: Path, capsys: Capture) -> None:
     assert main([*GENERATE, "--seed", "5", "--tile", "--timelapse", "webp"]) == 0
-    assert capsys.readouterr() == ("tiny-5.png\ntiny-5-timelapse.webp\n", "")
-    assert Image.open("tiny-5-timelapse.webp").size == (16, 16)
-    assert main(["show", "tiny-5.png"]) == 0
+    assert capsys.readouterr() == ("blue-5.png\nblue-5-timelapse.webp\n", "")
+    assert Image.open("blue-5-timelapse.webp").size == (16, 16)
+    assert main(["show", "blue-5.png"]) == 0
     assert json.loads(capsys.readouterr().out)["tile"] is True
 
 
@@ -326,16 +326,16 @@ def test_a_seed_that_was_not_given_is_told_and_draws_the_same_picture_again(desk
 
 
 def test_a_second_run_does_not_overwrite_unless_forced(desk: Path, capsys: Capture) -> None:
-    for more, expected in [([], "tiny-1.png"), ([], "tiny-1-2.png"), (["--force"], "tiny-1.png")]:
+    for more, expected in [([], "red-1.png"), ([], "red-1-2.png"), (["--force"], "red-1.png")]:
         assert main([*GENERATE, "--seed", "1", *more]) == 0
         assert capsys.readouterr().out == f"{expected}\n"
     assert main([*GENERATE, "--seed", "1", "--out", "new/album"]) == 0
-    assert capsys.readouterr().out == f"{Path('new/album/tiny-1.png')}\n"
+    assert capsys.readouterr().out == f"{Path('new/album/red-1.png')}\n"
 
 
 def test_every_sampling_option_reaches_the_picture(desk: Path, capsys: Capture) -> None:
     words = "--steps 3 --temperature 0.5 --top-k 9 --top-p 0.9 --guidance 1.5 --order raster".split()
-    assert main([*GENERATE, "--seed", "1", *words]) == 0
+    assert main([*GENERATE, "--seed", "1", "--label", "none", *words]) == 0
     capsys.readouterr()
     assert main(["show", "tiny-1.png"]) == 0
     shown = json.loads(capsys.readouterr().out)
@@ -474,10 +474,10 @@ for argv in json.loads(sys.argv[1]):
     lines = [
         "", "--help", "--version", "generate --help", "train --help", "info --help", "draw", "generate --colour",
         "generate --size 0", "generate --steps 0", "generate -n 0", "generate --top-p 2", "generate --seed -1",
-        "generate --out file/x", "generate --order spiral", "show missing.png", "show tiny-1.png",
-        "complete missing.png", "complete tiny-1.png --keep 1", "inpaint tiny-1.png file", "extend tiny-1.png --size 0",
-        "extend tiny-1.png --size 64 --anchor up", "vary tiny-1.png --strength 2",
-        "blend tiny-1.png tiny-1.png --mix 2",
+        "generate --out file/x", "generate --order spiral", "show missing.png", "show red-1.png",
+        "complete missing.png", "complete red-1.png --keep 1", "inpaint red-1.png file", "extend red-1.png --size 0",
+        "extend red-1.png --size 64 --anchor up", "vary red-1.png --strength 2",
+        "blend red-1.png red-1.png --mix 2",
         "finetune missing --out model", "finetune . --out model --minutes 0", "finetune . --out file/x",
         "finetune --help", "train missing --out model", "train . --out file/x", "train . --out model --views 0",
         "evaluate tiny missing", "evaluate tiny . --samples 0", "evaluate tiny . --top-p 2", "evaluate tiny",
@@ -499,6 +499,6 @@ def test_a_reader_that_stops_reading_is_no_error(desk: Path) -> None:
     main([*GENERATE, "--seed", "1"])
     reading, writing = os.pipe()
     os.close(reading)
-    done = python("-m", "igpt", "show", "tiny-1.png", stdout=writing, stderr=subprocess.PIPE)
+    done = python("-m", "igpt", "show", "red-1.png", stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
     assert done.stderr == ""

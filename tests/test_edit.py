@@ -11,14 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
-from generate.edit import Edit, Source, blend, complete, extend, inpaint, open_source, vary
+from generate.canvas import levels_for
+from generate.edit import Edit, Source, blend, complete, extend, inpaint, labelled, open_source, vary
 from generate.files import plan_output, read_recipe, write_picture
 from generate.run import edit_files, generate_files, replay
-from igpt.config import ANCHORS, SamplingOptions, keep_of
+from generate.windows import encode
+from igpt.config import ANCHORS, NO_LABEL, SamplingOptions, keep_of
 from igpt.image_gpt import ImageGPT
+from igpt.model import cell_positions
 from tests.painting import paint
 from tokenizer_vq.base import UserError
 from tokenizer_vq.images import as_rgb
+from train.gpt import cross_entropy
 
 OPTIONS = SamplingOptions(steps=2)
 Capture = pytest.CaptureFixture[str]
@@ -122,6 +126,40 @@ def test_picture_i_of_an_edit_has_the_seed_plus_i(tiny_model: ImageGPT) -> None:
     together = tiny_model.vary(picture, 0.7, n=3, seed=4, options=OPTIONS)
     (alone,) = tiny_model.vary(picture, 0.7, seed=6, options=OPTIONS)
     assert alone.tobytes() == together[2].tobytes() != together[0].tobytes()
+
+
+# Labels
+
+
+def test_without_a_label_an_edit_is_drawn_as_the_one_that_fits_best_to_what_is_given(tiny_model: ImageGPT) -> None:
+    picture = paint(1, (200, 40, 40), (32, 32))
+    edit = complete(Source(picture), "left")
+    grid = levels_for(tiny_model, (32, 32))[0]
+    known_hw = torch.zeros(grid, dtype=torch.bool)
+    known_hw[:, : grid[1] // 2] = True
+    tokens_hw = encode(tiny_model, picture)
+    guessed = labelled(tiny_model, edit, None).label
+    assert guessed == tiny_model.guess_label(tokens_hw, known_hw)
+    other = tokens_hw.clone()
+    other[~known_hw] = 0
+    assert tiny_model.guess_label(other, known_hw) == guessed, "what is to be drawn has no say"
+    wanted = {"red": "red", NO_LABEL: None}
+    assert {label: labelled(tiny_model, edit, label).label for label in wanted} == wanted
+    assert labelled(tiny_model, complete(Source(picture, label="blue"), "left"), None).label == "blue"
+
+
+def test_the_guessed_label_is_the_likeliest_of_all(tiny_model: ImageGPT) -> None:
+    guesses = set()
+    for seed in range(24):
+        (tokens_hw,) = tiny_model.draw_tokens(1, (4, 4), ("red", "blue")[seed % 2], seed, SamplingOptions(guidance=1))
+        cells_16 = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+        order = tokens_hw.flatten()[cells_16].unsqueeze(0), cell_positions(4, 4, True)[cells_16].unsqueeze(0)
+        with torch.inference_mode():
+            nats = [cross_entropy(tiny_model.gpt(*order, torch.tensor([i])), order[0]) for i in (0, 1)]
+        guess = tiny_model.guess_label(tokens_hw, torch.ones(4, 4, dtype=torch.bool))
+        assert guess == tiny_model.labels[int(nats[1] < nats[0])]
+        guesses.add(guess)
+    assert guesses == {"red", "blue"}
 
 
 # Tokens that a picture carries

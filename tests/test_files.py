@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from generate.files import Recipe, digest, plan_output, read_recipe, stem_for, write_picture
 from generate.run import generate_files, replay
 from generate.sheet import MARGIN, contact_sheet, thumbnail
-from igpt.config import SamplingOptions
+from igpt.config import NO_LABEL, SamplingOptions
 from igpt.image_gpt import ImageGPT
 from igpt.sizes import LARGEST_SIDE, SMALLEST_SIDE, grid_for, parse_size
 from tokenizer_vq.base import UserError
@@ -393,8 +393,22 @@ def test_pictures_are_named_by_label_and_seed_and_printed(
     assert [path.name for path in paths] == names
     assert capsys.readouterr() == ("".join(f"{path}\n" for path in paths), "")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
-    (unlabelled,) = draw(tiny_model, tmp_path, label=None)
+    (unlabelled,) = draw(tiny_model, tmp_path, label=NO_LABEL)
     assert unlabelled.name == f"{tiny_model.name}-7.png"
+
+
+def test_without_a_label_each_seed_chooses_one_in_any_batch_and_the_recipe_says_which(
+    tiny_model: ImageGPT, tmp_path: Path
+) -> None:
+    paths = draw(tiny_model, tmp_path, n=18, label=None)
+    recipes = [read_recipe(path) for path in paths]
+    assert {recipe.label for recipe in recipes if recipe} == {"red", "blue"}
+    for path, recipe in zip(paths, recipes, strict=True):
+        assert recipe is not None and path.name == f"{recipe.label}-{recipe.seed}.png"
+        (named,) = tiny_model.generate(size=24, label=recipe.label, seed=recipe.seed, options=OPTIONS)
+        assert same(Image.open(path), named)
+    (chosen,) = tiny_model.generate(size=24, seed=20, options=OPTIONS)
+    assert same(Image.open(paths[13]), chosen), "the library chooses as the command does"
 
 
 def test_the_picture_of_a_seed_is_the_same_alone_and_in_any_batch(tiny_model: ImageGPT, tmp_path: Path) -> None:
@@ -414,7 +428,10 @@ def test_what_the_command_draws_is_what_the_library_draws(tiny_model: ImageGPT, 
 @pytest.mark.parametrize("from_tokens", [False, True])
 @pytest.mark.parametrize(
     "asked",
-    [{"label": None}, {"size": (45, 31), "seed": 2**60}, {"options": SamplingOptions(3, 0.7, 9, 0.9, 1.5, "raster")}],
+    [
+        {"label": NO_LABEL}, {"size": (45, 31), "seed": 2**60},
+        {"options": SamplingOptions(3, 0.7, 9, 0.9, 1.5, "raster")},
+    ],
     ids=["without label", "odd size", "raster order"],
 )
 def test_the_recipe_of_a_picture_draws_the_same_pixels_again(

@@ -114,8 +114,10 @@ def test_an_adapter_is_small_and_its_base_draws_with_it(green: Path, tiny_folder
     model = igpt.load(tiny_folder, "cpu", adapter=out / ADAPTER)
     assert model.labels == ["red", "blue", "green"] and model.name == "out"
     assert told(out)["bits"] < told(out)["base_bits"]
-    words = ["generate", "--model", str(tiny_folder), "--adapter", str(out / ADAPTER), "--label", "green"]
-    assert main([*words, "--size", "16", "--seed", "1", "--out", str(tmp_path / "x.png"), "--quiet"]) == 0
+    assert model.labels_for(None, 0, 20) == ["green"] * 20, "what it was tuned on is what it draws"
+    words = ["generate", "--model", str(tiny_folder), "--adapter", str(out / ADAPTER)]
+    assert main([*words, "--size", "16", "--seed", "1", "--out", str(tmp_path), "--quiet"]) == 0
+    assert (tmp_path / "green-1.png").is_file()
 
 
 def test_the_library_hands_back_the_tuned_model(green: Path, tiny_folder: Path, tmp_path: Path) -> None:

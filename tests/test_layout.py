@@ -126,8 +126,8 @@ def hostile(tmp_path: Path) -> Path:
 def test_the_command_does_not_see_the_users_scripts(hostile: Path, tiny_folder: Path) -> None:
     code = "import sys; sys.path.insert(0, ''); from igpt.cli import main; sys.exit(main(sys.argv[1:]))"
     drawn = python(code, hostile, "generate", "--size", "16", "--seed", "1", "--model", str(tiny_folder))
-    assert drawn == "tiny-1.png\n"
-    python(code, hostile, "replay", "tiny-1.png", "--model", str(tiny_folder))
+    assert drawn == "red-1.png\n"
+    python(code, hostile, "replay", "red-1.png", "--model", str(tiny_folder))
     assert "--preset" in python(code, hostile, "train", "--help")
     assert not list(hostile.glob("*was run"))
 
@@ -136,7 +136,7 @@ def test_the_module_run_as_a_command_does_not_see_them_either(hostile: Path, tin
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "igpt", "generate", "--size", "16", "--seed", "1", "--model", str(tiny_folder)]
     done = subprocess.run(command, cwd=hostile, env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "tiny-1.png\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "red-1.png\n", "")
     assert not list(hostile.glob("*was run"))
 
 

@@ -300,6 +300,7 @@ class _Tuning:
         provenance: dict[str, Any] = {
             "base": self.base_name, "base_hash": self.base.weights_hash, "pictures": len(self.collection.train),
             "held_out": len(self.collection.validation), "art_fingerprint": self.collection.art.fingerprint,
+            "finetuned_labels": self.collection.art.labels,
             "trained": date.today().isoformat(), "command": command_line(), "options": asdict(self.options),
             "machine": f"{platform.machine()}, {self.device.type}, torch {torch.__version__}",
             "tokenizer": about.get("tokenizer", {}), "finetune": dict(self.facts),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import igpt
-from igpt.config import DEFAULT_MODEL, SamplingOptions
+from igpt.config import DEFAULT_MODEL, NO_LABEL, SamplingOptions
 from igpt.siblings import sibling
 from igpt.sizes import DEFAULT_SIZE, LARGEST_SIDE, SMALLEST_SIDE, grid_for, parse_size
 from tokenizer_vq.base import UserError
@@ -48,7 +48,8 @@ def _add_generate(commands: Any) -> None:
     sides = f"{SMALLEST_SIDE} to {LARGEST_SIDE} pixels a side, as 256 or 640x384 (default: {DEFAULT_SIZE})"
     parser.add_argument("--size", default=str(DEFAULT_SIZE), help=sides)
     add_seeds(parser)
-    parser.add_argument("--label", metavar="NAME", help="what to draw, one of the model's labels (default: anything)")
+    label = f"what to draw, one of the model's labels (default: chosen by the seed; {NO_LABEL}: none in particular)"
+    parser.add_argument("--label", metavar="NAME", help=label)
     add_model(parser)
     parser.add_argument("--tile", action="store_true", help="draw textures that wrap in both directions")
     timelapse = f"also write an animation of each drawing: {' or '.join(TIMELAPSES)} (default: {TIMELAPSES[0]})"

@@ -12,6 +12,7 @@ from igpt.config import (
     DEFAULT_KEEP,
     DEFAULT_MIX,
     DEFAULT_STRENGTH,
+    NO_LABEL,
     SIDES,
     SamplingOptions,
     check_anchor,
@@ -60,7 +61,10 @@ def add_to(commands: Any) -> None:
 
     for parser in (complete, inpaint, extend, vary, blend):
         add_seeds(parser)
-        label = "what to draw, one of the model's labels (default: that in the picture's recipe, or anything)"
+        label = (
+            "what to draw, one of the model's labels (default: that in the picture's recipe, or the one that fits best "
+            f"to the picture; {NO_LABEL}: none in particular)"
+        )
         parser.add_argument("--label", metavar="NAME", help=label)
         add_model(parser)
         parser.add_argument("--sheet", action="store_true", help="also write all pictures on one contact sheet")
@@ -116,10 +120,12 @@ def _draw(args: argparse.Namespace, paths: list[str], make: Any) -> None:
     model.label_number(args.label)
     module = sibling("generate.edit")
     edit = make(module, model, *(module.open_source(model, path) for path in paths))
-    if args.label is not None:
-        edit = edit._replace(label=args.label)
+    guessed = args.label is None and edit.label is None
+    edit = module.labelled(model, edit, args.label)
     if args.seed is None and not args.quiet:
         print(f"seed {seed}", file=sys.stderr)
+    if guessed and edit.label is not None and not args.quiet:
+        print(f"label {edit.label}, which fits best to what is given; --label draws another", file=sys.stderr)
     sibling("generate.run").edit_files(
         model, edit, f"{Path(args.picture).stem}-{args.edit}", n=args.n, seed=seed, options=options,
         output=output, sheet=args.sheet, force=args.force, quiet=args.quiet,
