@@ -31,7 +31,8 @@ CODES: dict[str, dict[str, Any]] = {
     "fsq 4375": {"quantizer": "fsq", "codes": 4375},
     "fsq 1000": {"quantizer": "fsq", "codes": 1000},
     "ema 4096, f8": {"codes": 4096, "downsample": 8},
-    "ema 4096, no LPIPS": {"codes": 4096, "perceptual": None},
+    "ema 4096, encoder": {"codes": 4096, "perceptual": DEFAULT_MODEL},
+    "ema 4096, no LPIPS": {"codes": 4096, "perceptual": "none"},
 }
 DECODERS: dict[str, dict[str, Any]] = {  # the model's own codes, frozen, under a decoder that goes on learning
     "decoder": {"adversarial": 0.0},

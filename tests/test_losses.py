@@ -12,7 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tokenizer_vq.base import UserError
 from train.evaluate import edge_profile, psnr
-from train.losses import LPIPS, GradientSSIM, perceptual, ssim
+from train.losses import LPIPS, EncoderDistance, GradientSSIM, perceptual, ssim
 
 
 def pair() -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,7 +41,23 @@ def test_the_weight_free_distance_is_zero_for_equals_and_grows_with_blur() -> No
 def test_missing_perceptual_weights_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="squeezenet1_1_features"):
         perceptual(str(tmp_path))
-    assert isinstance(perceptual(None), GradientSSIM)
+    assert isinstance(perceptual(None), GradientSSIM) and isinstance(perceptual("none"), GradientSSIM)
+    with pytest.raises(UserError, match="no model"):
+        perceptual("nobody")
+
+
+def test_the_encoder_of_a_model_judges_pictures_where_there_are_no_lpips_weights(tiny_folder: Path) -> None:
+    distance = perceptual(str(tiny_folder))
+    assert isinstance(distance, EncoderDistance)
+    a, _ = pair()
+    a = a[..., : a.shape[-2] - 1, : a.shape[-1] - 1]  # sides that are no multiple of a token's
+    assert torch.equal(distance(a, a), torch.zeros(2))
+    blurred = [torch.nn.functional.avg_pool2d(a, k, stride=1, padding=k // 2).requires_grad_() for k in (3, 7)]
+    near, far = (distance(a, b) for b in blurred)
+    assert (near < far).all()
+    far.sum().backward()
+    assert blurred[1].grad is not None and blurred[1].grad.abs().max() > 0
+    assert not any(weight.requires_grad for weight in distance.parameters())
 
 
 FEATURES = Path(os.environ.get("IGPT_FEATURES", Path(__file__).parent.parent.parent / "shared" / "features"))

@@ -35,7 +35,7 @@ from train.state import peek
 from train.tokenizer import TokenizerStage
 
 TOY = Preset(64, 16, 64, layers=2, width=64, heads=2, channels=(32, 32, 64), codes=32, crop=32, cells=16)
-QUIET = TrainOptions(quiet=True, adversarial=0.0, views=2)
+QUIET = TrainOptions(quiet=True, adversarial=0.0, views=2, perceptual="none")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def schedule(steps: int, **changes: Any) -> Schedule:
 def test_overfitting_eight_painted_pictures_drives_the_error_near_zero(art: Path, tmp_path: Path) -> None:
     collection = ArtFolder(art)
     everything = list(range(len(collection)))
-    options = TrainOptions(quiet=True, adversarial=0.0, flip=False, tokenizer_lr=4e-3)
+    options = TrainOptions(quiet=True, adversarial=0.0, flip=False, tokenizer_lr=4e-3, perceptual="none")
     preset = Preset(0, 0, 0, 2, 64, 2, channels=(32, 32, 64), codes=64, crop=32, cells=4)
     stage = TokenizerStage(collection, everything, everything, preset, options)
     before = stage.measure(stage.modules["model"].eval())
@@ -116,7 +116,7 @@ def test_a_run_killed_at_a_random_step_goes_on_to_bit_equal_weights(
     def stage() -> Any:
         if kind == "gpt":
             return gpt_stage(options=TrainOptions(quiet=True, dropout=0.2, token_noise=0.1))
-        collection, options = ArtFolder(art), TrainOptions(quiet=True, adversarial=0.5)
+        collection, options = ArtFolder(art), TrainOptions(quiet=True, adversarial=0.5, perceptual="none")
         if kind == "tokenizer":
             return TokenizerStage(collection, list(range(6)), [6, 7], TOY, options)
         torch.manual_seed(0)

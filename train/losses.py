@@ -1,4 +1,4 @@
-"""What a reconstruction is judged by besides L1: perceptual distances with weights and without.
+"""What a reconstruction is judged by besides L1: perceptual distances with LPIPS weights and without.
 
 Pictures are [B, 3, H, W] in [-1, 1] everywhere in this file.
 """
@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from igpt import checkpoint
 from tokenizer_vq.base import UserError
+from tokenizer_vq.vq import Encoder, VQTokenizer
 
 SQUEEZENET = "squeezenet1_1_features.safetensors"
 LPIPS_LINEAR = "lpips_squeeze_lin.safetensors"
@@ -119,6 +121,46 @@ class GradientSSIM(nn.Module):
         return 0.5 * distance_B
 
 
-def perceptual(folder: str | None) -> LPIPS | GradientSSIM:
-    """LPIPS from the weights in `folder`; without a folder the substitute that needs none."""
-    return LPIPS(folder) if folder else GradientSSIM()
+class EncoderDistance(nn.Module):
+    """The features of a trained tokenizer's encoder, compared as LPIPS does, with all channels alike: what it keeps of
+    a painting is what a painting is known by. For those who have no LPIPS weights."""
+
+    name = "encoder"
+    WEIGHT = 2.0  # about as large as LPIPS for the same pictures
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder = encoder.float().eval().requires_grad_(False)
+        self.multiple = encoder.patch * 2 ** (len(encoder.levels) - 1)  # of which a side has to be one
+
+    def taps(self, x_BCHW: Tensor) -> list[Tensor]:
+        """The maps after every layer, each vector scaled to unit length."""
+        x, maps = self.encoder.stem(F.pixel_unshuffle(x_BCHW, self.encoder.patch)), []
+        for level in self.encoder.levels:
+            for layer in level:  # type: ignore[attr-defined]
+                x = layer(x)
+                y = x.float()
+                maps.append(y / ((y * y).sum(1, keepdim=True) + 1e-10).sqrt())
+        return maps
+
+    def forward(self, a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
+        height, width = (side // self.multiple * self.multiple for side in a_BCHW.shape[-2:])
+        ours, theirs = (self.taps(x_BCHW[..., :height, :width]) for x_BCHW in (a_BCHW, b_BCHW))
+        distances = [((a - b) ** 2).sum(1).mean((1, 2)) for a, b in zip(ours, theirs, strict=True)]
+        return self.WEIGHT * torch.stack(distances).mean(0)
+
+
+NO_WEIGHTS = "none"
+
+
+def perceptual(source: str | None) -> LPIPS | EncoderDistance | GradientSSIM:
+    """LPIPS from the weights in the folder `source`, or what the encoder of the model `source` sees; without one, or
+    for NO_WEIGHTS, the substitute that needs no weights. Raises UserError where there is neither."""
+    if source in (None, NO_WEIGHTS):
+        return GradientSSIM()
+    if Path(source).is_dir() and not (Path(source) / checkpoint.CONFIG).is_file():
+        return LPIPS(source)
+    tokenizer = checkpoint.load(source).tokenizer
+    if not isinstance(tokenizer, VQTokenizer):
+        raise UserError(f"the model {source!r} has no encoder that could judge pictures: its tokens are colours")
+    return EncoderDistance(tokenizer.encoder)

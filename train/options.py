@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from igpt.config import DEFAULT_MODEL
 from tokenizer_vq.base import FSQ_LEVELS, UserError
 
 
@@ -85,7 +86,8 @@ class TrainOptions(LearningOptions):
 
     preset: str = _option("small", "how much to learn: each is several times the one before", choices=tuple(PRESETS))
     manifest: str | None = _option(None, "CSV with columns id and split (train, val): the held-out pictures")
-    perceptual: str | None = _option(None, "folder with LPIPS weights; without it a weight-free distance is used")
+    perceptual: str = _option(DEFAULT_MODEL, "what judges reconstructions: a folder with LPIPS weights, or the encoder "
+                                             "of a model; none: edges and SSIM alone")  # fmt: skip
     tokenizer: str | None = _option(None, "take the tokenizer from this model instead of training one")
     start_from: str | None = _option(None, "begin with the weights of this model, where they fit, not with random ones")
     tokenizer_crops: int | None = _option(None, "training crops seen by the tokenizer (default: from the preset)")

@@ -35,7 +35,7 @@ from .folder import (
 )
 from .gpt import GPTStage, new_gpt
 from .loop import Schedule, Stage, run
-from .losses import perceptual
+from .losses import LPIPS, EncoderDistance, perceptual
 from .options import Preset, TrainOptions
 from .state import load_state
 from .tokenizer import TokenizerStage
@@ -67,14 +67,15 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
         raise UserError("train decoder wants a model with a VQ tokenizer: --tokenizer MODEL")
     if options.start_from:
         checkpoint.load(options.start_from)
-    perceptual(options.perceptual)
+    judge = perceptual(options.perceptual)
     say(f"{len(collection)} pictures: {len(told)} to learn from, {len(held_out)} held out, "
         f"{len(collection.labels)} labels; {len(collection.skipped)} skipped", options)  # fmt: skip
     _report_skipped(collection, options)
     side = int(median(min(size) for size in collection.sizes))
     preset = options.suited(len(told), side, given.downsample if given else None)
-    if not options.perceptual and (stage == "decoder" or not given):
-        say("no --perceptual weights: reconstructions are judged by edges and SSIM instead of LPIPS", options)
+    if not isinstance(judge, LPIPS) and (stage == "decoder" or not given):
+        what = f"the encoder of {options.perceptual}" if isinstance(judge, EncoderDistance) else "edges and SSIM alone"
+        say(f"no LPIPS weights: reconstructions are judged by {what}", options)
     remember(work, {"art": collection.fingerprint, "stage": stage, "options": asdict(options)})
     if stage == "decoder":
         assert found is not None
