@@ -37,14 +37,14 @@ class GPTStage:
 
     def __init__(
         self, cache: TokenCache, tokenizer: Tokenizer, labels: list[str], train: list[int], held_out: list[int],
-        model: GPT, options: LearningOptions, lr: float,
+        model: GPT, options: LearningOptions, lr: float, raster_first: int = 0,
     ):  # fmt: skip
         self.options, self.tokenizer, self.labels, self.lr = options, tokenizer, labels, lr
         self.config = config = model.config
         self.modules: dict[str, nn.Module] = {"model": model}
         self.dataset: Dataset[Any] = TokenWindows(
-            cache, train, config, options.seed, random_orders=options.random_orders, noise=options.token_noise,
-            label_dropout=LABEL_DROPOUT,
+            cache, train, config, options.seed, random_orders=options.random_orders,
+            raster_first=raster_first, noise=options.token_noise, label_dropout=LABEL_DROPOUT,
         )  # fmt: skip
         judged = held_out or train[:64]
         self.judged = len(judged)
