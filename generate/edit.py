@@ -226,7 +226,7 @@ def _fixed(command: str, source: Source, given: Given) -> Edit:
 def labelled(model: ImageGPT, edit: Edit, label: str | None) -> Edit:
     """The edit with the label it is drawn as: the one asked for, or its source's, or the one that fits best to what
     of the picture is given; none for NO_LABEL. Raises UserError for a label that the model has not."""
-    if label is not None or edit.label is not None:
+    if label is not None or edit.label is not None or not model.labels:
         return edit._replace(label=model.labels_for(label or edit.label, 0)[0])
     begun, grid = edit.begin(0), levels_for(model, edit.size)[0]
     if isinstance(begun, Given):

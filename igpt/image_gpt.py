@@ -247,23 +247,23 @@ class ImageGPT:
         return [random.Random(f"label/{number}").choice(choice) for number in range(seed, seed + n)]
 
     @torch.inference_mode()
-    def guess_label(self, tokens_hw: Tensor, known_hw: Tensor) -> str | None:
-        """The label under which the model finds some of a picture's known cells (bool) least surprising; None where it
-        has no labels. The same every time."""
+    def guess_label(self, tokens_hw: Tensor, known_hw: Tensor) -> str:
+        """The label under which the model finds some of a picture's known cells (bool) least surprising. The same
+        every time. Raises UserError where it has no labels."""
         if not self.labels:
-            return None
+            raise UserError(f"the model {self.name!r} was trained without labels, so none can be guessed")
         cells_N = known_hw.flatten().nonzero().squeeze(-1)
         cells_L = cells_N[torch.randperm(len(cells_N), generator=generators(0, 1)[0])][:GUESSED_FROM]
         h, w = known_hw.shape
         positions_L2 = cell_positions(h, w, self.gpt.config.centred)[cells_L].to(self.device)
         tokens_L = tokens_hw.flatten()[cells_L].to(self.device)
-        bits = []
+        nats = []
         for first in range(0, len(self.labels), BATCH):
             labels_B = torch.arange(first, min(first + BATCH, len(self.labels)), device=self.device)
             tokens_BL, positions_BL2 = (x.expand(len(labels_B), *x.shape) for x in (tokens_L, positions_L2))
             logits_BLK = self.gpt(tokens_BL, positions_BL2, labels_B).float()
-            bits.append(F.cross_entropy(logits_BLK.transpose(1, 2), tokens_BL, reduction="none").sum(1))
-        return self.labels[int(torch.cat(bits).argmin())]
+            nats.append(F.cross_entropy(logits_BLK.transpose(1, 2), tokens_BL, reduction="none").sum(1))
+        return self.labels[int(torch.cat(nats).argmin())]
 
     def label_numbers(self, labels: Sequence[str | None]) -> Tensor:
         """Indices of labels, [B]. Raises UserError as `label_number` does."""

@@ -12,6 +12,7 @@ from .collection import Collection
 from .decoder import DecoderStage, FrozenCodes
 from .folder import precision_of
 from .loop import Schedule, run
+from .losses import NO_WEIGHTS
 from .options import PRESETS, TrainOptions, TuneOptions
 from .plan import Plan
 
@@ -30,7 +31,7 @@ def repainted(
     preset = replace(PRESETS["small"], crop=min(CROP, side))
     taught = TrainOptions(
         seed=options.seed, adversarial=0.0, tokenizer_lr=RATE, flip=plan.flip, precision=options.precision,
-        quiet=options.quiet,
+        quiet=options.quiet, perceptual=NO_WEIGHTS,  # with it time, memory and what is WORTH_IT were measured
     )  # fmt: skip
     model = copy.deepcopy(tokenizer)
     stage = DecoderStage(collection.art, collection.train, collection.validation, preset, taught, model)
