@@ -66,7 +66,7 @@ class TokenCache:
 
 
 class TokenWindows(Dataset[dict[str, Tensor]]):
-    """Endless training sequences: sample number k is a pure function of (seed, k); the first are in raster order.
+    """Endless training sequences: sample number k is a pure function of (seed, k).
 
     A sample is a window of at most `config.cells` cells of a random view of a picture, in a drawing order of its own,
     padded to `config.cells`: {"tokens" [L] (some replaced by noise), "targets" [L] (-1 in the padding),
@@ -75,11 +75,10 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
 
     def __init__(
         self, cache: TokenCache, pictures: list[int], config: GPTConfig, seed: int, *,
-        random_orders: float, raster_first: int = 0, noise: float = 0.0, label_dropout: float = 0.0,
+        random_orders: float, noise: float = 0.0, label_dropout: float = 0.0,
     ):  # fmt: skip
         self.cache, self.pictures, self.config, self.seed = cache, pictures, config, seed
-        self.random_orders, self.raster_first = random_orders, raster_first
-        self.noise, self.label_dropout = noise, label_dropout
+        self.random_orders, self.noise, self.label_dropout = random_orders, noise, label_dropout
 
     def __getitem__(self, k: int) -> dict[str, Tensor]:
         rng = random.Random(f"window/{self.seed}/{k}")
@@ -88,7 +87,7 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
         grid_hw = window(self.cache.grid(picture, rng.randrange(self.cache.views)), self.config.cells, rng)
         positions_L2 = cell_positions(grid_hw.shape[0], grid_hw.shape[1], self.config.centred)
         targets_L = grid_hw.flatten()
-        if rng.random() < self.random_orders and k >= self.raster_first:
+        if rng.random() < self.random_orders:
             order = torch.randperm(len(targets_L), generator=generator)
             targets_L, positions_L2 = targets_L[order], positions_L2[order]
         noisy = torch.rand(len(targets_L), generator=generator) < self.noise

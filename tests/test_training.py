@@ -251,7 +251,6 @@ def test_the_gpt_stage_can_take_the_tokenizer_of_another_model(
     [
         ({"preset": "huge"}, "huge"), ({"gpt_samples": 0}, "samples 0"), ({"dropout": 1.5}, "1.5"),
         ({"views": 0}, "0"), ({"seed": -1}, "seed"), ({"gpt_lr": 0.0}, "gpt-lr"), ({"patience": 0}, "patience"),
-        ({"raster_first": -1}, "raster-first"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(change: dict[str, Any], sentence: str) -> None:
@@ -302,18 +301,6 @@ def test_a_training_sample_pairs_each_token_with_its_own_cell() -> None:
     assert sample["targets"][:15].tolist() != list(range(15))
     rows, columns = sample["positions"][:15].long().unbind(1)
     assert torch.equal(rows * 5 + columns, sample["targets"][:15])
-
-
-def test_a_new_gpt_sees_its_first_samples_in_raster_order_and_one_that_has_learned_none() -> None:
-    cache = TokenCache(1, [1], [(4, 4)], [torch.arange(16).to(torch.uint16)])
-    windows = TokenWindows(cache, [0], GPTConfig(32, 2, cells=16), 0, random_orders=1.0, raster_first=5)
-    in_raster = [windows[k]["targets"].tolist() == list(range(16)) for k in range(12)]
-    assert in_raster == [True] * 5 + [False] * 7
-    preset = TrainOptions(gpt_samples=60_000).resolved()
-    assert TrainOptions().raster_samples(preset) == 400 * preset.gpt_batch
-    assert TrainOptions().raster_samples(replace(preset, gpt_samples=100)) == 50
-    assert TrainOptions(start_from="paintings").raster_samples(preset) == 0
-    assert TrainOptions(start_from="paintings", raster_first=7).raster_samples(preset) == 7
 
 
 def test_the_schedule_warms_up_and_comes_down() -> None:

@@ -20,11 +20,13 @@ from igpt.sampling import draw, generators
 from igpt.token_cache import TokenCache, TokenWindows
 from tokenizer_vq.images import to_picture
 
+from .muon import muon
 from .options import LearningOptions, Preset, TrainOptions
 from .start import start_from
 
 LABEL_DROPOUT = 0.1  # how often the label is withheld, so that guidance and unlabelled drawing work
 WEIGHT_DECAY = 0.1
+TABLES = ("tokens.weight", "labels.weight", "head.weight")  # of the GPT: a row for each token or label
 SHOWN = 16
 SHEET_SEED = 0
 
@@ -37,14 +39,14 @@ class GPTStage:
 
     def __init__(
         self, cache: TokenCache, tokenizer: Tokenizer, labels: list[str], train: list[int], held_out: list[int],
-        model: GPT, options: LearningOptions, lr: float, raster_first: int = 0,
+        model: GPT, options: LearningOptions, lr: float,
     ):  # fmt: skip
         self.options, self.tokenizer, self.labels, self.lr = options, tokenizer, labels, lr
         self.config = config = model.config
         self.modules: dict[str, nn.Module] = {"model": model}
         self.dataset: Dataset[Any] = TokenWindows(
-            cache, train, config, options.seed, random_orders=options.random_orders,
-            raster_first=raster_first, noise=options.token_noise, label_dropout=LABEL_DROPOUT,
+            cache, train, config, options.seed, random_orders=options.random_orders, noise=options.token_noise,
+            label_dropout=LABEL_DROPOUT,
         )  # fmt: skip
         judged = held_out or train[:64]
         self.judged = len(judged)
@@ -54,10 +56,7 @@ class GPTStage:
         }
 
     def optimizer(self, name: str) -> torch.optim.Optimizer:
-        learning = [p for p in self.modules[name].parameters() if p.requires_grad]
-        matrices, others = [p for p in learning if p.dim() >= 2], [p for p in learning if p.dim() < 2]
-        groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.95), fused=True)
+        return muon(self.modules[name], self.lr, WEIGHT_DECAY, TABLES)
 
     def turns(self, progress: float) -> list[str]:
         return ["model"]

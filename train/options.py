@@ -48,7 +48,6 @@ MIN_CODES, MAX_CODES = 64, 65536  # tokens are stored in 16 bits
 MIN_CROP = 32  # pixels: what the discriminator and LPIPS need; smaller pictures are enlarged
 CROPS_A_PICTURE = 100
 MIN_CROPS = 4000
-RASTER_STEPS = 400  # in which a new GPT learns in raster order what it needs thousands for in random ones
 
 
 @dataclass(frozen=True)
@@ -96,11 +95,9 @@ class TrainOptions(LearningOptions):
     downsample: int | None = _option(None, "pixels a side of a token (default: from the size of the pictures)")
     codes: int | None = _option(None, "how many codes the tokenizer has (default: from the number of pictures)")
     quantizer: str = _option("ema", "how the tokenizer quantizes", choices=("ema", "simvq", "fsq"))
-    raster_first: int | None = _option(None, "samples at the beginning in raster order, which teaches fastest what "
-                                             "neighbours are (default: a few thousand for a new GPT)")  # fmt: skip
     gpt_samples: int | None = _option(None, "token grids seen by the GPT (default: from the preset)")
     tokenizer_lr: float = _option(4e-4, "peak learning rate of the tokenizer")
-    gpt_lr: float = _option(1e-3, "peak learning rate of the GPT")
+    gpt_lr: float = _option(3e-3, "peak learning rate of the GPT")
     adversarial: float = _option(0.7, "how hard the discriminator pulls at the decoder in the end; 0 trains without")
     flip: bool = _option(True, "mirror pictures at random; leave out for lettering and sheets that read one way")
     views: int = _option(2, "encodings of each picture: 1 at its short side, 2 also as a whole, 4 also mirrored")
@@ -128,15 +125,7 @@ class TrainOptions(LearningOptions):
         self.check_learning()
         if self.views < 1:
             raise UserError(f"--views {self.views} is too few; 1 or more is wanted")
-        if (self.raster_first or 0) < 0:
-            raise UserError(f"--raster-first {self.raster_first} cannot be; 0 or more is wanted")
         return self._over(PRESETS[self.preset])
-
-    def raster_samples(self, preset: Preset) -> int:
-        """How many samples come in raster order before `random_orders` counts; none where a model is the start."""
-        if self.raster_first is not None:
-            return self.raster_first
-        return 0 if self.start_from else min(RASTER_STEPS * preset.gpt_batch, preset.gpt_samples // 2)
 
     def _over(self, preset: Preset) -> Preset:
         """The preset with the flags that were given."""

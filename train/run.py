@@ -103,8 +103,7 @@ def _gpt(
     """The GPT on the tokens of all pictures, and the finished model; Ctrl-C leaves the model so far."""
     cache, identity = _encoded(collection, tokenizer, preset.cells, options, work)
     gpt = new_gpt(tokenizer, len(collection.labels), preset, options)
-    gpt_stage = GPTStage(cache, tokenizer, collection.labels, told, held_out, gpt, options, options.gpt_lr,
-                         options.raster_samples(preset))  # fmt: skip
+    gpt_stage = GPTStage(cache, tokenizer, collection.labels, told, held_out, gpt, options, options.gpt_lr)
     try:
         learned, provenance["gpt"] = _learn(gpt_stage, preset.gpt_samples, preset.gpt_batch, options, work, identity)
     except KeyboardInterrupt:

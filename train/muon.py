@@ -1,0 +1,83 @@
+"""Muon, with Adam for what is no hidden matrix: the optimizer of the GPT.
+
+A matrix moves by its averaged gradient made orthogonal: equally far in all directions, not mostly along the few in
+which gradients are large (Jordan et al. 2024, kellerjordan.github.io/posts/muon). The step is as long as one of Adam
+would be, so that both share a learning rate and a weight decay (Liu et al. 2025, arXiv 2502.16982, section 2.2).
+Embeddings, the head and all vectors move by AdamW. The GPT learns more from 1,200 grids than with AdamW from 12,000.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MOMENTUM = 0.95
+ROUNDS = 5
+A, B, C = 3.4445, -4.7750, 2.0315  # of the quintic that pulls singular values from 0..1 to about 1, fastest near 0
+LENGTH = 0.2  # root mean square of a step of AdamW over its learning rate, about
+BETAS, TINY = (0.9, 0.95), 1e-8
+
+
+def orthogonal(matrix_MN: Tensor) -> Tensor:
+    """The nearest matrix of which all singular values are about 1 (0.7 to 1.2), by Newton-Schulz rounds in bfloat16."""
+    x: Tensor = matrix_MN.bfloat16()
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(ROUNDS):
+        square = x @ x.mT
+        x = A * x + (B * square + C * square @ square) @ x
+    return x.mT if tall else x
+
+
+def muon(network: nn.Module, lr: float, decay: float, tables: Sequence[str]) -> Muon:
+    """For all that learns in a network. Its matrices move orthogonally, but for `tables`, the names of those whose rows
+    stand each for itself, as embeddings do."""
+    learning = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    hidden = [p for name, p in learning if p.dim() == 2 and name not in tables]
+    others = [p for name, p in learning if p.dim() == 2 and name in tables]
+    return Muon([
+        {"params": hidden, "weight_decay": decay, "orthogonal": True},
+        {"params": others, "weight_decay": decay},
+        {"params": [p for _, p in learning if p.dim() != 2]},
+    ], lr)  # fmt: skip
+
+
+class Muon(torch.optim.Optimizer):
+    """Groups with "orthogonal" set hold matrices; the others are AdamW's. Each group has "lr" and "weight_decay"."""
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float):
+        super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "orthogonal": False})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                move = self._turn if group["orthogonal"] else self._adam
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                move(parameter, parameter.grad, group["lr"])
+
+    def _turn(self, matrix: Tensor, gradient: Tensor, lr: float) -> None:
+        slots = self.state[matrix]
+        momentum = slots.setdefault("momentum", torch.zeros_like(matrix))
+        momentum.lerp_(gradient, 1 - MOMENTUM)
+        ahead = gradient.lerp(momentum, MOMENTUM)  # Nesterov's
+        matrix.add_(orthogonal(ahead), alpha=-lr * LENGTH * max(matrix.shape) ** 0.5)
+
+    def _adam(self, parameter: Tensor, gradient: Tensor, lr: float) -> None:
+        """Kingma & Ba 2015, arXiv 1412.6980, algorithm 1; the decay is that of Loshchilov & Hutter 2019."""
+        slots = self.state[parameter]
+        if not slots:
+            slots["step"] = torch.zeros(())
+            slots["mean"], slots["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        slots["step"] += 1
+        step, (first, second) = float(slots["step"]), BETAS
+        slots["mean"].lerp_(gradient, 1 - first)
+        slots["square"].lerp_(gradient.square(), 1 - second)
+        spread = (slots["square"] / (1 - second**step)).sqrt_().add_(TINY)
+        parameter.addcdiv_(slots["mean"], spread, value=-lr / (1 - first**step))
