@@ -20,7 +20,8 @@ from igpt.model import GPT, cell_positions
 from tokenizer_vq.base import UserError
 
 from .collection import Collection
-from .gpt import cross_entropy
+from .gpt import TABLES, cross_entropy
+from .muon import muon
 from .options import TuneOptions
 
 BATCH, SMALL_BATCH, FEW = 16, 8, 20  # with few pictures, many small steps go further than few large ones
@@ -142,7 +143,7 @@ def measure_speeds(
             tokenizer.encode(view(pictures[i % len(pictures)], i, i).unsqueeze(0).to(device)).cpu()
 
     model, cells = copy.deepcopy(gpt).to(device).train(), gpt.config.cells
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-9, fused=True)
+    optimizer = muon(model, 1e-9, 0.0, TABLES)
     side = int(cells**0.5)
     positions_BL2 = cell_positions(side, side, True).expand(BATCH, -1, -1).to(device)
     tokens_BL = torch.randint(gpt.config.vocab_size, (BATCH, side * side), generator=torch.Generator().manual_seed(0))
