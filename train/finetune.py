@@ -175,8 +175,7 @@ class _Tuning:
         if path.is_file():
             self._say("going on as planned before")
             return Plan.load(path)
-        method = "lora" if self.options.adapter or self.options.method == "lora" else "full"
-        gpt = prepared(self.base_gpt, [], method, 16, self.options)
+        gpt = prepared(self.base_gpt, [], self.options.method, 16, self.options)
         first = [art.picture(i) for i in self.collection.train[:3]]
         speeds = measure_speeds(
             gpt, self.base.tokenizer.to(self.device), first, self._view(True), device=self.device, bf16=self.bf16

@@ -154,7 +154,7 @@ class TrainOptions(LearningOptions):
         ))  # fmt: skip
 
 
-METHODS = ("auto", "lora", "full")
+METHODS = ("lora", "full")
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ class TuneOptions(LearningOptions):
 
     adapter: bool = _option(False, "write a small adapter file (4 MB at most) for the base instead of a model folder")
     minutes: float = _option(9.0, "how long it may take in all on this machine; less where few pictures need less")
-    method: str = _option("auto", "lora learns small additions to all weights, full all weights", choices=METHODS)
+    method: str = _option("lora", "lora learns small additions to all weights, full all weights", choices=METHODS)
     rank: int | None = _option(None, "rank of the additions of lora (default: from the number of pictures)")
     views: int | None = _option(None, "crops of each picture to learn from (default: from pictures and machine)")
     samples: int | None = _option(None, "training samples (default: from pictures, machine and --minutes)")

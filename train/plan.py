@@ -25,8 +25,7 @@ from .muon import muon
 from .options import TuneOptions
 
 BATCH, SMALL_BATCH, FEW = 16, 8, 20  # with few pictures, many small steps go further than few large ones
-RATES = {"full": 1e-3, "lora": 3e-3}  # peak learning rates; measured in EXPERIMENTS.md
-FULL_FROM = 30  # pictures to learn from: with fewer, all weights are too many
+RATES = {"full": 3e-3, "lora": 1e-2}  # peak learning rates; measured in EXPERIMENTS.md
 RANKS = ((30, 8), (100, 16), (10**9, 32))  # pictures below which a rank is enough
 PASSES = 120  # over every picture, at most
 ENCODING = 0.15  # share of the time that goes into crops
@@ -104,9 +103,6 @@ def choose(
 ) -> Plan:
     """The plan for a collection on a machine. `labels` are those of the base. What the options say stays as said."""
     n = len(collection.train)
-    method = options.method
-    if method == "auto":
-        method = "lora" if options.adapter or options.rank or n < FULL_FROM else "full"
     wanted = options.rank or next(rank for below, rank in RANKS if n < below)
     rank = min(wanted, largest_rank) if options.adapter else wanted
     if options.rank and rank < wanted:
@@ -129,8 +125,8 @@ def choose(
     samples = options.samples or int(min(PASSES * n, max(0.0, seconds - overhead) * speeds.samples))
     samples = max(1 if options.samples else FEWEST_STEPS, samples // batch) * batch
     return Plan(
-        method, rank, collection.flip_is_wise if options.flip is None else options.flip, views, samples, batch,
-        options.lr or RATES[method], decoder_crops, overhead + samples / speeds.samples,
+        options.method, rank, collection.flip_is_wise if options.flip is None else options.flip, views, samples, batch,
+        options.lr or RATES[options.method], decoder_crops, overhead + samples / speeds.samples,
     )  # fmt: skip
 
 
