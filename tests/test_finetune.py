@@ -108,7 +108,7 @@ def test_a_new_label_starts_from_the_known_one_that_finds_it_least_surprising(ti
 
 
 def test_an_adapter_is_small_and_its_base_draws_with_it(green: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    options = replace(QUICK, adapter=True, method="auto", samples=64)
+    options = replace(QUICK, adapter=True, method="lora", samples=64)
     out = finetune(green, tmp_path / "out", str(tiny_folder), options)
     assert (out / ADAPTER).stat().st_size <= 4_000_000 and not (out / "model.safetensors").exists()
     model = igpt.load(tiny_folder, "cpu", adapter=out / ADAPTER)
@@ -248,7 +248,7 @@ def test_ctrl_c_before_it_learns_leaves_a_model_that_draws(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train.finetune, moment, pressed)
-    options = replace(QUICK, adapter=adapter, method="auto")
+    options = replace(QUICK, adapter=adapter, method="lora" if adapter else "full")
     with pytest.raises(KeyboardInterrupt):
         finetune(green, tmp_path / "out", str(tiny_folder), options)
     out = tmp_path / "out"
@@ -348,8 +348,14 @@ def test_memory_that_runs_out_halves_the_batch_and_the_result_stays_the_same(
     halved = run(stage_of(tiny_model), schedule, tmp_path / "halved", {})
     assert sizes[:3] == [8, 4, 2] and set(sizes[3:]) == {2}
     assert "going on with 2 samples at once" in capsys.readouterr().err
-    for a, b in zip(whole.parameters(), halved.parameters(), strict=True):
-        assert torch.allclose(a, b, atol=2e-4)
+    logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "halved")]
+    first, second = (json.loads(lines[0]) for lines in logs)
+    for number in ("nats", "model_gradient"):
+        assert first[number] == pytest.approx(second[number], rel=1e-3)
+    start = torch.cat([p.detach().flatten() for p in tiny_model.gpt.parameters()])
+    one, other = (torch.cat([p.detach().flatten() for p in model.parameters()]) for model in (whole, halved))
+    # Sums in another order differ in their last bits, of which orthogonal steps in bfloat16 make more.
+    assert (one - other).norm() <= 0.05 * (one - start).norm()
 
 
 def test_memory_too_small_for_one_sample_is_said_plainly(

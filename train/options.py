@@ -190,6 +190,8 @@ class TuneOptions(LearningOptions):
             raise UserError(f"--decoder-crops {self.decoder_crops} cannot be; 0 or more is wanted")
         if not 0 <= self.rehearse <= 0.9:
             raise UserError(f"--rehearse {self.rehearse} cannot be; a share from 0 to 0.9 is wanted")
+        if self.method not in METHODS:
+            raise UserError(f"--method {self.method} cannot be; {' or '.join(METHODS)} is wanted")
         if self.adapter and self.method == "full":
             raise UserError("--adapter holds what lora learns; --method full changes all weights, so it makes a model")
         if self.adapter and self.decoder_crops:
