@@ -12,7 +12,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tokenizer_vq.base import UserError
 from train.evaluate import edge_profile, psnr
-from train.losses import LPIPS, EncoderDistance, GradientSSIM, perceptual, ssim
+from train.losses import LPIPS, EncoderDistance, GradientSSIM, perceptual, ssim, unit
 
 
 def pair() -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,6 +36,15 @@ def test_the_weight_free_distance_is_zero_for_equals_and_grows_with_blur() -> No
     assert torch.allclose(distance(a, a), torch.zeros(2), atol=1e-5)
     blurred = [torch.nn.functional.avg_pool2d(a, k, stride=1, padding=k // 2) for k in (3, 7)]
     assert (distance(a, blurred[0]) < distance(a, blurred[1])).all()
+
+
+def test_unit_vectors_have_the_gradient_of_plain_arithmetic() -> None:
+    x = torch.randn(2, 5, 3, 4, requires_grad=True)
+    weight = torch.randn(2, 5, 3, 4)
+    plain = x / x.square().sum(1, keepdim=True).sqrt()
+    assert torch.allclose(unit(x), plain, atol=1e-6)
+    (ours,), (theirs,) = (torch.autograd.grad((y * weight).sum(), x) for y in (unit(x), plain))
+    assert torch.allclose(ours, theirs, atol=1e-5)
 
 
 def test_missing_perceptual_weights_are_named(tmp_path: Path) -> None:

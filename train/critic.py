@@ -1,7 +1,8 @@
 """The adversary: discriminators that tell paintings from reconstructions patch by patch, and how much they may say.
 
-Pictures are [B, 3, H, W] in [-1, 1]. A discriminator gives scores at one or more scales: a list of [B, N], one for each
-of the N patches looked at, higher for real. Every scale has the same say, however many its patches.
+Pictures are [B, 3, H, W] in [-1, 1]. A discriminator is given pictures and the feature maps that the perceptual
+distance has of them anyway, and gives scores at one or more scales: a list of [B, N], one for each of the N patches
+looked at, higher for real. Every scale has the same say, however many its patches.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class PatchDiscriminator(nn.Module):
     GroupNorm instead of BatchNorm: a score must not depend on the other pictures of the batch.
     """
 
-    def __init__(self, width: int = 48, layers: int = 3):
+    def __init__(self, width: int = 64, layers: int = 3):
         super().__init__()
         parts: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for i in range(1, layers + 1):
@@ -29,7 +30,7 @@ class PatchDiscriminator(nn.Module):
             parts += [nn.LeakyReLU(0.2)]
         self.net = nn.Sequential(*parts, nn.Conv2d(after, 1, 4, padding=1))
 
-    def forward(self, images_BCHW: Tensor) -> list[Tensor]:
+    def forward(self, images_BCHW: Tensor, maps: list[Tensor]) -> list[Tensor]:
         return [self.net(images_BCHW).flatten(1)]
 
 
@@ -44,12 +45,10 @@ class FeatureDiscriminator(nn.Module):
 
     def __init__(self, distance: LPIPS, width: int = 64):
         super().__init__()
-        self._distance = [distance]  # in a list: its frozen weights are no part of this module's state
         channels = [len(distance.linear(tap).flatten()) for tap in self.TAPS]
         self.heads = nn.ModuleList(_head(count, width) for count in channels)
 
-    def forward(self, images_BCHW: Tensor) -> list[Tensor]:
-        maps = self._distance[0].to(images_BCHW.device).taps(images_BCHW)
+    def forward(self, images_BCHW: Tensor, maps: list[Tensor]) -> list[Tensor]:
         # Vectors of unit length have tiny entries where there are many: scale them to about one each.
         heads = zip(self.TAPS, self.heads, strict=True)
         return [head(maps[tap] * maps[tap].shape[1] ** 0.5).flatten(1) for tap, head in heads]
@@ -62,8 +61,8 @@ class Jury(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(members)
 
-    def forward(self, images_BCHW: Tensor) -> list[Tensor]:
-        return [scores for member in self.members for scores in member(images_BCHW)]
+    def forward(self, images_BCHW: Tensor, maps: list[Tensor]) -> list[Tensor]:
+        return [scores for member in self.members for scores in member(images_BCHW, maps)]
 
 
 def _head(channels: int, width: int) -> nn.Sequential:
@@ -77,7 +76,7 @@ def discriminator(distance: Perceptual) -> nn.Module:
     """On pixels alone, or also on the features of the perceptual distance if it has any: those know what paintings look
     like, but pixels show what falls between the strides of their network."""
     if isinstance(distance, LPIPS):
-        return Jury(FeatureDiscriminator(distance), PatchDiscriminator(width=32, layers=2))
+        return Jury(FeatureDiscriminator(distance), PatchDiscriminator())
     return PatchDiscriminator()
 
 
@@ -94,15 +93,16 @@ def hinge(real: list[Tensor], fake: list[Tensor]) -> Tensor:
     )
 
 
-def balanced(painted: Tensor, wanted: Tensor, also: Tensor, weight: float, leaf: Tensor) -> Tensor:
+def balanced(painted: Tensor, wanted: Tensor, also: Tensor | None, weight: float, leaf: Tensor) -> Tensor:
     """A loss whose gradient at `painted` is that of `wanted` plus that of `also` scaled to `weight` times its length.
 
     Both losses are functions of `leaf`, a detached copy of `painted`. However sure of itself a discriminator is, it
     then never pushes harder than its share (the idea of the adaptive weight of Esser et al. 2021, equation 7, taken at
     the picture instead of at the last layer, where it costs nothing).
     """
-    (main,) = torch.autograd.grad(wanted, leaf)
-    (side,) = torch.autograd.grad(also, leaf)
-    scale = weight * main.norm() / side.norm().clamp(min=1e-12)
-    loss: Tensor = (painted * (main + scale * side)).sum()
+    (main,) = torch.autograd.grad(wanted, leaf, retain_graph=also is not None)
+    if also is not None:
+        (side,) = torch.autograd.grad(also, leaf)
+        main = main + weight * main.norm() / side.norm().clamp(min=1e-12) * side
+    loss: Tensor = (painted * main).sum()
     return loss

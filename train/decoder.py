@@ -15,13 +15,14 @@ from tokenizer_vq.vq import VQTokenizer
 
 from .critic import balanced, discriminator, hinge, mean_score
 from .options import Preset, TrainOptions
-from .tokenizer import JITTER, TokenizerStage, total
+from .tokenizer import TokenizerStage, another_corner, total
 
 SWAPPED = 0.03  # share of the codes exchanged for others of the same batch
 STRUCTURE = 0.3  # weight of edges and SSIM beside a discriminator: they want no stroke but the very same
 CRITIC_ENTERS = 0.1  # share of the run after which the discriminator's verdict counts: it is not blind when it does ...
 CRITIC_RAMP = 0.2  # ... growing to full weight over this share
 CRITIC_LR = 0.5  # learning rate of the discriminator over that of the decoder
+Seen = tuple[Tensor, list[Tensor]]  # pictures and their feature maps: what a discriminator is shown
 WINNING = 0.1  # a discriminator with a hinge loss below this is never wrong, and teaches nothing
 
 
@@ -67,9 +68,9 @@ class DecoderStage(TokenizerStage):
         if options.adversarial > 0:
             self.modules["critic"] = discriminator(self.distance).to(memory_format=torch.channels_last)
             self.structure_weight = STRUCTURE
-        self._settled = options.adversarial == 0
-        self._images: Tensor | None = None
-        self._painted: Tensor | None = None
+        self._settled, self._progress = options.adversarial == 0, 0.0
+        self._real: Seen | None = None  # of the batch that the decoder has just learned from
+        self._painted: Seen | None = None
 
     def optimizer(self, name: str) -> torch.optim.Optimizer:
         critic, rate = name == "critic", self.options.tokenizer_lr
@@ -86,31 +87,33 @@ class DecoderStage(TokenizerStage):
         self, turn: str, ready: dict[str, nn.Module], batch: Tensor, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if turn == "critic":
-            assert self._images is not None and self._painted is not None
-            scores, half = ready["critic"](torch.cat([self._images, self._painted])), len(self._images)
-            real, fake = [each[:half] for each in scores], [each[half:] for each in scores]
+            assert self._real is not None and self._painted is not None
+            real, fake = ready["critic"](*self._real), ready["critic"](*self._painted)
             loss = hinge(real, fake)
             return loss, {"critic": loss, "critic_real": mean_score(real), "critic_fake": mean_score(fake)}
         images_BCHW = batch.contiguous(memory_format=torch.channels_last)
         painted_BCHW = ready["model"](images_BCHW, generator).float()
-        # The discriminator, too, looks from another corner every time.
-        y, x = torch.randint(JITTER, (2,), generator=generator).tolist()
-        self._images, self._painted = images_BCHW[..., y:, x:], painted_BCHW.detach()[..., y:, x:]
-        ramp = min(max((progress - CRITIC_ENTERS) / CRITIC_RAMP, 0.0), 1.0)
-        self._settled, weight = ramp == 1 or "critic" not in ready, self.options.adversarial * ramp
-        if weight == 0:
-            losses = self.likeness(images_BCHW, painted_BCHW, generator)
-            return total(losses), losses
+        corner = another_corner(generator)  # the discriminator, too, looks from another corner every time
         leaf_BCHW = painted_BCHW.detach().requires_grad_()
-        losses = self.likeness(images_BCHW, leaf_BCHW, generator)
+        with torch.no_grad():
+            self._real = images_BCHW[corner], self.maps(images_BCHW[corner])
+        seen = leaf_BCHW[corner], self.maps(leaf_BCHW[corner])
+        self._painted = seen[0].detach(), [each.detach() for each in seen[1]]
+        losses = self.likeness(images_BCHW, leaf_BCHW, self._real[1], seen[1])
+        ramp = min(max((progress - CRITIC_ENTERS) / CRITIC_RAMP, 0.0), 1.0)
+        self._progress = progress
+        self._settled, weight = ramp == 1 or "critic" not in ready, self.options.adversarial * ramp
         # The bare module: with several processes, the prepared one would wait for gradients of its own weights.
-        fooled = -mean_score(self.modules["critic"](leaf_BCHW[..., y:, x:]))
+        fooled = -mean_score(self.modules["critic"](*seen)) if weight else None
         loss = balanced(painted_BCHW, total(losses), fooled, weight, leaf_BCHW)
-        return loss, losses | {"fooled": fooled}
+        return loss, losses if fooled is None else losses | {"fooled": fooled}
 
     def measure(self, model: nn.Module) -> dict[str, float]:
-        """Without a score until the discriminator has its full say: no weights from before are kept as the best."""
+        """Beside a discriminator the newest averaged weights are the best, once it has its full say: what it teaches,
+        no distance to the one right picture tells."""
         numbers = super().measure(model)
+        if "critic" in self.modules:
+            numbers["score"] = -self._progress
         return {name: value for name, value in numbers.items() if self._settled or name != "score"}
 
     def measure_all(self, model: nn.Module, indices: list[int] | None = None) -> dict[str, float]:

@@ -34,7 +34,7 @@ EMA_DECAY = 0.999
 WARMUP = 0.03  # share of all steps
 FLOOR = 0.02  # last learning rate over the peak
 CLIP = 1.0
-LOOKS = 20  # how often a run measures itself on held-out data and paints a sheet
+LOOKS = 20  # how often a run measures itself on held-out data and paints a sheet, unless it is told otherwise
 LOG_EVERY = 25  # steps
 
 
@@ -79,6 +79,7 @@ class Schedule:
     precision: str  # "no" or "bf16", as accelerate says it
     workers: int = 0
     quiet: bool = False
+    looks: int = LOOKS
 
 
 def rate(progress: float) -> float:
@@ -164,7 +165,7 @@ def run(stage: Stage, schedule: Schedule, folder: Path, notes: dict[str, str]) -
     training = _Training(stage, schedule, folder, notes)
     training.resume()
     log = _Log(folder / "metrics.jsonl", stage.name, training.step, schedule.steps, schedule.quiet or not training.main)
-    look_every = max(LOG_EVERY, schedule.steps // LOOKS)
+    look_every = max(LOG_EVERY, schedule.steps // schedule.looks)
     saved_at = time.monotonic()
     with Interrupt() as interrupt:
         for batch in training.batches():

@@ -101,7 +101,7 @@ def _gpt(
     preset: Preset, options: TrainOptions, work: Path, provenance: dict[str, Any],
 ) -> None:  # fmt: skip
     """The GPT on the tokens of all pictures, and the finished model; Ctrl-C leaves the model so far."""
-    cache, identity = _encoded(collection, tokenizer, preset.cells, options, work)
+    cache, identity = encoded(collection, tokenizer, preset.cells, options, work)
     gpt = new_gpt(tokenizer, len(collection.labels), preset, options)
     gpt_stage = GPTStage(cache, tokenizer, collection.labels, told, held_out, gpt, options, options.gpt_lr)
     try:
@@ -145,7 +145,7 @@ def _finish(
     say(f"the model is in {out}: draw with `igpt generate --model {out}`", options)
 
 
-def _encoded(
+def encoded(
     collection: ArtFolder, tokenizer: checkpoint.Tokenizer, cells: int, options: TrainOptions, work: Path
 ) -> tuple[TokenCache, str]:
     """All pictures in tokens, and what names them: these pictures, this tokenizer, these views."""

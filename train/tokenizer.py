@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import EllipsisType
 from typing import Any
 
 import torch
@@ -79,11 +80,23 @@ class TokenizerStage:
         images_BCHW = batch.contiguous(memory_format=torch.channels_last)
         painted_BCHW, quantized = ready["model"](images_BCHW, generator, progress < self.passing)
         self.used_K[quantized.tokens_Bhw.flatten().cpu()] = True
-        losses = self.likeness(images_BCHW, painted_BCHW.float(), generator) | {"quantizer": quantized.loss}
+        painted_BCHW, corner = painted_BCHW.float(), another_corner(generator)
+        with torch.no_grad():
+            wanted = self.maps(images_BCHW[corner])
+        losses = self.likeness(images_BCHW, painted_BCHW, wanted, self.maps(painted_BCHW[corner]))
+        losses["quantizer"] = quantized.loss
         return total(losses), losses
 
-    def likeness(self, images_BCHW: Tensor, painted_BCHW: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """What is summed: L1, edges and structure, and LPIPS where there are weights for it.
+    def maps(self, images_BCHW: Tensor) -> list[Tensor]:
+        """The feature maps that the perceptual distance has of pictures; none without weights."""
+        if isinstance(self.distance, GradientSSIM):
+            return []
+        return self.distance.to(images_BCHW.device).taps(images_BCHW)
+
+    def likeness(
+        self, images_BCHW: Tensor, painted_BCHW: Tensor, maps: list[Tensor], painted_maps: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """What is summed: L1, edges and structure, and the distance of feature maps where there are any.
 
         LPIPS alone leaves its stamp on every token: it does not see what falls between the strides of its network.
         The others do, and it looks from another corner every time.
@@ -92,10 +105,8 @@ class TokenizerStage:
             "l1": F.l1_loss(painted_BCHW, images_BCHW),
             "structure": self.structure_weight * self.structure(images_BCHW, painted_BCHW).mean(),
         }
-        if self.distance is not self.structure:
-            y, x = torch.randint(JITTER, (2,), generator=generator).tolist()
-            distance = self.distance.to(images_BCHW.device)
-            losses["perceptual"] = distance(images_BCHW[..., y:, x:], painted_BCHW[..., y:, x:]).mean()
+        if not isinstance(self.distance, GradientSSIM):
+            losses["perceptual"] = self.distance.between(maps, painted_maps).mean()
         return losses
 
     def pictures(self, indices: list[int]) -> Iterator[Tensor]:
@@ -135,6 +146,12 @@ class TokenizerStage:
         images = next(self.pictures(spread(self.all_held_out, SHOWN))).to(device)
         painted = model.decode(model.encode(images))
         return to_picture(rearrange([images, painted], "two b c h w -> c (two h) (b w)").cpu())
+
+
+def another_corner(generator: torch.Generator) -> tuple[EllipsisType, slice, slice]:
+    """What to cut from pictures so that they begin up to JITTER - 1 pixels further in."""
+    y, x = torch.randint(JITTER, (2,), generator=generator).tolist()
+    return ..., slice(y, None), slice(x, None)
 
 
 def spread(indices: list[int], n: int) -> list[int]:
