@@ -14,9 +14,9 @@ from PIL.Image import Image
 from igpt import checkpoint
 from igpt.config import DEFAULT_MODEL, NO_LABEL
 from igpt.image_gpt import ImageGPT
+from igpt.sheet import equal_sheet
 from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.images import fit_cover, to_tensor
-from train.sheets import sheet
 
 FEW = (
     "ukiyo_e", "claude_monet", "chinese_landscape", "titian", "botanical_illustration", "gustave_dore",
@@ -51,9 +51,10 @@ def main() -> None:
     model, out = ImageGPT.load(args.model), args.out or checkpoint.find(args.model)
     rows = drawn(model, [label for label in FEW if label in model.labels], SEEDS // 2)
     columns = [list(column) for column in zip(*rows, strict=True)]
-    sheet(columns, LARGE).save(out / "sheet.png", optimize=True)
-    sheet(reconstructed(model, ArtFolder(args.art, manifest=args.manifest)), 256).save(out / "reconstructions.png")
-    sheet(drawn(model, [*model.labels, NO_LABEL], SEEDS), SMALL).save(out / "labels.jpg", quality=85)
+    equal_sheet(columns, LARGE).save(out / "sheet.png", optimize=True)
+    art = ArtFolder(args.art, manifest=args.manifest)
+    equal_sheet(reconstructed(model, art), 256).save(out / "reconstructions.png")
+    equal_sheet(drawn(model, [*model.labels, NO_LABEL], SEEDS), SMALL).save(out / "labels.jpg", quality=85)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 The shape is the reference's for all: 12 layers, 512 wide, 8 heads, 1024 codes; the peers have one more token, their
 start, and 257 positions. They run their own `generate` with its cache, one token a call, sampling without a filter:
-`transformers`' ImageGPT and GPT-2 (checked with 5.24) and x-transformers' AutoregressiveWrapper (2.31). igpt is
-float32; every peer is tried in float32 and in bfloat16, and runs in the rounds in the faster of the two.
+`transformers`' ImageGPT and GPT-2 (checked with 5.24) and x-transformers' AutoregressiveWrapper (2.31). igpt draws in
+the precision of its default on this machine; every peer is tried in float32 and in bfloat16, and runs in the rounds in
+the faster of the two.
 
 Also the floor: the weights that a step reads, over the speed at which this machine reads memory.
 """
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 
 from benchmarks.timing import alternate, measure, median, print_machine, print_ratios
 from igpt.config import GPTConfig, SamplingOptions
+from igpt.device import fast_bf16
+from igpt.linear import Linear
 from igpt.model import GPT
 from igpt.sampling import draw, generators
 
@@ -30,6 +33,8 @@ def igpt_model(layers: int, width: int, heads: int) -> GPT:
     """The reference GPT with a head that is not zero, so that what it draws varies as a trained model's would."""
     gpt = GPT(GPTConfig(CODES, 0, layers=layers, width=width, heads=heads)).eval()
     nn.init.normal_(gpt.head.weight, std=0.02)
+    if fast_bf16():
+        gpt.draw_in(torch.bfloat16)
     return gpt
 
 
@@ -97,8 +102,10 @@ def best_precision(peer: str, layers: int, width: int, heads: int, batch: int) -
 
 def weight_bytes(gpt: GPT) -> int:
     """Bytes of weights that a step reads: all but the embeddings, of which it takes single rows."""
-    embeddings = {gpt.tokens.weight, gpt.labels.weight}
-    return sum(p.numel() * p.element_size() for p in gpt.parameters() if p not in embeddings)
+    linears = [module for module in gpt.modules() if isinstance(module, Linear)]
+    rest = {*gpt.parameters()} - {gpt.tokens.weight, gpt.labels.weight} - {layer.weight for layer in linears}
+    products = sum(layer.weight.numel() * layer.drawing_dtype.itemsize for layer in linears)
+    return products + sum(p.numel() * p.element_size() for p in rest)
 
 
 def main() -> None:
@@ -117,7 +124,7 @@ def main() -> None:
     print_machine()
     print(f"{args.layers} layers, {args.width} wide, {args.heads} heads, {args.batch} grid(s) of {SIDE}x{SIDE} tokens")
     gpt = igpt_model(args.layers, args.width, args.heads)
-    ours = f"igpt, {args.steps} steps"
+    ours = f"igpt, {'bfloat16' if fast_bf16() else 'float32'}, {args.steps} steps"
     contenders = {ours: igpt_work(gpt, args.steps, args.batch)}
     shape = args.layers, args.width, args.heads, args.batch
     contenders |= dict(best_precision(peer, *shape) for peer in args.peers if peer != "none")

@@ -56,9 +56,11 @@ def main() -> None:
     parser.add_argument("--features", required=True, help="folder with feature nets")
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--samples", type=int, default=96)
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of drawing on a CPU")
     parser.add_argument("--settings", nargs="*", default=["", *TRIED])
     args = parser.parse_args()
-    model, art = ImageGPT.load(args.model), ArtFolder(args.art, manifest=args.manifest)
+    bf16 = {"auto": None, "fp32": False, "bf16": True}[args.precision]
+    model, art = ImageGPT.load(args.model, bf16=bf16), ArtFolder(args.art, manifest=args.manifest)
     side = int(model.native_cells**0.5) * model.downsample
     nets = features.nets(args.features, model.tokenizer, side, model.weights_hash)[:2]
     pictures = random.Random(0).sample(range(len(art)), min(len(art), args.samples + REFERENCE))

@@ -19,7 +19,7 @@ from tokenizer_vq.images import fit_cover, to_picture
 
 from . import checkpoint
 from .config import ANCHORS, DEFAULT_KEEP, DEFAULT_MIX, DEFAULT_MODEL, DEFAULT_STRENGTH, NO_LABEL, SamplingOptions
-from .device import pick_device
+from .device import fast_bf16, pick_device
 from .model import GPT, cell_positions
 from .sampling import Step, draw, generators
 from .siblings import sibling
@@ -54,11 +54,13 @@ class ImageGPT:
 
     @classmethod
     def load(
-        cls, name: str | Path = DEFAULT_MODEL, device: str | None = None, *, adapter: str | Path | None = None
-    ) -> ImageGPT:
+        cls, name: str | Path = DEFAULT_MODEL, device: str | None = None, *, adapter: str | Path | None = None,
+        bf16: bool | None = None,
+    ) -> ImageGPT:  # fmt: skip
         """A model folder, an in-the-box name or a Hub id, on `device` (default: the best there is), with an adapter.
 
-        Raises UserError if there is no such model or device, if files are damaged or the adapter is of another model.
+        On a CPU it draws in bfloat16 or float32 (default: bfloat16 where the hardware has it). Raises UserError if
+        there is no such model or device, if files are damaged or the adapter is of another model.
         """
         target = pick_device(device)
         found = checkpoint.load(name)
@@ -71,6 +73,8 @@ class ImageGPT:
             found = with_adapter(found, file)
             name = file.absolute().parent if file.name == checkpoint.ADAPTER else file.stem
         assert found.gpt is not None
+        if fast_bf16() if bf16 is None else bf16:
+            found.gpt.draw_in(torch.bfloat16)
         return cls(
             found.tokenizer.to(target), found.gpt.to(target), found.labels, name=Path(name).name,
             weights_hash=found.weights_hash, provenance=found.provenance,

@@ -4,6 +4,9 @@
 products: 11 ms for the 48 layers of a 37M model with 8 rows, against 4 ms with weights laid out by oneDNN beforehand
 (measured on two cores; `benchmarks/sampling.py`). The operators are private to torch, so they are tried first, and
 where they are missing or wrong the plain product is used.
+
+CPUs that multiply bfloat16 in hardware are four to eight times as fast in it with 64 rows and more, so a layer can be
+told to draw in it. Sums are float32 either way.
 """
 
 from __future__ import annotations
@@ -22,17 +25,18 @@ class Linear(nn.Linear):
 
     def __init__(self, features_in: int, features_out: int):
         super().__init__(features_in, features_out, bias=False)
+        self.drawing_dtype = torch.float32  # of the packed copy
         self._packed: Tensor | None = None
-        self._packed_from: tuple[int, int] | None = None  # address and version of the weights that were packed
+        self._packed_from: tuple[Any, ...] = ()  # address and version of the weights that were packed, and precision
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
         if not (torch.is_inference_mode_enabled() and x.dtype == torch.float32 and _can_pack(weight)):
             return nn.functional.linear(x, weight)
-        now = (weight.data_ptr(), weight._version)
+        now = (weight.data_ptr(), weight._version, self.drawing_dtype)
         if self._packed is None or self._packed_from != now:
-            self._packed, self._packed_from = _pack(weight), now
-        return _product(x, self._packed)
+            self._packed, self._packed_from = _pack(weight.to(self.drawing_dtype)), now
+        return _product(x.to(self.drawing_dtype), self._packed).to(x.dtype)
 
     def train(self, mode: bool = True) -> Linear:
         """Forgets the packed weights: fused optimizers change weights without moving on their version."""
@@ -41,7 +45,7 @@ class Linear(nn.Linear):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles go without the packed weights, which are opaque."""
-        return self.__dict__ | {"_packed": None, "_packed_from": None}
+        return self.__dict__ | {"_packed": None, "_packed_from": ()}
 
 
 def _can_pack(weight: Tensor) -> bool:
@@ -64,6 +68,9 @@ def packing_works() -> bool:
     with torch.inference_mode():
         weight, x = torch.linspace(-1, 1, 32 * 64).view(32, 64), torch.linspace(1, -1, 3 * 64).view(1, 3, 64)
         try:
-            return torch.allclose(_product(x, _pack(weight)), nn.functional.linear(x, weight), atol=1e-4)
+            plain = nn.functional.linear(x, weight)
+            rough = _product(x.bfloat16(), _pack(weight.bfloat16())).float()
+            exact = torch.allclose(_product(x, _pack(weight)), plain, atol=1e-4)
+            return exact and torch.allclose(rough, plain, rtol=0.02, atol=0.2)
         except (AttributeError, RuntimeError, TypeError):
             return False

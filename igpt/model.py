@@ -204,6 +204,13 @@ class GPT(nn.Module):
         """The label that means "no label in particular"."""
         return self.config.labels
 
+    def draw_in(self, dtype: torch.dtype) -> None:
+        """Multiply in this precision when drawing on a CPU (see `linear.py`). The logits themselves stay float32:
+        guidance multiplies their differences."""
+        for module in self.modules():
+            if isinstance(module, Linear) and module is not self.head:
+                module.drawing_dtype = dtype
+
     def forward(self, tokens_BL: Tensor, positions_BL2: Tensor, labels_B: Tensor) -> Tensor:
         """Logits [B, L, K] of every token of a sequence in drawing order, each given the label and those before it.
 

@@ -18,9 +18,10 @@ from PIL.PngImagePlugin import PngInfo
 
 from generate.files import Recipe, digest, plan_output, read_recipe, stem_for, write_picture
 from generate.run import generate_files, replay
-from generate.sheet import MARGIN, contact_sheet, thumbnail
+from generate.sheet import contact_sheet, thumbnail
 from igpt.config import NO_LABEL, SamplingOptions
 from igpt.image_gpt import ImageGPT
+from igpt.sheet import MARGIN
 from igpt.sizes import LARGEST_SIDE, SMALLEST_SIDE, grid_for, parse_size
 from tokenizer_vq.base import UserError
 from tokenizer_vq.images import fit_cover

@@ -20,6 +20,18 @@ def test_in_inference_mode_the_product_is_that_of_plain_torch(rows: int) -> None
         assert torch.allclose(layer(x), F.linear(x, layer.weight), atol=1e-5)
 
 
+def test_drawing_in_bfloat16_rounds_to_it_and_adds_up_in_float32() -> None:
+    torch.manual_seed(0)
+    layer, x = Linear(512, 80), torch.randn(2, 9, 512)
+    with torch.inference_mode():
+        exact = layer(x)
+        layer.drawing_dtype = torch.bfloat16
+        rough = layer(x)
+    assert rough.dtype == torch.float32 and not torch.equal(rough, exact)
+    assert float((rough - exact).abs().mean() / exact.abs().mean()) < 0.01
+    assert torch.equal(layer(x), F.linear(x, layer.weight)), "only drawing is rounded"
+
+
 def test_changed_weights_are_packed_anew() -> None:
     layer, x = Linear(16, 16), torch.ones(1, 4, 16)
     with torch.inference_mode():

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from igpt.image_gpt import ImageGPT
+from igpt.sheet import Row, equal_sheet
 from igpt.sizes import LARGEST_SIDE, grid_for
 from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.base import UserError
@@ -20,7 +21,6 @@ from . import features, originality
 from .features import FeatureCache
 from .options import AuditOptions
 from .originality import Nearest, Space
-from .sheets import Row, sheet
 
 SEED = 0  # of the choice of pictures under --limit
 SHOWN = 3  # nearest training pictures in each space
@@ -87,7 +87,7 @@ def _verdict(i: int, source: Path, square: Image.Image, art: ArtFolder, found: l
             words.append(f"{art.names[picture]} ({distance:.3f})")
         lines.append(f"  nearest in {space.net.name}: {', '.join(words)}")
         rows.append(row)
-    return Verdict(source, score, percentile, lines, sheet(rows, TILE))
+    return Verdict(source, score, percentile, lines, equal_sheet(rows, TILE))
 
 
 def copy_score(i: int, found: list[Found]) -> tuple[float | None, float | None]:

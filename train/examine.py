@@ -19,6 +19,7 @@ from torch import Tensor
 from igpt.config import SamplingOptions
 from igpt.image_gpt import ImageGPT
 from igpt.sampling import draw, generators
+from igpt.sheet import equal_sheet
 from igpt.sizes import LARGEST_SIDE, grid_for
 from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.base import UserError
@@ -33,7 +34,6 @@ from .newness import judge
 from .options import EvaluateOptions
 from .probe import probe
 from .report import Report, Section
-from .sheets import sheet
 
 BATCH = 8  # pictures encoded, decoded and judged at once: LPIPS keeps 50 MB for each
 MEASURED = 1000  # pictures a side for reconstruction and likelihood, at most
@@ -158,7 +158,7 @@ class Examination:
         shown = judged[:: max(1, len(judged) // ACROSS)][:ACROSS]
         rows = [[(picture, "") for picture in row] for row in (self.squares(shown), self.decoded(shown))]
         title = f"{part.columns[0].capitalize()} pictures, and what the tokenizer makes of them"
-        self.report.pictures.append((title, sheet(rows, TILE)))
+        self.report.pictures.append((title, equal_sheet(rows, TILE)))
 
     def measure_likelihood(self) -> None:
         """Also the membership AUC: whether a picture's likelihood gives away that it was learned from."""
@@ -205,7 +205,7 @@ class Examination:
         names = [self.model.labels[label] if label < len(self.model.labels) else "" for label in labels[:SHOWN]]
         tiles = list(zip(self.drawn(), names, strict=False))
         rows = [tiles[i : i + ACROSS] for i in range(0, len(tiles), ACROSS)]
-        self.report.pictures.insert(0, ("Drawn pictures", sheet(rows, TILE)))
+        self.report.pictures.insert(0, ("Drawn pictures", equal_sheet(rows, TILE)))
 
     def measure_fidelity(self, net: FeatureNet) -> None:
         """Drawn pictures, reconstructions and other real pictures against the same real ones, at equal counts."""

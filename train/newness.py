@@ -9,13 +9,13 @@ from PIL.Image import Image
 from torch import Tensor
 
 from igpt.image_gpt import ImageGPT
+from igpt.sheet import equal_sheet
 from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.images import open_picture
 
 from . import originality
 from .creativity import LabelClassifier, ambiguity, faithfulness
 from .features import FeatureCache
-from .sheets import sheet
 
 if TYPE_CHECKING:
     from .examine import Examination
@@ -130,7 +130,7 @@ def _show_nearest(examination: Examination, found: dict[str, originality.Nearest
         tiles = [_tile(examination, near, i, key) for key, near in found.items()]
         rows.append([(open_picture(examination.samples[i]), "drawn"), *tiles])
     title = "The drawn pictures that come nearest to training pictures, beside those"
-    examination.report.pictures.append((title, sheet(rows, TILE)))
+    examination.report.pictures.append((title, equal_sheet(rows, TILE)))
 
 
 def _tile(examination: Examination, near: originality.Nearest, row: int, key: str) -> tuple[Image, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import math
 from collections.abc import Callable
@@ -15,8 +17,6 @@ from PIL import Image
 
 from igpt.atomic import whole
 from tokenizer_vq.base import UserError
-
-from .sheets import data_address
 
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
@@ -114,7 +114,7 @@ class Report:
         if self.skipped:
             parts += ["<h2>Skipped</h2>", _listed(self.skipped)]
         for caption, picture in self.pictures:
-            parts.append(f'<h2>{escape(caption)}</h2><img alt="{escape(caption)}" src="{data_address(picture)}">')
+            parts.append(f'<h2>{escape(caption)}</h2><img alt="{escape(caption)}" src="{_address(picture)}">')
         facts = escape(json.dumps(self.facts, indent=2, ensure_ascii=False))
         parts.append(f"<details><summary>How it was made</summary><pre>{facts}</pre></details>")
         return (
@@ -161,3 +161,10 @@ def _html_table(section: Section) -> str:
         for measure, values in section.rows.items()
     )  # fmt: skip
     return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _address(picture: Image.Image) -> str:
+    """The picture as an address that holds it, for a page that needs no other file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -12,11 +12,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from igpt.image_gpt import ImageGPT
+from igpt.sheet import MARGIN
 from igpt.sizes import grid_for
 from tokenizer_vq.images import fit_cover, open_picture, to_tensor
 
 from .likelihood import surprise
-from .sheets import MARGIN
 
 # From nothing to much: dark violet, red, orange, pale yellow; brightness rises all the way, so it also reads in grey.
 HEAT = (

@@ -15,13 +15,13 @@ from igpt.config import SamplingOptions
 from igpt.lora import add_low_rank, with_labels
 from igpt.model import GPT
 from igpt.sampling import draw, generators
+from igpt.sheet import equal_sheet
 from igpt.token_cache import TokenCache, TokenWindows
 from tokenizer_vq.images import to_picture
 
 from .gpt import LABEL_DROPOUT, SHEET_SEED, GPTStage, bits_a_token
 from .options import TuneOptions
 from .plan import REHEARSED, Plan
-from .sheets import sheet
 
 WATCHED, COMPARED = 48, 24  # windows of validation and of training pictures at every look
 BY_HEART = 1.0  # bits a token that training pictures may be easier than unseen ones
@@ -160,7 +160,7 @@ class TuneStage(GPTStage):
         labels = [self.drawn[i % len(self.drawn)] for i in range(SHOWN)]
         side = math.isqrt(self.config.cells)
         pictures = draw_pictures(model, self.tokenizer, labels, (side, side), SHEET_SEED, SamplingOptions(steps=QUICK))
-        return sheet([[(picture, "") for picture in pictures]], 128)
+        return equal_sheet([[(picture, "") for picture in pictures]], 128)
 
 
 @torch.no_grad()
@@ -188,4 +188,4 @@ def write_sheet(path: Path, pictures: list[Image.Image], before: list[Image.Imag
         [(p, name if i == 0 else " ") for i, p in enumerate(row)]
         for name, row in zip(names, (pictures, before, after), strict=True)
     ]
-    sheet(rows, side, tall).save(path, "JPEG", quality=88)
+    equal_sheet(rows, side, tall).save(path, "JPEG", quality=88)

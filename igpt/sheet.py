@@ -1,0 +1,47 @@
+"""Pictures beside one another with a line below each: contact sheets, reports, audits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from tokenizer_vq.images import fit_cover
+
+MARGIN, CAPTION = 8, 16  # pixels between pictures, and of the height of a line
+
+Row = Sequence[tuple[Image.Image, str]]  # pictures and what stands below them
+
+
+def sheet(rows: Sequence[Row]) -> Image.Image:
+    """Rows of pictures on white, each in the middle of a cell that fits the largest. Where no picture of a row has a
+    caption it takes no room."""
+    pictures = [picture for row in rows for picture, _ in row]
+    width, height = max(picture.width for picture in pictures), max(picture.height for picture in pictures)
+    strips = [CAPTION if any(caption for _, caption in row) else 0 for row in rows]
+    columns = max(len(row) for row in rows)
+    size = (columns * (width + MARGIN) + MARGIN, sum(strips) + len(rows) * (height + MARGIN) + MARGIN)
+    page, top = Image.new("RGB", size, "white"), MARGIN
+    for row, strip in zip(rows, strips, strict=True):
+        for i, (picture, caption) in enumerate(row):
+            left = MARGIN + i * (width + MARGIN)
+            page.paste(picture, (left + (width - picture.width) // 2, top + (height - picture.height) // 2))
+            if caption:
+                page.paste(_line(caption, width), (left, top + height))
+        top += height + strip + MARGIN
+    return page
+
+
+def equal_sheet(rows: Sequence[Row], width: int, height: int | None = None) -> Image.Image:
+    """As `sheet`, of the middles of pictures in cells of one size in pixels: a square, unless there is a height."""
+    return sheet([[(fit_cover(picture, width, height or width), caption) for picture, caption in row] for row in rows])
+
+
+def _line(text: str, width: int) -> Image.Image:
+    """A strip with as much of the text as fits: the end of a name tells more than its beginning."""
+    font = ImageFont.load_default()
+    while len(text) > 4 and font.getlength(text) > width:
+        text = "..." + text.removeprefix("...")[1:]
+    strip = Image.new("RGB", (width, CAPTION), "white")
+    ImageDraw.Draw(strip).text((0, 2), text, fill="black", font=font)
+    return strip
