@@ -6,10 +6,11 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from igpt.config import GPTConfig
-from igpt.model import GPT, Dropout, cell_positions, rotate, turns
+from igpt.model import GPT, Dropout, attend, cell_positions, rotate, turns
 
 
 def make(vocab_size: int = 7, **changes: object) -> GPT:
@@ -74,6 +75,28 @@ def test_logits_with_the_cache_equal_logits_without(chunks: tuple[int, ...]) -> 
         assert torch.allclose(asked[:, 0], full[:, done], atol=1e-5)
         gpt.remember(tokens_BL[:, done : done + chunk], positions_BL2[:, done : done + chunk], cache)
         done += chunk
+
+
+def test_attention_in_training_is_torchs_own_up_to_rounding_and_learns_the_same() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, wanted = (torch.randn(2, 3, 17, 8, generator=generator).bfloat16() for _ in range(4))
+    found = []
+    for attention in (attend, lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True)):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = attention(*leaves)
+        found.append([out, *torch.autograd.grad(out, leaves, wanted)])
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.allclose(ours.float(), theirs.float(), atol=0.05)
+
+
+def test_a_gpt_trained_in_bfloat16_is_causal_too() -> None:
+    gpt, (tokens_BL, positions_BL2, labels_B) = make().train(), sequence(3, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = gpt(tokens_BL, positions_BL2, labels_B)
+        changed_BL = tokens_BL.clone()
+        changed_BL[:, 4:] = (changed_BL[:, 4:] + 1) % 7
+        after = gpt(changed_BL, positions_BL2, labels_B)
+    assert torch.equal(before[:, :5], after[:, :5]) and not torch.allclose(before[:, 5:], after[:, 5:])
 
 
 def test_cells_asked_together_get_the_logits_they_get_alone() -> None:
