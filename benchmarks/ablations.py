@@ -47,23 +47,21 @@ class Contender:
 
 CONTENDERS = {
     "as shipped": Contender(),
+    "raster order only": Contender(options={"random_orders": 0.0}),
+    "half of the orders random": Contender(options={"random_orders": 0.5}),
     "6 layers of 192": Contender({"layers": 6, "width": 192, "heads": 3}),
     "12 layers of 256": Contender({"layers": 12}),
     "8 layers of 384": Contender({"width": 384, "heads": 6}),
-    "12 layers of 384": Contender({"layers": 12, "width": 384, "heads": 6}),
-    "half of the orders random": Contender(options={"random_orders": 0.5}),
-    "raster order only": Contender(options={"random_orders": 0.0}),
+    "no dropout": Contender(options={"dropout": 0.0}),
     "no token noise": Contender(options={"token_noise": 0.0}),
     "token noise 0.15": Contender(options={"token_noise": 0.15}),
-    "no dropout": Contender(options={"dropout": 0.0}),
-    "dropout 0.2": Contender(options={"dropout": 0.2}),
     "whole pictures only": Contender(views=(1, 3)),
     "square parts only": Contender(views=(0, 2)),
     "not mirrored": Contender(views=(0, 1)),
-    "no weight decay": Contender(decay=0.0),
-    "weight decay 0.3": Contender(decay=0.3),
     "labels smoothed by 0.1": Contender(smoothing=0.1),
     "labels balanced half": Contender(balance=0.5),
+    "no weight decay": Contender(decay=0.0),
+    "weight decay 0.3": Contender(decay=0.3),
     "rate 1.5e-3": Contender(options={"gpt_lr": 1.5e-3}),
     "rate 6e-3": Contender(options={"gpt_lr": 6e-3}),
 }
@@ -123,7 +121,7 @@ def main() -> None:
     parser.add_argument("art", type=Path)
     parser.add_argument("--manifest")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="whose tokenizer is used")
-    parser.add_argument("--samples", type=int, default=9600)
+    parser.add_argument("--samples", type=int, default=4800)
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--only", nargs="*", choices=[*CONTENDERS], default=[*CONTENDERS])
     args = parser.parse_args()
@@ -149,7 +147,7 @@ def main() -> None:
         folder.mkdir(exist_ok=True)
         schedule = Schedule(
             args.samples // preset.gpt_batch, preset.gpt_batch, 60 * options.save_minutes, options.patience,
-            options.seed, precision_of(options), quiet=True, looks=4,
+            options.seed, precision_of(options), quiet=True, looks=2,
         )  # fmt: skip
         learned = run(stage, schedule, folder, {"identity": identity})
         numbers = numbers_of(stage, preset.gpt_batch, folder)

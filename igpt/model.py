@@ -76,7 +76,8 @@ def attend(q_BNLE: Tensor, k_BNLE: Tensor, v_BNLE: Tensor) -> Tensor:
     three times as long, most of it on the way back. Scores are rounded to bfloat16, which only training can bear."""
     hidden = torch.ones(q_BNLE.shape[-2], k_BNLE.shape[-2], dtype=torch.bool, device=q_BNLE.device).triu(1)
     scores_BNLL = q_BNLE * q_BNLE.shape[-1] ** -0.5 @ k_BNLE.mT
-    return scores_BNLL.masked_fill(hidden, -torch.inf).softmax(-1).type_as(v_BNLE) @ v_BNLE
+    weights_BNLL: Tensor = scores_BNLL.masked_fill(hidden, -torch.inf).softmax(-1).type_as(v_BNLE)
+    return weights_BNLL @ v_BNLE
 
 
 # Cache
