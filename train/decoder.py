@@ -22,8 +22,9 @@ STRUCTURE = 0.3  # weight of edges and SSIM beside a discriminator: they want no
 CRITIC_ENTERS = 0.1  # share of the run after which the discriminator's verdict counts: it is not blind when it does ...
 CRITIC_RAMP = 0.2  # ... growing to full weight over this share
 CRITIC_LR = 0.5  # learning rate of the discriminator over that of the decoder
-Seen = tuple[Tensor, list[Tensor]]  # pictures and their feature maps: what a discriminator is shown
 WINNING = 0.1  # a discriminator with a hinge loss below this is never wrong, and teaches nothing
+
+Seen = tuple[Tensor, list[Tensor]]  # pictures and their feature maps: what a discriminator is shown
 
 
 class FrozenCodes(nn.Module):
