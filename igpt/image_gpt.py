@@ -73,7 +73,7 @@ class ImageGPT:
             found = with_adapter(found, file)
             name = file.absolute().parent if file.name == checkpoint.ADAPTER else file.stem
         assert found.gpt is not None
-        if fast_bf16() if bf16 is None else bf16:
+        if fast_bf16(target) if bf16 is None else bf16:
             found.gpt.draw_in(torch.bfloat16)
         return cls(
             found.tokenizer.to(target), found.gpt.to(target), found.labels, name=Path(name).name,

@@ -32,6 +32,17 @@ def test_drawing_in_bfloat16_rounds_to_it_and_adds_up_in_float32() -> None:
     assert torch.equal(layer(x), F.linear(x, layer.weight)), "only drawing is rounded"
 
 
+@pytest.mark.parametrize("width", [256, 704])
+def test_in_bfloat16_a_row_comes_out_the_same_whatever_rows_go_with_it(width: int) -> None:
+    torch.manual_seed(0)
+    layer, x = Linear(width, 256), torch.randn(2, 304, width) * 3
+    layer.drawing_dtype = torch.bfloat16
+    with torch.inference_mode():
+        together = layer(x)
+        for count in (1, 7, 38, 64, 65, 256):
+            assert torch.equal(layer(x[:, :count]), together[:, :count])
+
+
 def test_changed_weights_are_packed_anew() -> None:
     layer, x = Linear(16, 16), torch.ones(1, 4, 16)
     with torch.inference_mode():
