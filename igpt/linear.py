@@ -67,7 +67,7 @@ def _rough_product(x: Tensor, packed: Tensor) -> Tensor:
     """In bfloat16, always as many rows at a time: oneDNN adds up in another order for other numbers of rows, and where
     results are rounded so coarsely, that would make another picture of the same seed in another batch."""
     rows_NI = x.bfloat16().flatten(0, -2)
-    *whole, rest = rows_NI.split(ROWS_AT_ONCE)
+    *whole, rest = torch.split(rows_NI, ROWS_AT_ONCE)
     rest = nn.functional.pad(rest, (0, 0, 0, ROWS_AT_ONCE - len(rest)))
     parts = [_product(part, packed) for part in (*whole, rest)]
     out_NO = (torch.cat(parts) if whole else parts[0])[: len(rows_NI)]
