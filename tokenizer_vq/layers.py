@@ -97,10 +97,8 @@ class ShuffleUp(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         x_BCHW = F.pixel_shuffle(self.conv(x_BCHW), 2)
-        if self.smooth:
-            sides = x_BCHW.new_tensor([0.25, 0.5, 0.25])
-            kernel = torch.outer(sides, sides).expand(x_BCHW.shape[1], 1, 3, 3)
-            x_BCHW = F.conv2d(F.pad(x_BCHW, (1, 1, 1, 1), mode="replicate"), kernel, groups=len(kernel))
+        if self.smooth:  # [1 1] / 2 twice is [1 2 1] / 4
+            x_BCHW = F.avg_pool2d(F.avg_pool2d(F.pad(x_BCHW, (1, 1, 1, 1), mode="replicate"), 2, 1), 2, 1)
         return x_BCHW
 
 
