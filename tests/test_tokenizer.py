@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from subprocess import run
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -89,6 +93,24 @@ def grained() -> VQTokenizer:
     for grain in tokenizer.decoder.grains:
         torch.nn.init.constant_(grain.strength, 0.02)
     return tokenizer
+
+
+GARBAGE = """
+import torch
+from tokenizer_vq.layers import Downsample
+torch.manual_seed(0)
+halve, x = Downsample(128), torch.randn(16, 128, 8, {width})
+exact = halve(x)
+with torch.autocast("cpu", torch.bfloat16):
+    for _ in range(3):
+        assert torch.allclose(halve(x).float(), exact, atol=0.05)
+"""
+
+
+@pytest.mark.parametrize("width", [2, 3, 4])
+def test_halving_a_narrow_map_does_not_read_memory_that_nobody_wrote(width: int) -> None:
+    # glibc fills new memory with large numbers; where another C library is, this is a plain comparison
+    run([sys.executable, "-c", GARBAGE.format(width=width)], check=True, env=os.environ | {"MALLOC_PERTURB_": "128"})
 
 
 @torch.no_grad()

@@ -63,8 +63,10 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.pad(x_BCHW, (0, 1, 0, 1)))
-        return out
+        width = x_BCHW.shape[-1] // 2
+        # Never one column alone: in bfloat16 on CPUs with AMX, oneDNN then reads memory that nobody has written.
+        out: Tensor = self.conv(F.pad(x_BCHW, (0, 3 if width == 1 else 1, 0, 1)))
+        return out[..., :width]
 
 
 class Upsample(nn.Module):

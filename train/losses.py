@@ -166,8 +166,7 @@ class EncoderDistance(nn.Module):
         for level in self.encoder.levels:
             for layer in level:  # type: ignore[attr-defined]
                 x = layer(x)
-                y = x.float()
-                maps.append(y / ((y * y).sum(1, keepdim=True) + 1e-10).sqrt())
+                maps.append(unit(x, 1e-5))
         return maps
 
     def between(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
