@@ -137,7 +137,7 @@ def _options(record: dict[str, Any]) -> SamplingOptions:
             raise ValueError(f"the option {key} is of type {type(value).__name__}")
         if wanted is float and not math.isfinite(value):
             raise ValueError(f"the option {key} is {value}")
-    options = SamplingOptions(**record)
+    options = SamplingOptions(**{"autoguidance": 1.0} | record)  # which the first recipes had not
     options.check()
     return options
 

@@ -49,7 +49,8 @@ class SamplingOptions:
     temperature: float = 1.0  # below 1 the likelier tokens win more often; 0 always takes the likeliest
     top_k: int = 0  # only the k likeliest tokens; 0 = all
     top_p: float = 0.95  # only the likeliest tokens that hold this much probability together
-    guidance: float = 6.0  # how hard to pull towards the label, reached at the last step; 1 = not at all
+    guidance: float = 4.0  # how hard to pull towards the label, reached at the last step; 1 = not at all
+    autoguidance: float = 3.0  # how hard to pull away from the GPT's opinion one block earlier, likewise
     order: str = "random"  # of the cells: "random", "spread" (evenly), or "raster" (rows from the top, one cell a step)
 
     def check(self) -> None:
@@ -62,8 +63,9 @@ class SamplingOptions:
             raise UserError(f"top-k is {self.top_k}; 0 (all tokens) or more is wanted")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top-p is {self.top_p}; a share above 0 and up to 1 is wanted")
-        if not 0 <= self.guidance <= 100:
-            raise UserError(f"guidance is {self.guidance}; a number from 0 to 100 is wanted")
+        for name in ("guidance", "autoguidance"):
+            if not 0 <= getattr(self, name) <= 100:
+                raise UserError(f"{name} is {getattr(self, name)}; a number from 0 to 100 is wanted")
         if self.order not in ORDERS:
             raise UserError(f"order is {self.order!r}; one of {', '.join(ORDERS)} is wanted")
 

@@ -218,8 +218,8 @@ class GPT(nn.Module):
         return self.config.labels
 
     def draw_in(self, dtype: torch.dtype) -> None:
-        """Multiply in this precision when drawing on a CPU (see `linear.py`). The logits themselves stay float32:
-        guidance multiplies their differences."""
+        """Multiply in this precision when drawing on a CPU (see `linear.py`). The head stays in float32: guidance
+        multiplies differences between what it is given."""
         for module in self.modules():
             if isinstance(module, Linear) and module is not self.head:
                 module.drawing_dtype = dtype
@@ -233,7 +233,8 @@ class GPT(nn.Module):
         content_BLD = torch.cat([self.labels(labels_B).unsqueeze(1), self.tokens(tokens_BL[:, :-1])], dim=1)
         known = torch.cat([self.label_turn(turns_B1LF), turns_B1LF[:, :, :-1]], dim=2)
         k, v = self.read(self.dropout(content_BLD), known)
-        return self.ask(turns_B1LF, k, v, causal=True)
+        logits_BLK: Tensor = self.head(self.norm(self.ask(turns_B1LF, k, v, causal=True)[0]))
+        return logits_BLK
 
     @torch.inference_mode()
     def start(self, labels_B: Tensor, capacity: int) -> Cache:
@@ -249,10 +250,13 @@ class GPT(nn.Module):
         self.read(self.tokens(tokens_BL), self.turns(positions_BL2), cache)
 
     @torch.inference_mode()
-    def predict(self, positions_BL2: Tensor, cache: Cache) -> Tensor:
-        """Logits [B, L, K] of cells, each given what the cache holds and nothing of one another."""
+    def predict(self, positions_BL2: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+        """What belongs at cells, each given what the cache holds and nothing of one another, [B, L, D]: the last word,
+        and the opinion before the last query block. `head` makes logits [B, L, K] of either, or of a mixture: it is
+        linear, so guidance can come before it."""
         k, v = cache.keys[-1, :, :, : cache.length], cache.values[-1, :, :, : cache.length]
-        return self.ask(self.turns(positions_BL2), k, v, causal=False)
+        last, before = self.ask(self.turns(positions_BL2), k, v, causal=False)
+        return self.norm(last), self.norm(before.expand_as(last))
 
     # The two streams
 
@@ -271,13 +275,12 @@ class GPT(nn.Module):
             cache.length += x_BLD.shape[1]
         return k, v
 
-    def ask(self, turns_B1LF: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-        """The query stream: logits of the cells that `turns_B1LF` point at."""
-        x_BLD = self.query.view(1, 1, -1)  # the same for all until the first block turns its query
+    def ask(self, turns_B1LF: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+        """The query stream of the cells that `turns_B1LF` point at, after its last block and before it."""
+        before = x_BLD = self.query.view(1, 1, -1)  # the same for all until the first block turns its query
         for block in self.query_blocks:
-            x_BLD = block(x_BLD, turns_B1LF, k, v, causal)
-        logits_BLK: Tensor = self.head(self.norm(x_BLD))
-        return logits_BLK
+            before, x_BLD = x_BLD, block(x_BLD, turns_B1LF, k, v, causal)
+        return x_BLD, before
 
     def turns(self, positions_BL2: Tensor) -> Tensor:
         return turns(positions_BL2, self.config.width // self.config.heads, self.config.rope_base)

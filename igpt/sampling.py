@@ -56,9 +56,13 @@ def keep_top_p(logits_K: Tensor, p: float) -> Tensor:
     return logits_K.masked_fill(logits_K < rising.gather(-1, too_many), -math.inf)
 
 
-def guide(with_label: Tensor, without: Tensor, guidance: float) -> Tensor:
-    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, equation 6, with 1 meaning none)."""
-    return without + (with_label - without) * guidance
+def guide(good: Tensor, bad: Tensor, strength: float) -> Tensor:
+    """What to add to `good` to go on from `bad` through it: nothing at a strength of 1, more above.
+
+    `bad` is without the label in classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, equation 6) and of a
+    worse version of the same model in autoguidance (Karras et al. 2024, arXiv 2406.02507, equation 3).
+    """
+    return (good - bad) * (strength - 1)
 
 
 def pick(logits_K: Tensor, uniform: Tensor, options: SamplingOptions) -> Tensor:
@@ -171,10 +175,13 @@ def draw(
     for count in cells_per_step(orders_BL.shape[1], steps):
         cells_BM = orders_BL[:, drawn : drawn + count]
         drawn += count
-        logits = gpt.predict(positions_L2[cells_BM.to(device)].repeat(copies, 1, 1), cache).float().cpu()
-        if guided:  # the pull grows with the share that is drawn: strong early guidance would make all pictures alike
-            share = drawn / orders_BL.shape[1]
-            logits = guide(logits[:batch], logits[batch:], 1 + (options.guidance - 1) * share)
+        found, before = gpt.predict(positions_L2[cells_BM.to(device)].repeat(copies, 1, 1), cache)
+        answers = found[:batch]
+        pull = guide(answers, before[:batch], options.autoguidance)
+        if guided:
+            pull = pull + guide(answers, found[batch:], options.guidance)
+        # The pull grows with the share that is drawn: strong early guidance would make all pictures alike.
+        logits = gpt.head(answers + pull * (drawn / orders_BL.shape[1])).float().cpu()
         uniform_BM = torch.stack([torch.rand(count, generator=generator, dtype=torch.float64) for generator in seeds])
         tokens_BL.scatter_(1, cells_BM, pick(logits, uniform_BM, options))
         known_BL.scatter_(1, cells_BM, True)

@@ -334,12 +334,12 @@ def test_a_second_run_does_not_overwrite_unless_forced(desk: Path, capsys: Captu
 
 
 def test_every_sampling_option_reaches_the_picture(desk: Path, capsys: Capture) -> None:
-    words = "--steps 3 --temperature 0.5 --top-k 9 --top-p 0.9 --guidance 1.5 --order raster".split()
+    words = "--steps 3 --temperature 0.5 --top-k 9 --top-p 0.9 --guidance 1.5 --autoguidance 2.5 --order raster".split()
     assert main([*GENERATE, "--seed", "1", "--label", "none", *words]) == 0
     capsys.readouterr()
     assert main(["show", "tiny-1.png"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert SamplingOptions(**shown["options"]) == SamplingOptions(3, 0.5, 9, 0.9, 1.5, "raster")
+    assert SamplingOptions(**shown["options"]) == SamplingOptions(3, 0.5, 9, 0.9, 1.5, 2.5, "raster")
     assert (shown["model"], shown["seed"], shown["label"], shown["size"]) == ("tiny", 1, None, [16, 16])
 
 

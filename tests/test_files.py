@@ -68,7 +68,7 @@ def test_a_recipe_of_the_first_version_is_still_read(tmp_path: Path) -> None:
         '[48, 32], "options": {"steps": 4, "temperature": 1.0, "top_k": 0, "top_p": 0.95, "guidance": 4.0, '
         '"order": "random"}, "grid": [2, 3], "tokens": "AAABAAIA/wAAAf//"}'
     )
-    recipe = replace(RECIPE, options=replace(OPTIONS, guidance=4.0))
+    recipe = replace(RECIPE, options=replace(OPTIONS, guidance=4.0, autoguidance=1.0))
     assert read_recipe(with_chunk(tmp_path / "a.png", text)) == recipe
 
 
@@ -169,9 +169,9 @@ def test_a_chunk_that_unpacks_to_a_gigabyte_is_treated_as_absent(
     assert len(caplog.records) == 1
 
 
-def test_a_recipe_from_before_an_option_existed_means_its_default(tmp_path: Path) -> None:
+def test_an_option_that_a_recipe_does_not_name_has_its_default_except_one_that_came_later(tmp_path: Path) -> None:
     recipe = read_recipe(with_chunk(tmp_path / "a.png", altered(options={"steps": 4})))
-    assert recipe is not None and recipe.options == OPTIONS
+    assert recipe is not None and recipe.options == replace(OPTIONS, autoguidance=1.0)
 
 
 @pytest.mark.parametrize("content", [b"", b"some text", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n" + b"\0" * 100])
@@ -431,7 +431,7 @@ def test_what_the_command_draws_is_what_the_library_draws(tiny_model: ImageGPT, 
     "asked",
     [
         {"label": NO_LABEL}, {"size": (45, 31), "seed": 2**60},
-        {"options": SamplingOptions(3, 0.7, 9, 0.9, 1.5, "raster")},
+        {"options": SamplingOptions(3, 0.7, 9, 0.9, 1.5, 2.5, "raster")},
     ],
     ids=["without label", "odd size", "raster order"],
 )

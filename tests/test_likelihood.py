@@ -22,12 +22,13 @@ TOKENS = torch.randint(32, (3, 3, 4), generator=torch.Generator().manual_seed(0)
 LABELS = torch.tensor([0, 1, 2])
 
 
+@torch.inference_mode()
 def test_raster_surprise_is_what_the_sampler_would_pay_step_by_step(tiny_model: ImageGPT) -> None:
     told = surprise(tiny_model, TOKENS, LABELS, order="raster").flatten(1)
     positions = cell_positions(3, 4, tiny_model.gpt.config.centred).expand(3, -1, -1)
     cache = tiny_model.gpt.start(LABELS, 12)
     for i, tokens in enumerate(TOKENS.flatten(1).T):
-        chances = tiny_model.gpt.predict(positions[:, i : i + 1], cache)[:, 0].softmax(-1)
+        chances = tiny_model.gpt.head(tiny_model.gpt.predict(positions[:, i : i + 1], cache)[0])[:, 0].softmax(-1)
         assert torch.allclose(told[:, i].float(), -chances[torch.arange(3), tokens].log2(), atol=1e-4)
         tiny_model.gpt.remember(tokens[:, None], positions[:, i : i + 1], cache)
 

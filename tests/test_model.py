@@ -66,12 +66,13 @@ def test_the_probabilities_of_all_pictures_sum_to_one_in_every_order(grid: tuple
 
 
 @pytest.mark.parametrize("chunks", [(1,) * 12, (1, 3, 5, 3), (6, 6), (12,)])
+@torch.inference_mode()
 def test_logits_with_the_cache_equal_logits_without(chunks: tuple[int, ...]) -> None:
     gpt, (tokens_BL, positions_BL2, labels_B) = make(), sequence(3, 4)
     full = gpt(tokens_BL, positions_BL2, labels_B)
     cache, done = gpt.start(labels_B, 12), 0
     for chunk in chunks:
-        asked = gpt.predict(positions_BL2[:, done : done + 1], cache)
+        asked = gpt.head(gpt.predict(positions_BL2[:, done : done + 1], cache)[0])
         assert torch.allclose(asked[:, 0], full[:, done], atol=1e-5)
         gpt.remember(tokens_BL[:, done : done + chunk], positions_BL2[:, done : done + chunk], cache)
         done += chunk
@@ -105,7 +106,20 @@ def test_cells_asked_together_get_the_logits_they_get_alone() -> None:
     gpt.remember(tokens_BL[:, :5], positions_BL2[:, :5], cache)
     together = gpt.predict(positions_BL2[:, 5:], cache)
     alone = [gpt.predict(positions_BL2[:, i : i + 1], cache) for i in range(5, 12)]
-    assert torch.allclose(together, torch.cat(alone, dim=1), atol=1e-5)
+    for answers, each in zip(together, zip(*alone, strict=True), strict=True):
+        assert torch.allclose(answers, torch.cat(each, dim=1), atol=1e-5)
+
+
+def test_the_opinion_before_the_last_query_block_is_the_answer_of_a_gpt_without_it() -> None:
+    gpt, (tokens_BL, positions_BL2, labels_B) = make(layers=4), sequence(3, 4)
+    found = []
+    for _ in range(2):
+        cache = gpt.start(labels_B, 12)
+        gpt.remember(tokens_BL[:, :5], positions_BL2[:, :5], cache)
+        found.append(gpt.predict(positions_BL2[:, 5:], cache))
+        gpt.query_blocks = gpt.query_blocks[:-1]
+    (last, before), (shorter, _) = found
+    assert torch.equal(before, shorter) and not torch.allclose(before, last, atol=1e-3)
 
 
 def test_rotation_depends_on_the_distance_of_two_cells_only() -> None:

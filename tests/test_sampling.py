@@ -14,7 +14,7 @@ from igpt.config import ORDERS, GPTConfig, SamplingOptions
 from igpt.model import GPT, cell_positions
 from igpt.sampling import cells_per_step, draw, drawing_order, generators, guide, keep_top_k, keep_top_p, pick, spread
 
-PLAIN = SamplingOptions(guidance=1.0, top_p=1.0)
+PLAIN = SamplingOptions(guidance=1.0, autoguidance=1.0, top_p=1.0)
 
 
 def make(vocab_size: int = 5) -> GPT:
@@ -56,8 +56,8 @@ def test_top_p_keeps_the_fewest_that_hold_p_together_and_always_one() -> None:
 
 def test_guidance_of_1_changes_nothing_and_0_forgets_the_label() -> None:
     with_label, without = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(guide(with_label, without, 1.0), with_label)
-    assert torch.equal(guide(with_label, without, 0.0), without)
+    assert torch.equal(with_label + guide(with_label, without, 1.0), with_label)
+    assert torch.allclose(with_label + guide(with_label, without, 0.0), without)
 
 
 def test_pick_takes_the_token_at_the_quantile() -> None:
@@ -83,6 +83,7 @@ def test_the_samplers_distribution_is_the_models() -> None:
     assert float((wanted - 1 / 125).abs().sum() / 2) > 4 * noise
 
 
+@torch.inference_mode()
 def test_in_random_order_the_first_cells_distribution_is_the_models_too() -> None:
     gpt, n = make(), 4000
     steps = draw(gpt, torch.zeros(n, dtype=torch.long), (2, 2), replace(PLAIN, steps=4), generators(0, n))
@@ -92,7 +93,8 @@ def test_in_random_order_the_first_cells_distribution_is_the_models_too() -> Non
         chosen = first.known_Bhw.flatten(1)[:, cell]
         seen = torch.bincount(first.tokens_Bhw.flatten(1)[chosen, cell], minlength=5) / chosen.sum()
         cache = gpt.start(torch.zeros(1, dtype=torch.long), 4)
-        wanted = gpt.predict(cell_positions(2, 2, True)[None, cell : cell + 1], cache).softmax(-1).flatten()
+        answers, _ = gpt.predict(cell_positions(2, 2, True)[None, cell : cell + 1], cache)
+        wanted = gpt.head(answers).softmax(-1).flatten()
         assert torch.allclose(seen, wanted, atol=0.06)
 
 
@@ -176,6 +178,25 @@ def test_guidance_changes_what_is_drawn_with_a_label() -> None:
     gpt = make()
     a, b = (last(gpt, 4, (4, 4), SamplingOptions(guidance=g), label=1) for g in (1.0, 5.0))
     assert not torch.equal(a, b)
+
+
+def test_autoguidance_changes_what_is_drawn_without_a_label_too() -> None:
+    gpt = make()
+    a, b = (last(gpt, 4, (4, 4), SamplingOptions(autoguidance=g), label=gpt.null_label) for g in (1.0, 5.0))
+    assert not torch.equal(a, b)
+
+
+@torch.inference_mode()
+def test_guided_tokens_come_from_guided_logits() -> None:
+    gpt, labels_B = make(), torch.zeros(1, dtype=torch.long)
+    options = SamplingOptions(temperature=0.0, guidance=2.0, autoguidance=4.0)
+    caches = [gpt.start(torch.tensor([label]), 4) for label in (0, gpt.null_label)]
+    (cell,) = cell_positions(1, 1, True)
+    answers, before = gpt.predict(cell.view(1, 1, 2), caches[0])
+    without, _ = gpt.predict(cell.view(1, 1, 2), caches[1])
+    with_label, hasty, null = (gpt.head(x).flatten() for x in (answers, before, without))
+    *_, step = draw(gpt, labels_B, (1, 1), options, generators(0, 1))  # the only step has the whole pull
+    assert int(step.tokens_Bhw) == int((with_label + 3 * (with_label - hasty) + (with_label - null)).argmax())
 
 
 def test_only_the_wanted_cells_are_drawn_and_given_ones_stay() -> None:

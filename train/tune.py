@@ -78,7 +78,7 @@ def rehearsal(gpt: GPT, views: int, seed: int) -> TokenCache:
     """What the base draws of each of its labels, to be learned along (deep generative replay, Shin et al. 2017, arXiv
     1705.08690): one "picture" a label, whose views are REHEARSED drawings again and again."""
     side = math.isqrt(gpt.config.cells)
-    faithful = SamplingOptions(guidance=1, top_p=1)  # the model as it is, not prettier
+    faithful = SamplingOptions(guidance=1, autoguidance=1, top_p=1)  # the model as it is, not prettier
     labels = torch.arange(gpt.config.labels).repeat_interleave(REHEARSED)
     grids: list[Tensor] = []
     for first in range(0, len(labels), DRAWN_AT_ONCE):
