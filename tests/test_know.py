@@ -70,7 +70,7 @@ def test_evaluate_prints_a_table_and_writes_json_and_a_page_that_needs_nothing_e
     assert told["skipped"] == [] and (told["training"], told["held_out"]) == (12, 8)
     assert SamplingOptions(**told["sampling"]) == SamplingOptions(steps=2)
     page = Path("tiny-report/report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/jpeg;base64,") == 3 and not re.search(r"https?:|<script|<link|src=\"(?!data:)", page)
+    assert page.count("data:image/jpeg;base64,") == 5 and not re.search(r"https?:|<script|<link|src=\"(?!data:)", page)
     for rows in sections.values():
         for measure in rows:
             assert measure in page and measure in out

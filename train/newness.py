@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .examine import Examination
 
 TAUGHT = 10_000  # pictures the label classifier learns from at most: it keeps them in float64
-CLOSEST = 6  # drawn pictures shown beside their nearest training pictures
+CLOSEST = 8  # drawn pictures shown above their nearest training pictures
 TILE = 160
 
 
@@ -120,23 +120,19 @@ def _judge_creativity(examination: Examination, sticks: Yardsticks) -> None:
 
 
 def _show_nearest(examination: Examination, found: dict[str, originality.Nearest]) -> None:
-    """The drawn pictures that come nearest to a training picture, each beside its nearest in every space."""
-    if not found:
-        return
-    ranking = found.get("features") or next(iter(found.values()))
-    closest = ranking.distance_QK[:, 0].argsort()[:CLOSEST].tolist()
-    rows = []
-    for i in closest:
-        tiles = [_tile(examination, near, i, key) for key, near in found.items()]
-        rows.append([(open_picture(examination.samples[i]), "drawn"), *tiles])
-    title = "The drawn pictures that come nearest to training pictures, beside those"
-    examination.report.pictures.append((title, equal_sheet(rows, TILE)))
+    """For every space the drawn pictures that come nearest to a training picture in it, above those."""
+    for key, near in found.items():
+        closest = near.distance_QK[:, 0].argsort()[:CLOSEST].tolist()
+        drawn = [(open_picture(examination.samples[i]), f"drawn, {float(near.distance_QK[i, 0]):.3f}") for i in closest]
+        told = [(_crop(examination, near, i), "training") for i in closest]
+        title = f"The drawn pictures that come nearest to training pictures in {key}, above those"
+        examination.report.pictures.append((title, equal_sheet([drawn, told], TILE)))
 
 
-def _tile(examination: Examination, near: originality.Nearest, row: int, key: str) -> tuple[Image, str]:
+def _crop(examination: Examination, near: originality.Nearest, row: int) -> Image:
+    """The crop of a training picture that is nearest to a drawn one."""
     picture = examination.art.picture(int(near.picture_QK[row, 0]))
-    crop = originality.crops(picture, examination.side)[int(near.crop_QK[row, 0])]
-    return crop, f"{key} {float(near.distance_QK[row, 0]):.3f}"
+    return originality.crops(picture, examination.side)[int(near.crop_QK[row, 0])]
 
 
 def copies(
