@@ -10,6 +10,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import date
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -229,7 +230,7 @@ class Examination:
         sets = {
             "real": vectors(self.squares(others), "real", cache),
             "reconstructed": vectors(self.decoded(others), "reconstructed", None),
-            "drawn": vectors((picture for picture, _ in zip(self.drawn(), others, strict=False)), "drawn", None),
+            "drawn": vectors(islice(self.drawn(), n), "drawn", None),
         }
         groups_N = torch.tensor([self.art.label_of[i] for i in others])
         for name, features_ND in sets.items():
