@@ -24,7 +24,7 @@ from tokenizer_vq.base import UserError
 from tokenizer_vq.images import as_rgb
 from train.gpt import cross_entropy
 
-OPTIONS = SamplingOptions(steps=2)
+OPTIONS = SamplingOptions(steps=2, guidance=1, autoguidance=1)  # pulled hard, a tiny random model says one thing only
 Capture = pytest.CaptureFixture[str]
 
 
