@@ -98,8 +98,8 @@ class ImageGPT:
     ) -> list[Image]:
         """Draw n pictures of exactly `size` pixels (256, "640x384" or (640, 384)); picture i has the seed `seed + i`.
 
-        Without a label each seed chooses one of the model's; "none" draws without. With `tile`
-        they are textures that wrap in both directions. `changes` are fields of SamplingOptions, as in
+        Without a label each seed chooses one of the model's; "none" draws without. With `tile` they are
+        textures that wrap in both directions. `changes` are fields of SamplingOptions, as in
         generate(temperature=0.9). Raises UserError on a label, size or option that cannot be.
         """
         self._check(n, label, _changed(options, changes))

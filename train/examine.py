@@ -204,7 +204,7 @@ class Examination:
                 picture.save(buffer, "PNG", compress_level=1)
                 self.samples.append(buffer.getvalue())
         names = [self.model.labels[label] if label < len(self.model.labels) else "" for label in labels[:SHOWN]]
-        tiles = list(zip(self.drawn(), names, strict=False))
+        tiles = list(zip(islice(self.drawn(), SHOWN), names, strict=True))
         rows = [tiles[i : i + ACROSS] for i in range(0, len(tiles), ACROSS)]
         self.report.pictures.insert(0, ("Drawn pictures", equal_sheet(rows, TILE)))
 
