@@ -1,8 +1,8 @@
 """Pictures of any size: composed small, where the model sees the whole, then refined upwards window by window.
 
 Notable choices:
-- one step up enlarges the picture about twice and says it in tokens again; a few of these stay, so that the
-  composition does, and the GPT draws the others anew, seeing known tokens on all sides of them;
+- one step up enlarges the picture about twice and says it in tokens again; a few cells of these stay, so that the
+  composition does, and the GPT draws the others anew, seeing known cells on all sides of them;
 - each window draws its core only; around that it sees what is known, drawn by a neighbour or kept; windows that do
   not see each other's cores are drawn together, a quarter of all in a round;
 - an edit goes the same way: at every size what the user gave is known, and only the rest is drawn;
@@ -25,19 +25,18 @@ from torch import Generator, Tensor
 
 from igpt.config import SamplingOptions
 from igpt.image_gpt import ImageGPT
+from igpt.model import to_cells, to_grid
 from igpt.sampling import Step, draw, generators
-from igpt.sizes import ladder
+from igpt.sizes import LARGEST_SPRITE, Grid
 from tokenizer_vq.images import fit_cover
 
 from .windows import Span, decode, encode, window_for, wrapped
 
-KEPT = 1  # of every 2x2 tokens of an enlarged picture stays; with 2 what is added looks blurred
-BESIDE = 2  # cells around what was given of which none stays
+KEPT = 1  # of every 2x2 cells of an enlarged picture stays; with 2 what is added looks blurred
+BESIDE = 2  # tokens around what was given of which none stays
 TOGETHER = 8  # windows that are drawn at once
 BORDER = 8  # pixels over which a drawn part turns into the picture around it
-LANCZOS = Image.Resampling.LANCZOS
-
-Grid = tuple[int, int]
+LANCZOS, NEAREST, BOX = Image.Resampling.LANCZOS, Image.Resampling.NEAREST, Image.Resampling.BOX
 
 
 class Drawing(NamedTuple):
@@ -55,32 +54,52 @@ class Given(NamedTuple):
     tokens_hw: Tensor | None = None  # the picture's own, if it carries them
 
 
-# Pixels and cells
+# Pixels and tokens
 
 
-def lay(picture: Image.Image, width: int, height: int, resample: Image.Resampling = LANCZOS) -> Image.Image:
-    """The inverse of `fit_cover`: the picture as large as fits into the middle, continued at its edges."""
-    scale = min(width / picture.width, height / picture.height)
-    inner = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+def lay(model: ImageGPT, picture: Image.Image, grid: Grid, resample: Image.Resampling = LANCZOS) -> Image.Image:
+    """A picture in the pixels of a grid: as large as fits into the middle, continued at its edges.
+
+    The inverse of `cover`. Where a token is a pixel nothing is resampled, but every so many pixels one is taken.
+    """
+    height, width = (side * model.downsample for side in grid)
+    if model.downsample == 1:
+        times = model.grids.enlarged(*picture.size) if max(picture.size) > LARGEST_SPRITE else 1
+        times = max(times, -(-picture.width // width), -(-picture.height // height))
+        inner = -(-picture.width // times), -(-picture.height // times)
+        resample = NEAREST if resample == LANCZOS else resample
+    else:
+        scale = min(width / picture.width, height / picture.height)
+        inner = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     small = picture if picture.size == inner else picture.resize(inner, resample)
     left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
     margins = ((top, height - inner[1] - top), (left, width - inner[0] - left), (0, 0))
-    levels = np.asarray(small)
-    return Image.fromarray(np.pad(levels, margins[: levels.ndim], mode="edge"))
+    values = np.asarray(small)
+    return Image.fromarray(np.pad(values, margins[: values.ndim], mode="edge"))
 
 
-def wanted_cells(wanted: Image.Image, grid: Grid, token: int) -> Tensor:
-    """Bool [h, w]: the cells of which at least a pixel is to be drawn."""
-    laid = lay(wanted, grid[1] * token, grid[0] * token, Image.Resampling.BOX)
-    levels_HW = torch.from_numpy(np.array(laid)).float()
-    return F.max_pool2d(levels_HW[None, None], token)[0, 0] > 0
+def cover(model: ImageGPT, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture of a grid in exactly `size` pixels: its middle, resized. Where a token is a pixel, each becomes a
+    whole number of pixels a side."""
+    if model.downsample > 1:
+        return fit_cover(picture, *size)
+    times = max(-(-size[0] // picture.width), -(-size[1] // picture.height))
+    picture = picture.resize((picture.width * times, picture.height * times), NEAREST)
+    left, top = (picture.width - size[0]) // 2, (picture.height - size[1]) // 2
+    return picture.crop((left, top, left + size[0], top + size[1]))
+
+
+def wanted_tokens(model: ImageGPT, wanted: Image.Image, grid: Grid) -> Tensor:
+    """Bool [h, w]: the tokens of which at least a pixel is to be drawn."""
+    levels_HW = torch.from_numpy(np.array(lay(model, wanted, grid, BOX))).float()
+    return F.max_pool2d(levels_HW[None, None], model.downsample)[0, 0] > 0
 
 
 def laid_tokens(model: ImageGPT, given: Given, grid: Grid) -> Tensor:
     """Tokens of the given picture on a grid: its own where they are on that grid, or else it is encoded."""
     if given.tokens_hw is not None and given.tokens_hw.shape == grid:
         return given.tokens_hw.clone()
-    return encode(model, lay(given.picture, grid[1] * model.downsample, grid[0] * model.downsample))
+    return encode(model, lay(model, given.picture, grid))
 
 
 def put_in(given: Given, painted: Image.Image) -> Image.Image:
@@ -101,15 +120,16 @@ def put_in(given: Given, painted: Image.Image) -> Image.Image:
 def finish(model: ImageGPT, tokens_hw: Tensor, size: tuple[int, int], wraps: bool = False) -> Image.Image:
     """The picture of a grid in exactly `size` pixels."""
     picture = decode(model, tokens_hw, wraps)
-    return _resized(picture, size, wraps=True) if wraps else fit_cover(picture, *size)
+    return _resized(model, picture, size, wraps=True) if wraps else cover(model, picture, size)
 
 
-def _resized(picture: Image.Image, size: tuple[int, int], wraps: bool) -> Image.Image:
+def _resized(model: ImageGPT, picture: Image.Image, size: tuple[int, int], wraps: bool) -> Image.Image:
+    resample = LANCZOS if model.downsample > 1 else NEAREST
     if not wraps or picture.size == size:
-        return picture.resize(size, LANCZOS)
+        return picture.resize(size, resample)
     margin = 64  # pixels beyond the edge: more than Lanczos looks at when it halves or doubles
     box = (margin, margin, margin + picture.width, margin + picture.height)
-    return wrapped(picture, margin).resize(size, LANCZOS, box)
+    return wrapped(picture, margin).resize(size, resample, box)
 
 
 # Drawing
@@ -122,11 +142,11 @@ def paint(
     """Draws a picture for each generator and label (`ImageGPT.label_numbers`), yielding all of them after every step;
     those of the last one are complete.
 
-    `levels` is the picture's `ladder`, or its beginning. With `given` only the wanted part is drawn, with `start` only
-    the unknown cells of the composition, from which the rest follows.
+    `levels` is the picture's pyramid of grids. With `given` only the wanted part is drawn, with `start` only the unknown
+    tokens of the composition, from which the rest follows.
     """
     if given is not None:
-        unknown_hw = wanted_cells(given.wanted, levels[0], model.downsample)
+        unknown_hw = wanted_tokens(model, given.wanted, levels[0])
         start = Drawing(laid_tokens(model, given, levels[0]), ~unknown_hw)
     for step in _compose(model, levels[0], labels_B, seeds, options, start, wraps):
         drawings = [Drawing(*pair) for pair in zip(step.tokens_Bhw, step.known_Bhw, strict=True)]
@@ -140,13 +160,13 @@ def paint(
 
 
 def share_drawn(levels: Sequence[Grid], drawings: Sequence[Drawing]) -> float:
-    """How much of the work is done, 0 to 1, counting the cells of all levels."""
-    cells = [h * w for h, w in levels]
+    """How much of the work is done, 0 to 1, counting the tokens of all levels."""
+    tokens = [h * w for h, w in levels]
     done = 0
     for drawing in drawings:
         level = list(levels).index(tuple(drawing.tokens_hw.shape))  # type: ignore[arg-type]
-        done += sum(cells[:level]) + int(drawing.known_hw.sum())
-    return done / (sum(cells) * len(drawings))
+        done += sum(tokens[:level]) + int(drawing.known_hw.sum())
+    return done / (sum(tokens) * len(drawings))
 
 
 def _compose(
@@ -160,14 +180,14 @@ def _compose(
     if not wraps or step is None:
         return
     # Rolled by half, the edges meet in a cross in the middle, which is drawn anew with both sides in sight.
-    h, w = grid
-    known_hw = torch.ones(grid, dtype=torch.bool)
-    for axis, length in ((0, h), (1, w)):
-        band = max(1, length // 8)
-        known_hw.index_fill_(axis, torch.arange(length // 2 - band, length // 2 + band), False)
-    rolled_Bhw = step.tokens_Bhw.roll((h // 2, w // 2), (1, 2))
-    for step in draw(model.gpt, labels_B, grid, options, seeds, rolled_Bhw, known_hw):
-        yield Step(*(x.roll((-(h // 2), -(w // 2)), (1, 2)) for x in step))
+    cell, known_hw = model.gpt.config.cell, torch.ones(grid, dtype=torch.bool)
+    shifts = []
+    for axis, length in enumerate(grid):
+        middle, band = length // cell // 2, max(1, length // cell // 8)
+        known_hw.index_fill_(axis, torch.arange((middle - band) * cell, (middle + band) * cell) % length, False)
+        shifts.append(middle * cell)
+    for step in draw(model.gpt, labels_B, grid, options, seeds, step.tokens_Bhw.roll(shifts, (1, 2)), known_hw):
+        yield Step(*(x.roll([-shift for shift in shifts], (1, 2)) for x in step))
 
 
 def _enlarged(
@@ -175,13 +195,14 @@ def _enlarged(
 ) -> Drawing:
     """The picture of the tokens on a finer grid; known are the tokens that stay and those that were given."""
     size = grid[1] * model.downsample, grid[0] * model.downsample
-    picture = _resized(decode(model, tokens_hw, wraps), size, wraps)
-    known_hw = scattered(grid, generator)
+    picture = _resized(model, decode(model, tokens_hw, wraps), size, wraps)
+    known_hw = scattered(grid, model.gpt.config.cell, generator)
     if given is None:
         return Drawing(encode(model, picture, wraps), known_hw)
-    wanted = lay(given.wanted, *size, Image.Resampling.BOX)
-    finer_hw = encode(model, Image.composite(picture, lay(given.picture, *size), wanted))
-    unknown_hw = wanted_cells(given.wanted, grid, model.downsample)
+    finer_hw = encode(
+        model, Image.composite(picture, lay(model, given.picture, grid), lay(model, given.wanted, grid, BOX))
+    )
+    unknown_hw = wanted_tokens(model, given.wanted, grid)
     if given.tokens_hw is not None and given.tokens_hw.shape == grid:
         finer_hw = torch.where(unknown_hw, finer_hw, given.tokens_hw)
     # Beside what was given nothing of the enlarged picture stays, so that the one is drawn into the other.
@@ -189,51 +210,58 @@ def _enlarged(
     return Drawing(finer_hw, (known_hw & ~beside_hw) | ~unknown_hw)
 
 
-def scattered(grid: Grid, generator: Generator) -> Tensor:
+def scattered(grid: Grid, cell: int, generator: Generator) -> Tensor:
     """Bool [h, w]: KEPT random cells of every 2x2, so that windows know equally many and can be drawn together."""
-    h, w = grid
+    h, w = (side // cell for side in grid)
     blocks_hwK = torch.rand((h + 1) // 2, (w + 1) // 2, 4, generator=generator).argsort(-1) < KEPT
-    return rearrange(blocks_hwK, "h w (a b) -> (h a) (w b)", a=2)[:h, :w]
+    cells_hw = rearrange(blocks_hwK, "h w (a b) -> (h a) (w b)", a=2)[:h, :w]
+    return cells_hw.repeat_interleave(cell, 0).repeat_interleave(cell, 1)
 
 
 def redraw(
     model: ImageGPT, begun: Drawing, label: int, generator: Generator, options: SamplingOptions, wraps: bool
 ) -> Iterator[Drawing]:
-    """Draws the unknown cells of a grid of any size, yielding again and again. Known cells are never redrawn.
+    """Draws the unknown tokens of a grid of any size, yielding again and again. Known ones are never redrawn.
 
-    Cells still unknown in what is yielded have the tokens of the enlarged picture.
+    Tokens still unknown in what is yielded are those of the enlarged picture.
     """
-    grid = h, w = begun.known_hw.shape[0], begun.known_hw.shape[1]
-    tokens_L, known_L = begun.tokens_hw.flatten().clone(), begun.known_hw.flatten().clone()
-    for cells_Whw, core_Whw in token_windows(h, w, model.native_cells, wraps):
-        given_Whw = known_L[cells_Whw]
-        wanted_Whw = core_Whw & ~given_Whw
+    cell = model.gpt.config.cell
+    rows, columns = (side // cell for side in begun.known_hw.shape)
+    tokens_Ln, known_Ln = (to_cells(x[None], cell)[0].clone() for x in begun)
+    for cells_Whw, core_Whw in cell_windows(rows, columns, model.gpt.config.cells, wraps):
+        window = cells_Whw.shape[1], cells_Whw.shape[2]
+        whole_Whw = known_Ln[cells_Whw].all(-1)
+        wanted_Whw = core_Whw & ~whole_Whw
         numbers = torch.randint(2**62, (len(cells_Whw),), generator=generator).tolist()
         # Only windows with equally many cells to see and to draw make a batch.
-        counts = given_Whw.sum((1, 2)) * 2 * cells_Whw[0].numel() + wanted_Whw.sum((1, 2))
+        counts = whole_Whw.sum((1, 2)) * 2 * cells_Whw[0].numel() + wanted_Whw.sum((1, 2))
         for count in sorted(set(counts.tolist())):
             for some in (counts == count).nonzero().squeeze(-1).split(TOGETHER):
                 cells_Bhw, wanted_Bhw = cells_Whw[some], wanted_Whw[some]
-                window = cells_Bhw.shape[1], cells_Bhw.shape[2]
                 share = float(wanted_Bhw.float().mean())
                 if not share:
                     continue
                 own = replace(options, steps=math.ceil(options.steps * share**0.5))  # what is known helps
+                wanted_Bhwn = wanted_Bhw.unsqueeze(-1).expand(*wanted_Bhw.shape, cell**2)
+                tokens_Bhw, given_Bhw, asked_Bhw = (
+                    to_grid(x.flatten(1, 2), window[0], cell)
+                    for x in (tokens_Ln[cells_Bhw], known_Ln[cells_Bhw], wanted_Bhwn)
+                )
                 *_, step = draw(
-                    model.gpt, torch.full((len(some),), label), window, own,
-                    [Generator().manual_seed(numbers[i]) for i in some], tokens_L[cells_Bhw], given_Whw[some],
-                    wanted_Bhw,
+                    model.gpt, torch.full((len(some),), label), (window[0] * cell, window[1] * cell), own,
+                    [Generator().manual_seed(numbers[i]) for i in some], tokens_Bhw, given_Bhw, asked_Bhw,
                 )  # fmt: skip
-                tokens_L[cells_Bhw[wanted_Bhw]] = step.tokens_Bhw[wanted_Bhw]
-                known_L[cells_Bhw[wanted_Bhw]] = True
-                yield Drawing(tokens_L.view(grid).clone(), known_L.view(grid).clone())
-    yield Drawing(tokens_L.view(grid), known_L.view(grid))
+                drawn_Bhwn = to_cells(step.tokens_Bhw, cell).view(*wanted_Bhwn.shape)
+                tokens_Ln[cells_Bhw[wanted_Bhw]] = drawn_Bhwn[wanted_Bhw]
+                known_Ln[cells_Bhw[wanted_Bhw]] = True
+                yield Drawing(*(to_grid(x[None], rows, cell)[0] for x in (tokens_Ln, known_Ln)))
+    yield Drawing(*(to_grid(x[None], rows, cell)[0] for x in (tokens_Ln, known_Ln)))
 
 
-# Windows of tokens
+# Windows of cells
 
 
-def token_windows(h: int, w: int, native_cells: int, wraps: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def cell_windows(h: int, w: int, native_cells: int, wraps: bool) -> Iterator[tuple[Tensor, Tensor]]:
     """Rounds of windows of at most `native_cells`: the numbers of their cells and their cores (bool), both [W, h, w].
 
     Cores tile the grid; no window of a round has another's core in sight.
@@ -283,7 +311,7 @@ def cores(length: int, window: int, wraps: bool) -> list[tuple[int, Span]]:
 
 
 def levels_for(model: ImageGPT, size: tuple[int, int]) -> list[Grid]:
-    return ladder(*size, model.downsample, model.native_cells)
+    return model.grids.pyramid(*size)
 
 
 def pictures(
@@ -318,7 +346,7 @@ def preview(model: ImageGPT, drawing: Drawing, size: tuple[int, int], wraps: boo
     """An unfinished picture in its final size. What is not drawn yet is mid-grey in a composition; later on it is the
     enlarged composition."""
     h, w = drawing.known_hw.shape
-    if bool(drawing.known_hw.all()) or h * w > model.native_cells:
+    if bool(drawing.known_hw.all()) or h * w > model.gpt.config.cells * model.gpt.config.cell**2:
         return finish(model, drawing.tokens_hw, size, wraps)
     (picture,) = model.decode(drawing.tokens_hw[None], drawing.known_hw[None])
-    return fit_cover(picture, *size)
+    return cover(model, picture, size)

@@ -23,7 +23,7 @@ from igpt.sampling import generators
 from tokenizer_vq.base import UserError
 from tokenizer_vq.images import as_rgb, fit_cover, open_picture
 
-from .canvas import Drawing, Given, finish, laid_tokens, levels_for, paint, put_in, wanted_cells
+from .canvas import Drawing, Given, finish, laid_tokens, levels_for, paint, put_in, wanted_tokens
 from .files import LARGEST_PICTURE, Recipe, digest, read_recipe
 
 FIELD = 4  # blobs a side of the pattern in which two pictures are blended
@@ -178,13 +178,15 @@ def vary(model: ImageGPT, source: Source, strength: float) -> Edit:
     grid = levels_for(model, size)[0]
 
     def begin(seed: int) -> Drawing:
-        known_hw = torch.rand(grid, generator=Generator().manual_seed(seed)) >= strength
+        cell = model.gpt.config.cell
+        cells_hw = torch.rand([side // cell for side in grid], generator=Generator().manual_seed(seed)) >= strength
+        known_hw = cells_hw.repeat_interleave(cell, 0).repeat_interleave(cell, 1)
         return Drawing(laid_tokens(model, nothing, grid), known_hw)
 
     return Edit("vary", size, source.label, begin)
 
 
-def blend(a: Source, b: Source, mix: float, token: int) -> Edit:
+def blend(model: ImageGPT, a: Source, b: Source, mix: float) -> Edit:
     """Parts of A and parts of B in a random pattern of blobs, with what lies between drawn; `mix` is the share of B.
 
     B is cut to the proportions of A. Raises UserError for a mix outside 0 to 1.
@@ -205,8 +207,8 @@ def blend(a: Source, b: Source, mix: float, token: int) -> Edit:
         wanted = _mask((field_HW > low) & (field_HW < high))
         tokens_hw = None
         if own_tokens and a.tokens_hw is not None and b.tokens_hw is not None:
-            cells_hw = wanted_cells(of_b, (a.tokens_hw.shape[0], a.tokens_hw.shape[1]), token)
-            tokens_hw = torch.where(cells_hw, b.tokens_hw, a.tokens_hw)
+            from_b_hw = wanted_tokens(model, of_b, (a.tokens_hw.shape[0], a.tokens_hw.shape[1]))
+            tokens_hw = torch.where(from_b_hw, b.tokens_hw, a.tokens_hw)
         return Given(Image.composite(other, a.picture, of_b), wanted, tokens_hw)
 
     return Edit("blend", size, a.label if a.label == b.label else None, begin)
@@ -230,7 +232,7 @@ def labelled(model: ImageGPT, edit: Edit, label: str | None) -> Edit:
         return edit._replace(label=model.labels_for(label or edit.label, 0)[0])
     begun, grid = edit.begin(0), levels_for(model, edit.size)[0]
     if isinstance(begun, Given):
-        begun = Drawing(laid_tokens(model, begun, grid), ~wanted_cells(begun.wanted, grid, model.downsample))
+        begun = Drawing(laid_tokens(model, begun, grid), ~wanted_tokens(model, begun.wanted, grid))
     known_hw = begun.known_hw if begun.known_hw.any() else torch.ones_like(begun.known_hw)
     return edit._replace(label=model.guess_label(begun.tokens_hw, known_hw))
 
@@ -249,7 +251,7 @@ def finish_edit(model: ImageGPT, edit: Edit, seed: int, tokens_hw: Tensor) -> Pi
     begun, grid = edit.begin(seed), (tokens_hw.shape[0], tokens_hw.shape[1])
     painted = finish(model, tokens_hw, edit.size)
     if isinstance(begun, Given):
-        return Piece(put_in(begun, painted), tokens_hw, ~wanted_cells(begun.wanted, grid, model.downsample))
+        return Piece(put_in(begun, painted), tokens_hw, ~wanted_tokens(model, begun.wanted, grid))
     on_one_level = begun.known_hw.shape == grid
     return Piece(painted, tokens_hw, begun.known_hw if on_one_level else torch.zeros(grid, dtype=torch.bool))
 

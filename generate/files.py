@@ -1,8 +1,7 @@
 """Pictures on disk: their names, the recipe inside each PNG, and writing that never overwrites and is never half done.
 
 The recipe is a text chunk `igpt` of JSON in the PNG: all that made the picture, down to its grid of tokens, so that it
-can be drawn again. Pictures come from strangers, so every field is checked on the way in. Version 1 knew neither
-pictures drawn on several grids nor edits, and is still read. Imports no torch.
+can be drawn again. Pictures come from strangers, so every field is checked on the way in. Imports no torch.
 """
 
 from __future__ import annotations
@@ -32,9 +31,8 @@ from igpt.sizes import LARGEST_GRID
 from tokenizer_vq.base import UserError
 
 CHUNK = "igpt"
-RECIPE_VERSION = 2
-OLDER_VERSIONS = (1,)
-LARGEST_RECIPE = 1 << 20  # characters of JSON; a 16x16 grid needs about a thousand
+RECIPE_VERSION = 3
+LARGEST_RECIPE = 1 << 20  # characters of JSON; a 32x32 grid needs about four thousand
 LARGEST_PICTURE = 100_000_000  # pixels; an edited picture may be larger than one that can be generated
 LARGEST_SEED = 2**63 - 1  # what a torch generator takes
 LONGEST_STEM = 50  # characters of a label in a file name: file systems allow 255 bytes, a character may have four
@@ -59,12 +57,12 @@ class Recipe:
     tokens: tuple[int, ...]
     command: str = "generate"
     tile: bool = False  # whether it wraps around
-    given: tuple[bool, ...] = ()  # the cells that an edit took over, row by row; empty: none
+    given: tuple[bool, ...] = ()  # the tokens that an edit took over, row by row; empty: none
     pixels: str = ""  # SHA-256 of the picture's pixels, by which later changes are noticed
 
     def to_json(self, indent: int | None = None) -> str:
         """ASCII JSON, the inverse of `from_json`. The tokens become base64 of little-endian 16-bit numbers, the given
-        cells base64 of bits, the first one lowest."""
+        ones base64 of bits, the first one lowest."""
         tokens = struct.pack(f"<{len(self.tokens)}H", *self.tokens)
         bits = "".join("01"[bit] for bit in reversed(self.given))
         given = int(bits or "0", 2).to_bytes(-(-len(self.given) // 8), "little")
@@ -79,13 +77,12 @@ class Recipe:
         record = json.loads(text)
         if not isinstance(record, dict):
             raise ValueError("it is no JSON object")
-        if (version := _typed(record, "version", int)) not in (RECIPE_VERSION, *OLDER_VERSIONS):
-            raise ValueError(f"it has version {version}, this igpt knows up to version {RECIPE_VERSION}")
-        record = {"command": cls.command, "tile": cls.tile, "given": "", "pixels": cls.pixels, **record}
+        if (version := _typed(record, "version", int)) != RECIPE_VERSION:
+            raise ValueError(f"it is a recipe of version {version}, this igpt reads version {RECIPE_VERSION}")
         seed, (rows, columns) = _typed(record, "seed", int), _pair(record, "grid")
         packed = base64.b64decode(_typed(record, "tokens", str), validate=True)
-        cells, (width, height) = rows * columns, _pair(record, "size")
-        if not 0 <= seed <= LARGEST_SEED or min(rows, columns) < 1 or len(packed) != 2 * cells or cells > LARGEST_GRID:
+        tokens, (width, height) = rows * columns, _pair(record, "size")
+        if not 0 <= seed <= LARGEST_SEED or min(rows, columns) < 1 or len(packed) != 2 * tokens or tokens > LARGEST_GRID:
             raise ValueError("its seed, grid and tokens do not agree")
         if min(width, height) < 1 or width * height > LARGEST_PICTURE:
             raise ValueError(f"its size is {width}x{height}")
@@ -97,10 +94,10 @@ class Recipe:
             size=(width, height),
             options=_options(_typed(record, "options", dict)),
             grid=(rows, columns),
-            tokens=struct.unpack(f"<{cells}H", packed),
+            tokens=struct.unpack(f"<{tokens}H", packed),
             command=_typed(record, "command", str),
             tile=_typed(record, "tile", bool),
-            given=_bits(_typed(record, "given", str), cells),
+            given=_bits(_typed(record, "given", str), tokens),
             pixels=_typed(record, "pixels", str),
         )
 
@@ -123,7 +120,7 @@ def _bits(text: str, count: int) -> tuple[bool, ...]:
     """The inverse of what `to_json` does to `given`."""
     packed = base64.b64decode(text, validate=True)
     if len(packed) not in (0, -(-count // 8)):
-        raise ValueError("its given cells are not those of its grid")
+        raise ValueError("its given tokens are not those of its grid")
     return tuple(bool(packed[i // 8] >> i % 8 & 1) for i in range(count)) if packed else ()
 
 
@@ -137,7 +134,7 @@ def _options(record: dict[str, Any]) -> SamplingOptions:
             raise ValueError(f"the option {key} is of type {type(value).__name__}")
         if wanted is float and not math.isfinite(value):
             raise ValueError(f"the option {key} is {value}")
-    options = SamplingOptions(**{"autoguidance": 1.0} | record)  # which the first recipes had not
+    options = SamplingOptions(**record)
     options.check()
     return options
 

@@ -13,9 +13,10 @@ from PIL.Image import Image
 from igpt.config import SamplingOptions
 from igpt.image_gpt import BATCH, ImageGPT
 from igpt.sampling import generators
+from igpt.sizes import Grid
 from tokenizer_vq.base import UserError
 
-from .canvas import Drawing, Grid, finish, levels_for, paint, share_drawn
+from .canvas import Drawing, finish, levels_for, paint, share_drawn
 from .edit import Edit, draw_edit, finish_edit
 from .files import Output, Recipe, digest, stem_for, write_file, write_picture
 from .sheet import contact_sheet, thumbnail
@@ -132,18 +133,15 @@ def replay(
 
 
 def _levels(model: ImageGPT, recipe: Recipe) -> list[Grid]:
-    """The grids on which the picture of a recipe was drawn: earlier versions of igpt ended with the composition.
-
-    Raises UserError for a grid that this model would not have chosen.
-    """
+    """The grids on which the picture of a recipe was drawn. Raises UserError where this model would choose others."""
     levels = levels_for(model, recipe.size)
-    if recipe.grid not in levels:
+    if recipe.grid != levels[-1]:
         rows, columns = recipe.grid
         raise UserError(
-            f"the recipe's grid of {rows}x{columns} tokens is none on which a picture of {recipe.size[0]}x"
+            f"the recipe's grid of {rows}x{columns} tokens is not that on which a picture of {recipe.size[0]}x"
             f"{recipe.size[1]} pixels is drawn; --from-tokens gives the recorded picture"
         )
-    return levels[: levels.index(recipe.grid) + 1]
+    return levels
 
 
 def _again(model: ImageGPT, recipe: Recipe) -> Iterator[list[Drawing]] | None:
@@ -180,10 +178,10 @@ def _last(frames: Iterator[list[Drawing]], levels: Sequence[Grid], n: int, quiet
         return drawings
     from tqdm import tqdm
 
-    cells = n * sum(h * w for h, w in levels)
-    with tqdm(total=cells, unit="cell", leave=False) as bar:
+    tokens = n * sum(h * w for h, w in levels)
+    with tqdm(total=tokens, unit="token", leave=False) as bar:
         for drawings in frames:
-            bar.update(round(share_drawn(levels, drawings) * cells) - bar.n)
+            bar.update(round(share_drawn(levels, drawings) * tokens) - bar.n)
     return drawings
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from igpt.image_gpt import ImageGPT
 from tokenizer_vq.images import to_tensor
 
-WINDOW = 32  # tokens a side that are encoded or decoded at once; 512 pixels where a token has 16
-MARGIN = 2  # tokens at the border of a window that are not used: they saw too little of what is beyond
-BLEND = 4  # tokens over which one decoded window turns into the next
+WINDOW = 64  # tokens a side that are encoded or decoded at once; 512 pixels where a token has 8
+MARGIN = 4  # tokens at the border of a window that are not used: they saw too little of what is beyond
+BLEND = 8  # tokens over which one decoded window turns into the next
 OVERLAP = 2 * MARGIN + BLEND
 WRAP = OVERLAP  # tokens by which a texture is continued with its other side
 

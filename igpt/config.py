@@ -8,37 +8,46 @@ from tokenizer_vq.base import UserError
 
 DEFAULT_MODEL = "paintings"
 NO_LABEL = "none"  # asks for a picture of no label in particular, where leaving the label out lets one be chosen
+ANY_LABEL = "any"  # chooses among all labels, where leaving the label out chooses among those that the model draws well
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Shape of the any-order GPT. Half of `layers` are content blocks, half are query blocks."""
+    """Shape of the any-order GPT. Half of `layers` are content blocks, half are query blocks.
+
+    Raises ValueError on shapes that no GPT can have.
+    """
 
     vocab_size: int
     labels: int  # not counting the null label; 0 = unconditional
     layers: int = 12
     width: int = 512
     heads: int = 8
-    hidden: int | None = None  # of SwiGLU; None = 8/3 of the width, rounded up to a multiple of 64
-    cells: int = 256  # grid cells of a picture in training: its native size
+    cell: int = 2  # tokens a side that are drawn as one; 1 has no local head
+    head_layers: int = 3  # feed-forward layers of the local head
+    cells: int = 256  # of a picture in training: its native size
     dropout: float = 0.1
-    qk_norm: bool = True
     rope_base: float = 100.0  # grids have tens of cells a side, not thousands of words
-    centred: bool = True  # count rows and columns from the middle of the grid; False = from its top left corner
-    label_turn: float = 1.0  # 1 leaves the label's key alone; 0 blanks it, as ARPG's published weights expect
-    norm_eps: float = 1e-5
 
-    @classmethod
-    def arpg(cls, layers: int, width: int, heads: int) -> GPTConfig:
-        """ARPG-L is (24, 1024, 16), ARPG-XL is (36, 1280, 20) (Li et al. 2025, arXiv 2503.10568, table 1)."""
-        hidden = -(-int(8 * width / 3) // 256) * 256
-        return cls(
-            16384, 1000, layers, width, heads, hidden,
-            qk_norm=False, rope_base=10000.0, centred=False, label_turn=0.0,
-        )  # fmt: skip
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("vocab_size", 1), ("labels", 0), ("layers", 2), ("width", 1), ("heads", 1), ("cell", 1),
+            ("head_layers", 0), ("cells", 1),
+        ):  # fmt: skip
+            if type(value := getattr(self, name)) is not int or value < least:
+                raise ValueError(f"{name} is {value!r}; a whole number of {least} or more is wanted")
+        if self.layers % 2 or self.width % (4 * self.heads):
+            raise ValueError(
+                f"got {self.layers} layers, {self.width} wide, {self.heads} heads; an even number of layers and a width "
+                "that is a multiple of 4 * heads are wanted"
+            )
+        if self.width % self.cell**2:
+            raise ValueError(f"a cell of {self.cell}x{self.cell} tokens does not divide a width of {self.width}")
+        if not 0 <= self.dropout < 1 or not 1 < self.rope_base < 1e9:
+            raise ValueError(f"dropout {self.dropout} and rope_base {self.rope_base} cannot be")
 
 
-ORDERS = ("random", "spread", "raster")
+ORDERS = ("random", "raster")
 
 
 @dataclass(frozen=True)
@@ -49,9 +58,8 @@ class SamplingOptions:
     temperature: float = 1.0  # below 1 the likelier tokens win more often; 0 always takes the likeliest
     top_k: int = 0  # only the k likeliest tokens; 0 = all
     top_p: float = 0.95  # only the likeliest tokens that hold this much probability together
-    guidance: float = 4.0  # how hard to pull towards the label, reached at the last step; 1 = not at all
-    autoguidance: float = 3.0  # how hard to pull away from the GPT's opinion one block earlier, likewise
-    order: str = "random"  # of the cells: "random", "spread" (evenly), or "raster" (rows from the top, one cell a step)
+    guidance: float = 3.0  # how hard to pull towards the label, reached at the last step; 1 = not at all
+    order: str = "random"  # of the cells: "random", or "raster" (rows from the top, one cell a step)
 
     def check(self) -> None:
         """Raises UserError, with the value received, on options that cannot be meant."""
@@ -63,9 +71,8 @@ class SamplingOptions:
             raise UserError(f"top-k is {self.top_k}; 0 (all tokens) or more is wanted")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top-p is {self.top_p}; a share above 0 and up to 1 is wanted")
-        for name in ("guidance", "autoguidance"):
-            if not 0 <= getattr(self, name) <= 100:
-                raise UserError(f"{name} is {getattr(self, name)}; a number from 0 to 100 is wanted")
+        if not 0 <= self.guidance <= 100:
+            raise UserError(f"guidance is {self.guidance}; a number from 0 to 100 is wanted")
         if self.order not in ORDERS:
             raise UserError(f"order is {self.order!r}; one of {', '.join(ORDERS)} is wanted")
 

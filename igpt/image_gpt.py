@@ -10,25 +10,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL.Image import Image
 from torch import Tensor
 
 from tokenizer_vq.base import UserError
-from tokenizer_vq.images import fit_cover, to_picture
+from tokenizer_vq.images import to_picture
 
 from . import checkpoint
-from .config import ANCHORS, DEFAULT_KEEP, DEFAULT_MIX, DEFAULT_MODEL, DEFAULT_STRENGTH, NO_LABEL, SamplingOptions
+from .config import (
+    ANCHORS,
+    ANY_LABEL,
+    DEFAULT_KEEP,
+    DEFAULT_MIX,
+    DEFAULT_MODEL,
+    DEFAULT_STRENGTH,
+    NO_LABEL,
+    SamplingOptions,
+)
 from .device import fast_bf16, pick_device
-from .model import GPT, cell_positions
+from .likelihood import label_nats
+from .model import GPT
 from .sampling import Step, draw, generators
 from .siblings import sibling
-from .sizes import DEFAULT_SIZE, grid_for, ladder, parse_size
+from .sizes import Grids, parse_size
 
 Size = int | str | tuple[int, int]
 Picture = str | Path | Image  # to edit; a file made by the same model brings its exact tokens along
 BATCH = 16  # pictures drawn at once, so that any number fits into memory; a picture is the same in any batch
-GUESSED_FROM = 64  # known cells of a picture by which its label is guessed; twice as many guess no better
 
 
 class ImageGPT:
@@ -89,17 +97,18 @@ class ImageGPT:
     def generate(
         self,
         n: int = 1,
-        size: Size = DEFAULT_SIZE,
+        size: Size | None = None,
         label: str | None = None,
         seed: int = 0,
         options: SamplingOptions | None = None,
         tile: bool = False,
         **changes: Any,
     ) -> list[Image]:
-        """Draw n pictures of exactly `size` pixels (256, "640x384" or (640, 384)); picture i has the seed `seed + i`.
+        """Draw n pictures of exactly `size` pixels (256, "640x384" or (640, 384); default: the model's native size);
+        picture i has the seed `seed + i`.
 
-        Without a label each seed chooses one of the model's; "none" draws without. With `tile` they are
-        textures that wrap in both directions. `changes` are fields of SamplingOptions, as in
+        Without a label each seed chooses one that the model draws well; "any" chooses among all, "none" draws without.
+        With `tile` they are textures that wrap in both directions. `changes` are fields of SamplingOptions, as in
         generate(temperature=0.9). Raises UserError on a label, size or option that cannot be.
         """
         self._check(n, label, _changed(options, changes))
@@ -113,7 +122,7 @@ class ImageGPT:
     def stream(
         self,
         n: int = 1,
-        size: Size = DEFAULT_SIZE,
+        size: Size | None = None,
         label: str | None = None,
         seed: int = 0,
         options: SamplingOptions | None = None,
@@ -125,19 +134,10 @@ class ImageGPT:
 
         Larger pictures than the model composes, and textures, show again and again while they are refined.
         """
-        width, height = parse_size(size)
         options = _changed(options, changes)
         self._check(n, label, options)
-        if tile or len(ladder(width, height, self.downsample, self.native_cells)) > 1:
-            canvas = sibling("generate.canvas")
-            yield from canvas.pictures(self, n, (width, height), label, seed, options, tile, previews)
-            return
-        grid = grid_for(width, height, self.downsample, self.native_cells)
-        for step in self.stream_tokens(n, grid, label, seed, options):
-            done = bool(step.known_Bhw.all())
-            if done or previews:
-                pictures = self.decode(step.tokens_Bhw, None if done else step.known_Bhw)
-                yield [fit_cover(picture, width, height) for picture in pictures]
+        canvas = sibling("generate.canvas")
+        yield from canvas.pictures(self, n, self.size(size), label, seed, options, tile, previews)
 
     # Editing pictures
 
@@ -186,7 +186,7 @@ class ImageGPT:
     ) -> list[Image]:  # fmt: skip
         """Draw parts of two pictures into one of the size of A, with new passages between; `mix` is the share of B."""
         edit = sibling("generate.edit")
-        asked = edit.blend(edit.open_source(self, a), edit.open_source(self, b), mix, self.downsample)
+        asked = edit.blend(self, edit.open_source(self, a), edit.open_source(self, b), mix)
         return self._edited(asked, n, label, seed, options, changes)
 
     def _edited(
@@ -244,40 +244,31 @@ class ImageGPT:
 
     def labels_for(self, label: str | None, seed: int, n: int = 1) -> list[str | None]:
         """What n pictures are drawn as: of `label`; without one, of a label that the seed of each chooses from those
-        the model learned last; of none in particular where NO_LABEL is asked for or the model has none (None)."""
-        if label is not None or not self.labels:
+        that the model draws well, for ANY_LABEL from all; of none in particular (None) for NO_LABEL or where the model
+        has none."""
+        anything = label == ANY_LABEL and ANY_LABEL not in self.labels
+        if not self.labels or not (label is None or anything):
             return [None if self.label_number(label) == self.gpt.null_label else label] * n
-        choice = self.provenance.get("finetuned_labels") or self.labels
+        choice = self.labels if anything else self.default_labels
         return [random.Random(f"label/{number}").choice(choice) for number in range(seed, seed + n)]
 
-    @torch.inference_mode()
     def guess_label(self, tokens_hw: Tensor, known_hw: Tensor) -> str:
-        """The label under which the model finds some of a picture's known cells (bool) least surprising. The same
-        every time. Raises UserError where it has no labels."""
+        """The label under which the model finds some of a picture's known cells least surprising. The same every time.
+        Raises UserError where it has no labels."""
         if not self.labels:
             raise UserError(f"the model {self.name!r} was trained without labels, so none can be guessed")
-        cells_N = known_hw.flatten().nonzero().squeeze(-1)
-        cells_L = cells_N[torch.randperm(len(cells_N), generator=generators(0, 1)[0])][:GUESSED_FROM]
-        h, w = known_hw.shape
-        positions_L2 = cell_positions(h, w, self.gpt.config.centred)[cells_L].to(self.device)
-        tokens_L = tokens_hw.flatten()[cells_L].to(self.device)
-        nats = []
-        for first in range(0, len(self.labels), BATCH):
-            labels_B = torch.arange(first, min(first + BATCH, len(self.labels)), device=self.device)
-            tokens_BL, positions_BL2 = (x.expand(len(labels_B), *x.shape) for x in (tokens_L, positions_L2))
-            logits_BLK = self.gpt(tokens_BL, positions_BL2, labels_B).float()
-            nats.append(F.cross_entropy(logits_BLK.transpose(1, 2), tokens_BL, reduction="none").sum(1))
-        return self.labels[int(torch.cat(nats).argmin())]
+        return self.labels[int(label_nats(self.gpt, tokens_hw, known_hw)[:-1].argmin())]
 
     def label_numbers(self, labels: Sequence[str | None]) -> Tensor:
         """Indices of labels, [B]. Raises UserError as `label_number` does."""
         return torch.tensor([self.label_number(label) for label in labels])
 
     def label_number(self, label: str | None) -> int:
-        """Index of a label; None and NO_LABEL mean none in particular. Raises UserError naming the labels there are."""
+        """Index of a label; None, NO_LABEL and ANY_LABEL mean none in particular. Raises UserError naming the labels
+        there are."""
         if label in self.labels:
             return self.labels.index(label)
-        if label in (None, NO_LABEL):
+        if label in (None, NO_LABEL, ANY_LABEL):
             return self.gpt.null_label
         if not self.labels:
             raise UserError(f"the model {self.name!r} was trained without labels, so it has no label {label!r}")
@@ -296,9 +287,18 @@ class ImageGPT:
         return self.tokenizer.downsample
 
     @property
-    def native_cells(self) -> int:
-        """How many cells the pictures had that the GPT was trained on."""
-        return self.gpt.config.cells
+    def grids(self) -> Grids:
+        """The token grids on which it draws."""
+        return Grids(self.downsample, self.gpt.config.cell, self.gpt.config.cells)
+
+    @property
+    def default_labels(self) -> list[str]:
+        """The labels among which a seed chooses where none is asked for: those that it learned last or draws well."""
+        return [label for label in self.provenance.get("default_labels", []) if label in self.labels] or self.labels
+
+    def size(self, size: Size | None) -> tuple[int, int]:
+        """Width and height of what is asked for, or of the model's native pictures. Raises UserError as parse_size."""
+        return self.grids.native_size if size is None else parse_size(size)
 
     def info(self) -> dict[str, Any]:
         """What the model is, as plain values."""

@@ -1,12 +1,21 @@
-"""The GPT that draws in any order: a causal transformer over tokens in drawing order, with position-aware queries.
+"""The GPT that draws in any order: a transformer over cells in drawing order, with queries that know where they ask.
 
-After ARPG (Li et al. 2025, arXiv 2503.10568, section 3.2). Notable choices:
-- content blocks read [label, x_1, ..., x_(n-1)] in drawing order; each token is rotated by its own cell (2-D RoPE), so
-  the order itself needs no code and any grid shape is legal;
-- query blocks ask "what is at this cell?": one learned vector rotated by the *target* cell, cross-attending to keys and
-  values projected once from the content stream and shared by all query blocks (YOCO, arXiv 2405.05254);
+A cell is `cell` x `cell` tokens. Two streams, after ARPG (Li et al. 2025, arXiv 2503.10568, section 3.2), and a small
+head that turns one answer into the tokens of a cell:
+
+    content   [label]  cell 1   cell 2  ...   causal self-attention over what is drawn
+                 |        |        |          one projection: keys and values shared by all query blocks
+    query     where?   where?   where?  ...   "what belongs at this place?", cross-attention, one answer a cell
+                 |
+    head      answer -> token 1 -> token 2 -> ... -> token cell^2
+
+Notable choices:
+- each cell is rotated by its own place (2-D RoPE), so the order itself needs no code and any grid shape is legal;
+- keys and values are projected once from the content stream and shared (YOCO, arXiv 2405.05254);
 - queries do not see each other, so many cells can be drawn in one step with an exact cache;
-- RMSNorm, SwiGLU, QK-norm, no biases, head that starts at zero.
+- the tokens of a cell follow one another, each told the ones before it (RQ-Transformer, arXiv 2203.01941, section 3.2.2;
+  here without attention): cells drawn in one step cannot see each other, the tokens within a cell can;
+- RMSNorm, SwiGLU, QK-norm, no biases, a last layer that starts at zero.
 """
 
 from __future__ import annotations
@@ -19,22 +28,32 @@ from torch import Tensor, nn
 from .config import GPTConfig
 from .linear import Linear
 
-# Positions
+NORM_EPS = 1e-5
+
+# Cells and their places
 
 
-def cell_positions(h: int, w: int, centred: bool) -> Tensor:
-    """Row and column of every cell of a grid in raster order, [h * w, 2] float32.
+def to_cells(grid_Bhw: Tensor, cell: int) -> Tensor:
+    """Token grids to cells in raster order, the tokens of each likewise: [B, L, n], n = cell^2."""
+    return rearrange(grid_Bhw, "b (h y) (w x) -> b (h w) (y x)", y=cell, x=cell)
 
-    Centred grids have (0, 0), where the unrotated label sits, in their middle, whatever their shape.
+
+def to_grid(cells_BLn: Tensor, rows: int, cell: int) -> Tensor:
+    """The inverse of `to_cells`, for grids of `rows` rows of cells."""
+    return rearrange(cells_BLn, "b (h w) (y x) -> b (h y) (w x)", h=rows, y=cell)
+
+
+def cell_positions(rows: int, columns: int) -> Tensor:
+    """Row and column of every cell in raster order, [rows * columns, 2] float32.
+
+    (0, 0), where the unrotated label sits, is the middle of the grid, whatever its shape.
     """
-    rows, columns = torch.arange(h).float(), torch.arange(w).float()
-    if centred:
-        rows, columns = rows - (h - 1) / 2, columns - (w - 1) / 2
-    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).flatten(0, 1)
+    row, column = torch.arange(rows) - (rows - 1) / 2, torch.arange(columns) - (columns - 1) / 2
+    return torch.stack(torch.meshgrid(row, column, indexing="ij"), dim=-1).flatten(0, 1)
 
 
-def turns(positions_BL2: Tensor, head_width: int, base: float) -> Tensor:
-    """Unit complex numbers [B, 1, L, E/2] by which `rotate` turns: half of the pairs by row, half by column.
+def freqs_cis(positions_BL2: Tensor, head_width: int, base: float) -> Tensor:
+    """Unit complex numbers [B, 1, L, E/2] for `apply_rope`: half of the pairs turn by row, half by column.
 
     2-D RoPE (Su et al. 2021, arXiv 2104.09864, section 3.4.2, applied to each axis as in LlamaGen).
     """
@@ -44,10 +63,10 @@ def turns(positions_BL2: Tensor, head_width: int, base: float) -> Tensor:
     return torch.polar(torch.ones_like(angles), angles)
 
 
-def rotate(x_BNLE: Tensor, turns_B1LF: Tensor) -> Tensor:
+def apply_rope(x_BNLE: Tensor, freqs_B1LF: Tensor) -> Tensor:
     """Turn neighbouring pairs of x, as complex numbers; float32 in and out."""
     pairs = torch.view_as_complex(rearrange(x_BNLE, "b n l (f two) -> b n l f two", two=2))
-    return torch.view_as_real(pairs * turns_B1LF).flatten(-2)
+    return torch.view_as_real(pairs * freqs_B1LF).flatten(-2)
 
 
 # Dropout
@@ -80,11 +99,8 @@ def attend(q_BNLE: Tensor, k_BNLE: Tensor, v_BNLE: Tensor) -> Tensor:
     return weights_BNLL @ v_BNLE
 
 
-# Cache
-
-
-class Cache:
-    """Keys and values of everything drawn so far: one slot for each content block and one that the queries share.
+class KVCache:
+    """Keys and values of everything drawn so far: one layer for each content block, the last one shared by all queries.
 
     Allocated once for `capacity` positions (label and cells); `length` says how many are filled.
     """
@@ -95,12 +111,12 @@ class Cache:
         self.values = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
 
-    def extend(self, slot: int, k_BNLE: Tensor, v_BNLE: Tensor) -> tuple[Tensor, Tensor]:
+    def extend(self, layer: int, k_BNLE: Tensor, v_BNLE: Tensor) -> tuple[Tensor, Tensor]:
         """Write new keys and values behind the filled part; the whole of it with them. `length` moves later, once."""
         end = self.length + k_BNLE.shape[2]
-        self.keys[slot, :, :, self.length : end] = k_BNLE
-        self.values[slot, :, :, self.length : end] = v_BNLE
-        return self.keys[slot, :, :, :end], self.values[slot, :, :, :end]
+        self.keys[layer, :, :, self.length : end] = k_BNLE
+        self.values[layer, :, :, self.length : end] = v_BNLE
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
 # Blocks
@@ -109,11 +125,11 @@ class Cache:
 class FeedForward(nn.Module):
     """SwiGLU (Shazeer 2020, arXiv 2002.05202); gate and value come from one product."""
 
-    def __init__(self, config: GPTConfig):
+    def __init__(self, width: int):
         super().__init__()
-        hidden = config.hidden or -(-8 * config.width // (3 * 64)) * 64
-        self.gate_and_value = Linear(config.width, 2 * hidden)
-        self.out = Linear(hidden, config.width)
+        hidden = -(-8 * width // (3 * 64)) * 64
+        self.gate_and_value = Linear(width, 2 * hidden)
+        self.out = Linear(hidden, width)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         gate, value = self.gate_and_value(x_BLD).chunk(2, dim=-1)
@@ -127,13 +143,12 @@ class Block(nn.Module):
     def __init__(self, config: GPTConfig, projections: int):
         super().__init__()
         self.heads = config.heads
-        head_width = config.width // config.heads
-        self.norm1 = nn.RMSNorm(config.width, config.norm_eps)
+        self.norm1 = nn.RMSNorm(config.width, NORM_EPS)
         self.project = Linear(config.width, projections * config.width)
-        self.q_norm = nn.RMSNorm(head_width, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.q_norm = nn.RMSNorm(config.width // config.heads, NORM_EPS)
         self.attention_out = Linear(config.width, config.width)
-        self.norm2 = nn.RMSNorm(config.width, config.norm_eps)
-        self.feed_forward = FeedForward(config)
+        self.norm2 = nn.RMSNorm(config.width, NORM_EPS)
+        self.feed_forward = FeedForward(config.width)
         self.dropout = Dropout(config.dropout)
 
     def mix(self, x_BLD: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
@@ -150,29 +165,28 @@ class ContentBlock(Block):
 
     def __init__(self, config: GPTConfig):
         super().__init__(config, projections=3)
-        head_width = config.width // config.heads
-        self.k_norm = nn.RMSNorm(head_width, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(config.width // config.heads, NORM_EPS)
 
     def forward(
-        self, x_BLD: Tensor, turns_B1LF: Tensor, mask: Tensor | None, cache: Cache | None, slot: int
+        self, x_BLD: Tensor, freqs_B1LF: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int
     ) -> Tensor:
         q, k, v = rearrange(self.project(self.norm1(x_BLD)), "b l (qkv n e) -> qkv b n l e", qkv=3, n=self.heads)
-        q = rotate(self.q_norm(q.float()), turns_B1LF).type_as(v)
-        k = rotate(self.k_norm(k.float()), turns_B1LF).type_as(v)
+        q = apply_rope(self.q_norm(q.float()), freqs_B1LF).type_as(v)
+        k = apply_rope(self.k_norm(k.float()), freqs_B1LF).type_as(v)
         if cache is not None:
-            k, v = cache.extend(slot, k, v)
+            k, v = cache.extend(layer, k, v)
         return self.mix(x_BLD, q, k, v, mask, causal=mask is None and q.shape[2] > 1)
 
 
 class QueryBlock(Block):
-    """Cross-attention from target cells to the shared keys and values."""
+    """Cross-attention from places to the shared keys and values."""
 
     def __init__(self, config: GPTConfig):
         super().__init__(config, projections=1)
 
-    def forward(self, x_BLD: Tensor, turns_B1LF: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+    def forward(self, x_BLD: Tensor, freqs_B1LF: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
         q = rearrange(self.project(self.norm1(x_BLD)), "b l (n e) -> b n l e", n=self.heads)
-        q = rotate(self.q_norm(q.float()), turns_B1LF).type_as(v)
+        q = apply_rope(self.q_norm(q.float()), freqs_B1LF).type_as(v)
         return self.mix(x_BLD, q, k, v, mask=None, causal=causal)
 
 
@@ -180,35 +194,34 @@ class QueryBlock(Block):
 
 
 class GPT(nn.Module):
-    """Logits for any cell, given a label and any other cells in the order they were drawn."""
+    """Logits for the tokens of any cell, given a label and any other cells in the order they were drawn."""
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        if config.layers % 2 or config.width % (4 * config.heads):
-            raise ValueError(
-                f"got {config.layers} layers, {config.width} wide, {config.heads} heads; an even number of layers and "
-                "a width that is a multiple of 4 * heads are wanted"
-            )
-        self.config = config
-        self.tokens = nn.Embedding(config.vocab_size, config.width)
-        self.labels = nn.Embedding(config.labels + 1, config.width)  # the last one is the null label
-        self.query = nn.Parameter(torch.empty(config.width))
+        self.config, width = config, config.width
+        self.tokens = nn.Embedding(config.vocab_size, width // config.cell**2)  # a cell is those of its tokens in a row
+        self.labels = nn.Embedding(config.labels + 1, width)  # the last one is the null label
+        self.query = nn.Parameter(torch.empty(width))
         self.content_blocks = nn.ModuleList(ContentBlock(config) for _ in range(config.layers // 2))
-        self.shared_norm = nn.RMSNorm(config.width, config.norm_eps)
-        self.shared_kv = Linear(config.width, 2 * config.width)
-        head_width = config.width // config.heads
-        self.shared_k_norm = nn.RMSNorm(head_width, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.shared_norm = nn.RMSNorm(width, NORM_EPS)
+        self.shared_kv = Linear(width, 2 * width)
+        self.shared_k_norm = nn.RMSNorm(width // config.heads, NORM_EPS)
         self.query_blocks = nn.ModuleList(QueryBlock(config) for _ in range(config.layers // 2))
-        self.norm = nn.RMSNorm(config.width, config.norm_eps)
-        self.head = Linear(config.width, config.vocab_size)
+        if config.cell > 1:
+            self.slots = nn.Parameter(torch.zeros(config.cell**2, width))
+            self.before = Linear(width, width)
+            self.head_norms = nn.ModuleList(nn.RMSNorm(width, NORM_EPS) for _ in range(config.head_layers))
+            self.head_blocks = nn.ModuleList(FeedForward(width) for _ in range(config.head_layers))
+        self.norm = nn.RMSNorm(width, NORM_EPS)
+        self.head = Linear(width, config.vocab_size)
         self.dropout = Dropout(config.dropout)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal weights of 0.02, smaller where they enter the residual stream (GPT-2), and a head of zeros."""
+        """Normal weights of 0.02, smaller where they enter the residual stream (GPT-2), and a last layer of zeros."""
         for name, parameter in self.named_parameters():
-            if parameter.dim() == 2 or name == "query":
-                into_stream = name.endswith(("attention_out.weight", "feed_forward.out.weight"))
+            if name == "query" or (parameter.dim() == 2 and name != "slots"):
+                into_stream = name.endswith((".attention_out.weight", ".out.weight"))
                 nn.init.normal_(parameter, std=0.02 / (2 * self.config.layers) ** 0.5 if into_stream else 0.02)
         nn.init.zeros_(self.head.weight)
 
@@ -218,73 +231,107 @@ class GPT(nn.Module):
         return self.config.labels
 
     def draw_in(self, dtype: torch.dtype) -> None:
-        """Multiply in this precision when drawing on a CPU (see `linear.py`). The head stays in float32: guidance
-        multiplies differences between what it is given."""
+        """Multiply in this precision when drawing on a CPU (see `linear.py`). The last layer stays in float32:
+        guidance multiplies differences of its logits."""
         for module in self.modules():
             if isinstance(module, Linear) and module is not self.head:
                 module.drawing_dtype = dtype
 
-    def forward(self, tokens_BL: Tensor, positions_BL2: Tensor, labels_B: Tensor) -> Tensor:
-        """Logits [B, L, K] of every token of a sequence in drawing order, each given the label and those before it.
+    def forward(
+        self, cells_BLn: Tensor, positions_BL2: Tensor, labels_B: Tensor, targets_BLn: Tensor | None = None
+    ) -> Tensor:
+        """Logits [B, L, n, K] of every token of every cell in drawing order, given the label, the cells before it and
+        the tokens before it in its cell.
 
-        `positions_BL2` are the tokens' cells (`cell_positions`) in the same order. The last token is only a target.
+        `positions_BL2` are the cells' places (`cell_positions`) in the same order. `targets_BLn` (default: the cells)
+        are the tokens that the head is told within a cell, where training shows other tokens than it asks for.
         """
-        turns_B1LF = self.turns(positions_BL2)
-        content_BLD = torch.cat([self.labels(labels_B).unsqueeze(1), self.tokens(tokens_BL[:, :-1])], dim=1)
-        known = torch.cat([self.label_turn(turns_B1LF), turns_B1LF[:, :, :-1]], dim=2)
-        k, v = self.read(self.dropout(content_BLD), known)
-        logits_BLK: Tensor = self.head(self.norm(self.ask(turns_B1LF, k, v, causal=True)[0]))
-        return logits_BLK
+        targets_BLn = cells_BLn if targets_BLn is None else targets_BLn
+        freqs_B1LF = self.freqs(positions_BL2)
+        # Content is label, cell 1, ..., cell L-1; place i asks after seeing i entries of it.
+        content_BLD = torch.cat([self.labels(labels_B).unsqueeze(1), self.embed(cells_BLn[:, :-1])], dim=1)
+        shifted = torch.cat([torch.ones_like(freqs_B1LF[:, :, :1]), freqs_B1LF[:, :, :-1]], dim=2)
+        k, v = self.encode_content(self.dropout(content_BLD), shifted)
+        answers_BLD = self.decode_queries(freqs_B1LF, k, v, causal=True)
+        # All tokens of a cell at once, each told those before it.
+        if self.config.cell == 1:
+            return self.token_logits(answers_BLD.unsqueeze(2))
+        embedded_BLnE = self.tokens(targets_BLn)
+        earlier_nn = embedded_BLnE.new_ones(self.slots.shape[0], self.slots.shape[0]).tril(-1)
+        told_BLnD = (embedded_BLnE.unsqueeze(2) * earlier_nn.unsqueeze(-1)).flatten(-2)
+        return self.token_logits(answers_BLD.unsqueeze(2) + self.slots + self.before(told_BLnD))
+
+    # Drawing
 
     @torch.inference_mode()
-    def start(self, labels_B: Tensor, capacity: int) -> Cache:
+    def init_cache(self, labels_B: Tensor, capacity: int) -> KVCache:
         """A cache that holds the labels and has room for `capacity` cells."""
-        cache = Cache(self.config, len(labels_B), capacity + 1, self.query.device, self.query.dtype)
+        cache = KVCache(self.config, len(labels_B), capacity + 1, self.query.device, self.query.dtype)
         nowhere = torch.zeros(len(labels_B), 1, 2, device=self.query.device)
-        self.read(self.labels(labels_B).unsqueeze(1), self.label_turn(self.turns(nowhere)), cache)
+        self.encode_content(self.labels(labels_B).unsqueeze(1), self.freqs(nowhere), cache)
         return cache
 
     @torch.inference_mode()
-    def remember(self, tokens_BL: Tensor, positions_BL2: Tensor, cache: Cache) -> None:
-        """Add drawn tokens to the cache."""
-        self.read(self.tokens(tokens_BL), self.turns(positions_BL2), cache)
+    def append(self, cells_BLn: Tensor, positions_BL2: Tensor, cache: KVCache) -> None:
+        """Add drawn cells to the cache."""
+        self.encode_content(self.embed(cells_BLn), self.freqs(positions_BL2), cache)
 
     @torch.inference_mode()
-    def predict(self, positions_BL2: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
-        """What belongs at cells, each given what the cache holds and nothing of one another, [B, L, D]: the last word,
-        and the opinion before the last query block. `head` makes logits [B, L, K] of either, or of a mixture: it is
-        linear, so guidance can come before it."""
+    def answers(self, positions_BL2: Tensor, cache: KVCache) -> Tensor:
+        """What belongs at these places, [B, L, D], each given what the cache holds and nothing of one another."""
         k, v = cache.keys[-1, :, :, : cache.length], cache.values[-1, :, :, : cache.length]
-        last, before = self.ask(self.turns(positions_BL2), k, v, causal=False)
-        return self.norm(last), self.norm(before.expand_as(last))
+        return self.decode_queries(self.freqs(positions_BL2), k, v, causal=False)
 
-    # The two streams
+    @torch.inference_mode()
+    def next_token(self, answers_BLD: Tensor, earlier_BLj: Tensor) -> Tensor:
+        """Logits [B, L, K] of the token of each cell that follows its first j tokens."""
+        if self.config.cell == 1:
+            return self.token_logits(answers_BLD)
+        j = earlier_BLj.shape[-1]
+        x_BLD = answers_BLD + self.slots[j]
+        if j:
+            told_BLD = self.tokens(earlier_BLj).flatten(-2)
+            x_BLD = x_BLD + self.before(F.pad(told_BLD, (0, self.config.width - told_BLD.shape[-1])))
+        return self.token_logits(x_BLD)
 
-    def read(self, x_BLD: Tensor, turns_B1LF: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
+    # The two streams and the head
+
+    def embed(self, cells_BLn: Tensor) -> Tensor:
+        """A cell is the embeddings of its tokens, one after another: [B, L, D]."""
+        embedded: Tensor = self.tokens(cells_BLn)
+        return embedded.flatten(-2)
+
+    def encode_content(
+        self, x_BLD: Tensor, freqs_B1LF: Tensor, cache: KVCache | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The content stream, down to the keys and values [B, N, L, E] that all query blocks share."""
         new, mask = x_BLD.shape[1], None
-        if cache is not None and cache.length and new > 1:  # each new token sees the old ones and the new up to itself
+        if cache is not None and cache.length and new > 1:  # each new cell sees the old ones and the new up to itself
             mask = torch.ones(new, cache.length + new, dtype=torch.bool, device=x_BLD.device).tril(cache.length)
-        for slot, block in enumerate(self.content_blocks):
-            x_BLD = block(x_BLD, turns_B1LF, mask, cache, slot)
+        for layer, block in enumerate(self.content_blocks):
+            x_BLD = block(x_BLD, freqs_B1LF, mask, cache, layer)
         kv = self.shared_kv(self.shared_norm(x_BLD))
         k, v = rearrange(kv, "b l (kv n e) -> kv b n l e", kv=2, n=self.config.heads)
-        k = rotate(self.shared_k_norm(k.float()), turns_B1LF).type_as(v)
+        k = apply_rope(self.shared_k_norm(k.float()), freqs_B1LF).type_as(v)
         if cache is not None:
             k, v = cache.extend(len(self.content_blocks), k, v)
-            cache.length += x_BLD.shape[1]
+            cache.length += new
         return k, v
 
-    def ask(self, turns_B1LF: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-        """The query stream of the cells that `turns_B1LF` point at, after its last block and before it."""
-        before = x_BLD = self.query.view(1, 1, -1)  # the same for all until the first block turns its query
+    def decode_queries(self, freqs_B1LF: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
+        """The query stream: one answer [B, L, D] for each place that `freqs_B1LF` points at."""
+        x_BLD = self.query.view(1, 1, -1)  # the same for all until the first block turns its query
         for block in self.query_blocks:
-            before, x_BLD = x_BLD, block(x_BLD, turns_B1LF, k, v, causal)
-        return x_BLD, before
+            x_BLD = block(x_BLD, freqs_B1LF, k, v, causal)
+        return x_BLD
 
-    def turns(self, positions_BL2: Tensor) -> Tensor:
-        return turns(positions_BL2, self.config.width // self.config.heads, self.config.rope_base)
+    def token_logits(self, x: Tensor) -> Tensor:
+        """Answers [..., D], told the earlier tokens of their cell, to logits [..., K]."""
+        if self.config.cell > 1:
+            for norm, feed_forward in zip(self.head_norms, self.head_blocks, strict=True):
+                x = x + self.dropout(feed_forward(norm(x)))
+        logits: Tensor = self.head(self.norm(x))
+        return logits
 
-    def label_turn(self, turns_B1LF: Tensor) -> Tensor:
-        """The label is not rotated: it is turned by one, everywhere (or blanked, see GPTConfig)."""
-        return torch.full_like(turns_B1LF[:, :, :1], self.config.label_turn)
+    def freqs(self, positions_BL2: Tensor) -> Tensor:
+        return freqs_cis(positions_BL2, self.config.width // self.config.heads, self.config.rope_base)

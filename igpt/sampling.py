@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +15,9 @@ import torch
 from torch import Tensor
 
 from .config import SamplingOptions
-from .model import GPT, cell_positions
+from .model import GPT, cell_positions, to_cells, to_grid
+
+COLDEST = 1e-5  # logits over less would overflow; the likeliest token is what is meant
 
 # Pure functions
 
@@ -56,24 +57,23 @@ def keep_top_p(logits_K: Tensor, p: float) -> Tensor:
     return logits_K.masked_fill(logits_K < rising.gather(-1, too_many), -math.inf)
 
 
-def guide(good: Tensor, bad: Tensor, strength: float) -> Tensor:
-    """What to add to `good` to go on from `bad` through it: nothing at a strength of 1, more above.
+def guide(with_label: Tensor, without: Tensor, weight: Tensor | float) -> Tensor:
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, equation 6): without + weight * (with - without).
 
-    `bad` is without the label in classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, equation 6) and of a
-    worse version of the same model in autoguidance (Karras et al. 2024, arXiv 2406.02507, equation 3).
+    A weight of 1 leaves the logits as they are, 0 forgets the label.
     """
-    return (good - bad) * (strength - 1)
+    return without + weight * (with_label - without)
 
 
-def pick(logits_K: Tensor, uniform: Tensor, options: SamplingOptions) -> Tensor:
+def sample_token(logits_K: Tensor, uniform: Tensor, options: SamplingOptions) -> Tensor:
     """The token at quantile `uniform` (0..1, shape of the logits less the last axis) of the filtered distribution."""
-    if options.temperature == 0:
+    if options.temperature < COLDEST:
         return logits_K.argmax(-1)
     logits_K = keep_top_p(keep_top_k(logits_K / options.temperature, options.top_k), options.top_p)
     # float64, because the sum of thousands of float32 probabilities would move the borders between tokens.
-    heights = logits_K.softmax(-1).cumsum(-1, dtype=torch.float64)
-    targets = uniform.double().unsqueeze(-1) * heights[..., -1:]
-    return torch.searchsorted(heights, targets, right=True).squeeze(-1).clamp(max=logits_K.shape[-1] - 1)
+    cumulative = logits_K.softmax(-1).cumsum(-1, dtype=torch.float64)
+    targets = uniform.double().unsqueeze(-1) * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, targets, right=True).squeeze(-1).clamp(max=logits_K.shape[-1] - 1)
 
 
 # The sampler
@@ -89,44 +89,13 @@ def generators(seed: int, n: int) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed + i) for i in range(n)]
 
 
-@cache
-def spread(h: int, w: int) -> Tensor:
-    """Every cell's turn, [h, w], so that whatever few come first lie evenly over the grid, and neighbours far apart.
-
-    The Halton sequence of bases 2 and 3 (Besnier et al. 2025, arXiv 2503.17076, section 3.2). Its points name a cell
-    more than once; the first time counts. The few cells that eight points a cell do not name come last.
-    """
-    rows, columns = _radical_inverse(8 * h * w, 2) * h, _radical_inverse(8 * h * w, 3) * w
-    named = (rows.long() * w + columns.long()).tolist()
-    return torch.tensor(list(dict.fromkeys([*named, *range(h * w)]))).argsort().view(h, w)
-
-
-def _radical_inverse(n: int, base: int) -> Tensor:
-    """The numbers 1 to n with their digits mirrored behind the point, [n] float64 in 0..1."""
-    left, place, mirrored = torch.arange(1, n + 1), 1.0, torch.zeros(n, dtype=torch.float64)
-    while bool(left.any()):
-        place /= base
-        mirrored += left % base * place
-        left = left // base
-    return mirrored
-
-
-def drawing_order(unknown_hw: Tensor, order: str, generator: torch.Generator) -> Tensor:
-    """The numbers of the unknown cells (a bool mask) in the order in which they will be drawn."""
-    h, w = unknown_hw.shape
-    cells = unknown_hw.flatten().nonzero().squeeze(-1)
-    if order == "raster":
-        return cells
-    if order == "spread":  # moved about at random, so that no two pictures begin with the same cells
-        shifts = [int(torch.randint(side, (), generator=generator)) for side in (h, w)]
-        turns = spread(h, w).roll(shifts, (0, 1)).flatten()
-        return cells[turns[cells].argsort()]
-    return cells[torch.randperm(len(cells), generator=generator)]
-
-
-def _orders(unknown_Bhw: Tensor, order: str, seeds: Sequence[torch.Generator]) -> Tensor:
-    pairs = zip(unknown_Bhw, seeds, strict=True)
-    return torch.stack([drawing_order(unknown, order, generator) for unknown, generator in pairs])
+def drawing_orders(cells_BL: Tensor, order: str, seeds: Sequence[torch.Generator]) -> Tensor:
+    """The numbers of the cells that a bool mask names, equally many in each row, in the order of drawing, [B, M]."""
+    rows = []
+    for cells_L, generator in zip(cells_BL, seeds, strict=True):
+        cells = cells_L.nonzero().squeeze(-1)
+        rows.append(cells if order == "raster" else cells[torch.randperm(len(cells), generator=generator)])
+    return torch.stack(rows)
 
 
 @torch.inference_mode()
@@ -140,51 +109,73 @@ def draw(
     given_hw: Tensor | None = None,
     wanted_hw: Tensor | None = None,
 ) -> Iterator[Step]:
-    """Draw len(labels_B) grids of h x w tokens, yielding after every step; the last one is complete.
+    """Draw len(labels_B) grids of h x w tokens (whole cells), yielding after every step; the last one is complete.
 
-    Cells where the bool mask `given_hw` is true are taken from `given_Bhw` and never redrawn. With `wanted_hw` only the
-    cells it names are drawn, and the others that are not given stay unknown. Both may be [B, h, w] too, with equally
-    many cells in all grids. The first thing yielded is the grid as given, before any step.
+    Tokens where the bool mask `given_hw` is true are taken from `given_Bhw` and never redrawn. The model sees the cells
+    that are given whole; of a cell given in part, the rest is drawn to what comes before it in the cell. With
+    `wanted_hw` only the cells are drawn in which it names a token, and what else is not given stays unknown. Both masks
+    may be [B, h, w] too, with equally many cells to see and to draw in all grids. The first thing yielded is the grid
+    as given, before any step.
     """
-    (h, w), batch, device = grid, len(labels_B), gpt.query.device
-    cells = h * w
-    positions_L2 = cell_positions(h, w, gpt.config.centred).to(device)
-    known_BL = torch.zeros(batch, cells, dtype=torch.bool)
-    if given_hw is not None:
-        known_BL |= given_hw.flatten(-2).cpu()
-    missing_BL = ~known_BL if wanted_hw is None else wanted_hw.flatten(-2).cpu() & ~known_BL
-    tokens_BL = torch.zeros(batch, cells, dtype=torch.long)
-    orders_BL = _orders(missing_BL.view(batch, h, w), options.order, seeds)
-    guided = options.guidance != 1 and bool((labels_B != gpt.null_label).any())
+    batch, device, cell = len(labels_B), gpt.query.device, gpt.config.cell
+    rows, columns = grid[0] // cell, grid[1] // cell
+    positions_L2 = cell_positions(rows, columns).to(device)
+
+    def cells_of(mask_hw: Tensor | None, otherwise: bool) -> Tensor:
+        """A mask as [B, L, n]."""
+        mask_hw = torch.full(grid, otherwise) if mask_hw is None else mask_hw.cpu()
+        return to_cells(mask_hw.expand(batch, *grid), cell)
+
+    known_BLn = cells_of(given_hw, False).clone()
+    tokens_BLn = torch.zeros_like(known_BLn, dtype=torch.long)
+    if given_Bhw is not None:
+        tokens_BLn = torch.where(known_BLn, to_cells(given_Bhw.cpu(), cell), 0)
+    whole_BL = known_BLn.all(-1)
+    orders_BM = drawing_orders(cells_of(wanted_hw, True).any(-1) & ~whole_BL, options.order, seeds)
+    total = orders_BM.shape[1]
+    labelled_B11 = (labels_B != gpt.null_label).view(-1, 1, 1)
+    guided = options.guidance != 1 and bool(labelled_B11.any())
     copies = 2 if guided else 1  # with guidance, every picture is drawn a second time without its label
     labels_B = labels_B.to(device)
-    cache = gpt.start(torch.cat([labels_B, torch.full_like(labels_B, gpt.null_label)][:copies]), cells)
+    cache = gpt.init_cache(torch.cat([labels_B, torch.full_like(labels_B, gpt.null_label)][:copies]), rows * columns)
 
-    def show(cells_BM: Tensor) -> None:
-        """Let the model see the tokens of these cells."""
-        shown = tokens_BL.gather(1, cells_BM).to(device)
-        gpt.remember(shown.repeat(copies, 1), positions_L2[cells_BM.to(device)].repeat(copies, 1, 1), cache)
+    def places(cells_BM: Tensor) -> Tensor:
+        return positions_L2[cells_BM.to(device)].repeat(copies, 1, 1)
 
-    if given_Bhw is not None and known_BL.any():
-        tokens_BL = torch.where(known_BL, given_Bhw.cpu().flatten(1), 0)
-        show(_orders(known_BL.view(batch, h, w), "random", seeds))
-    yield Step(tokens_BL.view(batch, h, w).clone(), known_BL.view(batch, h, w).clone())
+    def append(cells_BM: Tensor) -> None:
+        """Let the model see these cells."""
+        gpt.append(_at(tokens_BLn, cells_BM).to(device).repeat(copies, 1, 1), places(cells_BM), cache)
 
-    steps = orders_BL.shape[1] if options.order == "raster" else options.steps
+    def step() -> Step:
+        return Step(to_grid(tokens_BLn, rows, cell), to_grid(known_BLn, rows, cell))
+
+    if whole_BL.any():
+        append(drawing_orders(whole_BL, "random", seeds))
+    yield step()
+
     drawn = 0
-    for count in cells_per_step(orders_BL.shape[1], steps):
-        cells_BM = orders_BL[:, drawn : drawn + count]
+    for count in cells_per_step(total, total if options.order == "raster" else options.steps):
+        cells_BM = orders_BM[:, drawn : drawn + count]
         drawn += count
-        found, before = gpt.predict(positions_L2[cells_BM.to(device)].repeat(copies, 1, 1), cache)
-        answers = found[:batch]
-        pull = guide(answers, before[:batch], options.autoguidance)
-        if guided:
-            pull = pull + guide(answers, found[batch:], options.guidance)
-        # The pull grows with the share that is drawn: strong early guidance would make all pictures alike.
-        logits = gpt.head(answers + pull * (drawn / orders_BL.shape[1])).float().cpu()
-        uniform_BM = torch.stack([torch.rand(count, generator=generator, dtype=torch.float64) for generator in seeds])
-        tokens_BL.scatter_(1, cells_BM, pick(logits, uniform_BM, options))
-        known_BL.scatter_(1, cells_BM, True)
-        yield Step(tokens_BL.view(batch, h, w).clone(), known_BL.view(batch, h, w).clone())
-        if drawn < orders_BL.shape[1]:
-            show(cells_BM)
+        # Guidance grows with the share that is drawn: strong early guidance would make all pictures alike.
+        weight_B11 = torch.where(labelled_B11, 1 + (options.guidance - 1) * drawn / total, 1.0)
+        answers_BMD = gpt.answers(places(cells_BM), cache)
+        uniform_BMn = torch.stack([torch.rand(count, cell**2, generator=g, dtype=torch.float64) for g in seeds])
+        given_BMn, tokens_BMn = _at(known_BLn, cells_BM), _at(tokens_BLn, cells_BM)
+        for j in range(cell**2):
+            logits = gpt.next_token(answers_BMD, tokens_BMn[..., :j].to(device).repeat(copies, 1, 1)).float().cpu()
+            if guided:
+                logits = guide(logits[:batch], logits[batch:], weight_B11)
+            token_BM = sample_token(logits, uniform_BMn[..., j], options)
+            tokens_BMn[..., j] = torch.where(given_BMn[..., j], tokens_BMn[..., j], token_BM)
+        places_BMn = cells_BM.unsqueeze(-1).expand_as(tokens_BMn)
+        tokens_BLn = tokens_BLn.scatter(1, places_BMn, tokens_BMn)
+        known_BLn = known_BLn.scatter(1, places_BMn, True)
+        yield step()
+        if drawn < total:
+            append(cells_BM)
+
+
+def _at(values_BLn: Tensor, cells_BM: Tensor) -> Tensor:
+    """The values of these cells, [B, M, n]."""
+    return values_BLn.gather(1, cells_BM.unsqueeze(-1).expand(-1, -1, values_BLn.shape[-1]))

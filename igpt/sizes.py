@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 
 from tokenizer_vq.base import UserError
 
-DEFAULT_SIZE = 256
+Grid = tuple[int, int]  # rows and columns
+
 SMALLEST_SIDE = 8
 LARGEST_SIDE = 4096
 SMALLEST_GRID_SIDE = 4  # cells; thinner grids look like nothing the model has seen
-LARGEST_GRID = 2**18  # cells: 4096x4096 pixels in tokens of 8; a recipe with more would be too long
+LARGEST_GRID = 2**18  # tokens: 4096x4096 pixels in tokens of 8; a recipe with more would be too long
+LARGEST_SPRITE = 128  # pixels a side that are drawn one by one where a token is a pixel
 ENOUGH = 1.25  # a picture this much larger than its composition is resampled, not refined
 
 
@@ -28,35 +31,69 @@ def parse_size(size: str | int | tuple[int, int]) -> tuple[int, int]:
     return width, height
 
 
-def grid_for(width: int, height: int, downsample: int, native_cells: int) -> tuple[int, int]:
-    """Rows and columns (h, w) of the token grid to draw for a picture of width x height pixels.
+@dataclass(frozen=True)
+class Grids:
+    """The token grids (rows, columns) on which a model draws: whole cells of `cell` x `cell` tokens."""
 
-    Of all grids of at most `native_cells` cells it is the one in which the largest rectangle of the wanted aspect fits,
-    and of equal ones the smallest: as large as the model can draw, with little to crop. Where a token is a single pixel
-    (`downsample` 1) and the picture is small enough, the grid is the picture itself, so that no pixel is resampled.
-    """
-    if downsample == 1 and width * height <= native_cells:
-        return height, width
-    smallest = SMALLEST_GRID_SIDE if native_cells >= SMALLEST_GRID_SIDE**2 else 1
-    sides = range(smallest, native_cells // smallest + 1)
-    grids = ((h, w) for h in sides for w in sides if h * w <= native_cells)
-    return max(grids, key=lambda grid: (min(grid[0] * width, grid[1] * height), -grid[0] * grid[1]))
+    downsample: int  # pixels a side of a token
+    cell: int
+    cells: int  # of a picture in training
 
+    @property
+    def native(self) -> Grid:
+        """The grid of the square pictures of the training."""
+        side = math.isqrt(self.cells) * self.cell
+        return side, side
 
-def ladder(width: int, height: int, downsample: int, native_cells: int) -> list[tuple[int, int]]:
-    """The grids on which a picture of width x height pixels is drawn: its composition, then each about twice as fine.
+    @property
+    def native_size(self) -> tuple[int, int]:
+        """Width and height of those in pixels."""
+        rows, columns = self.native
+        return columns * self.downsample, rows * self.downsample
 
-    All have the proportions of the first. The last covers the picture pixel by pixel, as far as LARGEST_GRID allows; a
-    picture about as large as its composition, or smaller, has that one only.
-    """
-    h, w = grid_for(width, height, downsample, native_cells)
-    scale = max(width / (w * downsample), height / (h * downsample))
-    scale = min(scale, math.sqrt(LARGEST_GRID / (h * w)) * (1 - 1e-9))
-    if scale <= ENOUGH:
-        return [(h, w)]
-    steps = math.ceil(math.log2(scale) - 1e-9)
-    factors = [scale ** (step / steps) for step in range(1, steps)]
-    grids = [(h, w), *((round(h * factor), round(w * factor)) for factor in factors)]
-    # The last one rounds up, so that nothing is enlarged; a hair less, so that 4.0000001 is 4.
-    last = math.ceil(h * scale - 1e-6), math.ceil(w * scale - 1e-6)
-    return [*grids, last if last[0] * last[1] <= LARGEST_GRID else (int(h * scale), int(w * scale))]
+    def composition(self, width: int, height: int) -> Grid:
+        """The grid on which a picture of width x height pixels is composed, where the model sees the whole of it.
+
+        Of all grids of at most `cells` cells it is the one in which the largest rectangle of the wanted aspect fits,
+        and of equal ones the smallest: as large as the model can draw, with little to crop. Where a token is a single
+        pixel and the picture small enough, it covers the picture itself, so that no pixel is resampled; and where the
+        picture is larger than any sprite, the picture divided by a whole number.
+        """
+        if self.downsample == 1:
+            enlarged = 1 if max(width, height) <= LARGEST_SPRITE else self.enlarged(width, height)
+            h, w = (-(-side // (enlarged * self.cell)) for side in (height, width))
+            if h * w <= self.cells:
+                return h * self.cell, w * self.cell
+        smallest = SMALLEST_GRID_SIDE if self.cells >= SMALLEST_GRID_SIDE**2 else 1
+        sides = range(smallest, self.cells // smallest + 1)
+        grids = ((h, w) for h in sides for w in sides if h * w <= self.cells)
+        h, w = max(grids, key=lambda grid: (min(grid[0] * width, grid[1] * height), -grid[0] * grid[1]))
+        return h * self.cell, w * self.cell
+
+    def enlarged(self, width: int, height: int) -> int:
+        """How many pixels a side each pixel of the composition gets in a picture that is larger than any sprite."""
+        return next(
+            k for k in range(1, max(width, height) + 1)
+            if -(-width // (k * self.cell)) * -(-height // (k * self.cell)) <= self.cells
+        )  # fmt: skip
+
+    def pyramid(self, width: int, height: int) -> list[Grid]:
+        """The grids on which a picture is drawn: its composition, then each about twice as fine.
+
+        All have the proportions of the first. The last covers the picture pixel by pixel, as far as LARGEST_GRID
+        allows; a picture about as large as its composition, or smaller, has that one only.
+        """
+        h, w = (side // self.cell for side in self.composition(width, height))
+        side = self.cell * self.downsample
+        most = LARGEST_GRID // self.cell**2
+        scale = min(max(width / (w * side), height / (h * side)), math.sqrt(most / (h * w)) * (1 - 1e-9))
+        pixels = self.downsample == 1
+        if scale <= (1 if pixels else ENOUGH) or (pixels and max(width, height) > LARGEST_SPRITE):
+            return [(h * self.cell, w * self.cell)]
+        steps = math.ceil(math.log2(scale) - 1e-9)
+        factors = [scale ** (step / steps) for step in range(1, steps)]
+        grids = [(h, w), *((round(h * factor), round(w * factor)) for factor in factors)]
+        # The last one rounds up, so that nothing is enlarged; a hair less, so that 4.0000001 is 4.
+        last = math.ceil(h * scale - 1e-6), math.ceil(w * scale - 1e-6)
+        grids.append(last if last[0] * last[1] <= most else (int(h * scale), int(w * scale)))
+        return [(rows * self.cell, columns * self.cell) for rows, columns in grids]

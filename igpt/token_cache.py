@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,7 +19,7 @@ from tokenizer_vq.crops import shuffled
 
 from .atomic import whole
 from .config import GPTConfig
-from .model import cell_positions
+from .model import cell_positions, to_cells
 
 
 @dataclass
@@ -69,7 +70,7 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
     """Endless training sequences: sample number k is a pure function of (seed, k).
 
     A sample is a window of at most `config.cells` cells of a random view of a picture, in a drawing order of its own,
-    padded to `config.cells`: {"tokens" [L] (some replaced by noise), "targets" [L] (-1 in the padding),
+    padded to `config.cells`: {"cells" [L, n] (some tokens replaced by noise), "targets" [L, n] (-1 in the padding),
     "positions" [L, 2], "label" []}.
     """
 
@@ -81,39 +82,45 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
         self.random_orders, self.noise, self.label_dropout = random_orders, noise, label_dropout
 
     def __getitem__(self, k: int) -> dict[str, Tensor]:
+        config = self.config
         rng = random.Random(f"window/{self.seed}/{k}")
         generator = torch.Generator().manual_seed(rng.getrandbits(62))
         picture = self.pictures[shuffled(len(self.pictures), k, self.seed)]
-        grid_hw = window(self.cache.grid(picture, rng.randrange(self.cache.views)), self.config.cells, rng)
-        positions_L2 = cell_positions(grid_hw.shape[0], grid_hw.shape[1], self.config.centred)
-        targets_L = grid_hw.flatten()
+        grid_hw = window(self.cache.grid(picture, rng.randrange(self.cache.views)), config, rng)
+        targets_Ln = to_cells(grid_hw[None], config.cell)[0]
+        positions_L2 = cell_positions(*(side // config.cell for side in grid_hw.shape))
         if rng.random() < self.random_orders:
-            order = torch.randperm(len(targets_L), generator=generator)
-            targets_L, positions_L2 = targets_L[order], positions_L2[order]
-        noisy = torch.rand(len(targets_L), generator=generator) < self.noise
-        strangers = torch.randint(self.config.vocab_size, (len(targets_L),), generator=generator)
-        tokens_L = torch.where(noisy, strangers, targets_L)
-        label = self.config.labels if rng.random() < self.label_dropout else self.cache.labels[picture]
-        padding = self.config.cells - len(targets_L)
+            order = torch.randperm(len(targets_Ln), generator=generator)
+            targets_Ln, positions_L2 = targets_Ln[order], positions_L2[order]
+        noisy = torch.rand(targets_Ln.shape, generator=generator) < self.noise
+        strangers = torch.randint(config.vocab_size, targets_Ln.shape, generator=generator)
+        label = config.labels if rng.random() < self.label_dropout else self.cache.labels[picture]
+        padding = (0, 0, 0, config.cells - len(targets_Ln))
         return {
-            "tokens": torch.nn.functional.pad(tokens_L, (0, padding)),
-            "targets": torch.nn.functional.pad(targets_L, (0, padding), value=-1),
-            "positions": torch.nn.functional.pad(positions_L2, (0, 0, 0, padding)),
+            "cells": F.pad(torch.where(noisy, strangers, targets_Ln), padding),
+            "targets": F.pad(targets_Ln, padding, value=-1),
+            "positions": F.pad(positions_L2, padding),
             "label": torch.tensor(label),
         }
 
 
-def window(grid_hw: Tensor, cells: int, rng: random.Random) -> Tensor:
-    """The whole grid if it has at most `cells` cells, else a random part that does and is as square as can be."""
-    h, w = grid_hw.shape
-    if h * w <= cells:
-        return grid_hw
-    side = math.isqrt(cells)
-    if h < w:
-        rows = min(h, side)
-        columns = min(w, cells // rows)
-    else:
-        columns = min(w, side)
-        rows = min(h, cells // columns)
-    top, left = rng.randint(0, h - rows), rng.randint(0, w - columns)
+def window(grid_hw: Tensor, config: GPTConfig, rng: random.Random) -> Tensor:
+    """A random part of the grid with whole cells, as large as `config.cells` allow and as square as can be.
+
+    Raises UserError for a grid that has not even one cell.
+    """
+    h, w = (side // config.cell for side in grid_hw.shape)
+    if not h * w:
+        raise UserError(f"a grid of {'x'.join(map(str, grid_hw.shape))} tokens has no cell of {config.cell} a side")
+    rows, columns = h, w
+    if h * w > config.cells:
+        side = math.isqrt(config.cells)
+        if h < w:
+            rows = min(h, side)
+            columns = min(w, config.cells // rows)
+        else:
+            columns = min(w, side)
+            rows = min(h, config.cells // columns)
+    rows, columns = rows * config.cell, columns * config.cell
+    top, left = rng.randint(0, grid_hw.shape[0] - rows), rng.randint(0, grid_hw.shape[1] - columns)
     return grid_hw[top : top + rows, left : left + columns]

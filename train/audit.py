@@ -12,7 +12,6 @@ from PIL import Image
 
 from igpt.image_gpt import ImageGPT
 from igpt.sheet import Row, equal_sheet
-from igpt.sizes import LARGEST_SIDE, grid_for
 from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.base import UserError
 from tokenizer_vq.images import fit_cover, open_picture
@@ -47,7 +46,7 @@ def audit(
     model: ImageGPT, sources: Sequence[Path], art: str | Path, options: AuditOptions, *, quiet: bool = False
 ) -> list[Verdict]:
     """One verdict for each picture, on its middle square. Raises UserError where a picture or ART cannot be used."""
-    side = grid_for(LARGEST_SIDE, LARGEST_SIDE, model.downsample, model.native_cells)[0] * model.downsample
+    side, _ = model.grids.native_size
     squares = [fit_cover(open_picture(source), side, side) for source in sources]
     net = features.nets(options.features, model.tokenizer, side, model.weights_hash)[0]
     collection = ArtFolder(art, manifest=options.manifest)

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from igpt.config import SamplingOptions
 from igpt.image_gpt import ImageGPT
+from igpt.likelihood import bits_per_token
 from igpt.sampling import draw, generators
 from igpt.sheet import equal_sheet
-from igpt.sizes import LARGEST_SIDE, grid_for
 from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.base import UserError
 from tokenizer_vq.images import fit_cover, open_picture, to_tensor
@@ -29,11 +29,9 @@ from tokenizer_vq.images import fit_cover, open_picture, to_tensor
 from . import features, fidelity
 from .evaluate import reconstruction
 from .features import FeatureCache, FeatureNet, extract
-from .likelihood import surprise
 from .losses import perceptual
 from .newness import judge
 from .options import EvaluateOptions
-from .probe import probe
 from .report import Report, Section
 
 BATCH = 8  # pictures encoded, decoded and judged at once: LPIPS keeps 50 MB for each
@@ -57,8 +55,6 @@ def evaluate_model(
     for net in examination.nets:
         examination.measure_fidelity(net)
     judge(examination)
-    if options.probe:
-        probe(examination)
     return examination.report
 
 
@@ -70,8 +66,7 @@ class Examination:
     ):
         self.model, self.options, self.sampling, self.quiet = model, options, sampling, quiet
         self.distance = perceptual(options.perceptual).to(model.device)
-        self.grid = grid_for(LARGEST_SIDE, LARGEST_SIDE, model.downsample, model.native_cells)
-        self.side = self.grid[0] * model.downsample
+        self.grid, (self.side, _) = model.grids.native, model.grids.native_size
         self.nets = features.nets(options.features, model.tokenizer, self.side, model.weights_hash)
         self.art = ArtFolder(art, manifest=options.manifest)
         told, held_out = self.art.split()
@@ -177,8 +172,8 @@ class Examination:
             bits: dict[str, Tensor] = {}
             for name, tokens_Nhw in grids.items():
                 labels_N = torch.tensor([self.label(i) for i in sides[name]])
-                bits[name] = surprise(
-                    self.model, tokens_Nhw, labels_N, order=order, seed=self.options.seed, quiet=self.quiet
+                bits[name] = bits_per_token(
+                    self.model.gpt, tokens_Nhw, labels_N, [self.options.seed], order
                 ).mean((1, 2))
             means = {name: float(values.mean()) for name, values in bits.items()}
             part.rows[f"bits per token, {order} order"] = means

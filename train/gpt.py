@@ -12,17 +12,16 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from igpt import checkpoint
 from igpt.checkpoint import Tokenizer
 from igpt.config import GPTConfig, SamplingOptions
 from igpt.model import GPT
+from igpt.sizes import Grids
 from igpt.sampling import draw, generators
 from igpt.token_cache import TokenCache, TokenWindows
 from tokenizer_vq.images import to_picture
 
 from .muon import muon
 from .options import LearningOptions, Preset, TrainOptions
-from .start import start_from
 
 LABEL_DROPOUT = 0.1  # how often the label is withheld, so that guidance and unlabelled drawing work
 WEIGHT_DECAY = 0.1
@@ -65,8 +64,9 @@ class GPTStage:
         self, turn: str, ready: dict[str, nn.Module], batch: dict[str, Tensor], progress: float,
         generator: torch.Generator,
     ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
-        logits_BLK = ready["model"](batch["tokens"], batch["positions"], batch["label"])
-        loss = cross_entropy(logits_BLK, batch["targets"])
+        targets_BLn = batch["targets"]
+        logits_BLnK = ready["model"](batch["cells"], batch["positions"], batch["label"], targets_BLn.clamp(min=0))
+        loss = cross_entropy(logits_BLnK, targets_BLn)
         return loss, {"nats": loss}
 
     @torch.no_grad()
@@ -86,24 +86,21 @@ class GPTStage:
         """Samples of labels spread over the list, two of each, always from the same seeds."""
         assert isinstance(model, GPT)
         numbers = [i * max(1, len(self.labels)) // (SHOWN // 2) for i in range(SHOWN // 2) for _ in range(2)]
-        side = math.isqrt(self.config.cells)
+        grid = Grids(self.tokenizer.downsample, self.config.cell, self.config.cells).native
         labels_B = torch.tensor(numbers) if self.labels else torch.full((SHOWN,), model.null_label)
-        *_, last = draw(model, labels_B, (side, side), SamplingOptions(), generators(SHEET_SEED, SHOWN))
+        *_, last = draw(model, labels_B, grid, SamplingOptions(), generators(SHEET_SEED, SHOWN))
         device = next(self.tokenizer.parameters(), last.tokens_Bhw).device
         images = self.tokenizer.decode(last.tokens_Bhw.to(device)).float().cpu()
         return to_picture(rearrange(images, "(rows columns) c h w -> c (rows h) (columns w)", columns=8))
 
 
 def new_gpt(tokenizer: Tokenizer, labels: int, preset: Preset, options: TrainOptions) -> GPT:
-    """The GPT that a training begins with: random weights, or those of another model where they fit."""
+    """The GPT that a training begins with: random weights."""
     torch.manual_seed(options.seed)
-    model = GPT(GPTConfig(
-        tokenizer.vocab_size, labels, preset.layers, preset.width, preset.heads,
+    return GPT(GPTConfig(
+        tokenizer.vocab_size, labels, preset.layers, preset.width, preset.heads, preset.cell,
         cells=preset.cells, dropout=options.dropout,
     ))  # fmt: skip
-    if options.start_from and (old := checkpoint.load(options.start_from).gpt) is not None:
-        start_from(model, old)
-    return model
 
 
 @torch.no_grad()
@@ -113,12 +110,12 @@ def bits_a_token(model: nn.Module, windows: TokenWindows, count: int) -> float:
     for batch in DataLoader(windows, batch_size=16, sampler=range(count)):
         batch = {key: value.to(device) for key, value in batch.items()}
         here = int((batch["targets"] >= 0).sum())
-        logits_BLK = model(batch["tokens"], batch["positions"], batch["label"])
-        total += float(cross_entropy(logits_BLK, batch["targets"])) * here
+        logits_BLnK = model(batch["cells"], batch["positions"], batch["label"])
+        total += float(cross_entropy(logits_BLnK, batch["targets"])) * here
         tokens += here
     return total / tokens / math.log(2)
 
 
-def cross_entropy(logits_BLK: Tensor, targets_BL: Tensor) -> Tensor:
+def cross_entropy(logits_BLnK: Tensor, targets_BLn: Tensor) -> Tensor:
     """Mean negative log likelihood in nats over the targets that are not -1."""
-    return F.cross_entropy(logits_BLK.float().flatten(0, 1), targets_BL.flatten(), ignore_index=-1)
+    return F.cross_entropy(logits_BLnK.float().flatten(0, 2), targets_BLn.flatten(), ignore_index=-1)

@@ -12,11 +12,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from igpt.image_gpt import ImageGPT
+from igpt.likelihood import bits_per_token
 from igpt.sheet import MARGIN
-from igpt.sizes import grid_for
 from tokenizer_vq.images import fit_cover, open_picture, to_tensor
-
-from .likelihood import surprise
 
 # From nothing to much: dark violet, red, orange, pale yellow; brightness rises all the way, so it also reads in grey.
 HEAT = (
@@ -39,20 +37,16 @@ def opened(sources: Sequence[Path]) -> Iterator[tuple[Path, Image.Image]]:
     return ((source, open_picture(source)) for source in sources)
 
 
-def surprise_map(
-    model: ImageGPT, picture: Image.Image, label: int, *, orders: int, seed: int, quiet: bool = True
-) -> Surprise:
+def surprise_map(model: ImageGPT, picture: Image.Image, label: int, *, orders: int, seed: int) -> Surprise:
     """The picture on the grid that fits it, cut at the edges if it must be, beside its surprise.
 
     Each token is asked for in `orders` random drawing orders: on average half of the picture is known by then.
     """
-    h, w = grid_for(picture.width, picture.height, model.downsample, model.native_cells)
+    h, w = model.grids.composition(picture.width, picture.height)
     fitted = fit_cover(picture, w * model.downsample, h * model.downsample)
     with torch.inference_mode():
         tokens_Bhw = model.tokenizer.encode(to_tensor(fitted)[None].to(model.device)).cpu()
-    bits_hw = surprise(
-        model, tokens_Bhw, torch.tensor([label]), order="random", orders=orders, seed=seed, quiet=quiet
-    )[0]  # fmt: skip
+    bits_hw = bits_per_token(model.gpt, tokens_Bhw, torch.tensor([label]), range(seed, seed + orders))[0]
     most = int(bits_hw.argmax())
     where = _place(most // w, h, ("top", "middle", "bottom")), _place(most % w, w, ("left", "centre", "right"))
     sentence = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from igpt.checkpoint import Tokenizer
-from igpt.sizes import grid_for
+from igpt.sizes import Grids
 from igpt.token_cache import TokenCache
 from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.images import fit_cover, to_tensor
@@ -25,41 +24,41 @@ LONGEST = 2.0  # a view shows at most this many times its short side
 ZOOM = 1.12  # views beyond the first four come closer, up to this
 
 
-def view_of(picture: Image.Image, view: int, cells: int, downsample: int, flip: bool) -> Tensor:
-    """View number `view` of a picture, [3, H, W]: 0 at the native short side, 1 as a whole on about `cells` cells,
+def view_of(picture: Image.Image, view: int, grids: Grids, flip: bool) -> Tensor:
+    """View number `view` of a picture, [3, H, W]: 0 at the native short side, 1 as a whole on its composition's grid,
     2 and 3 the same mirrored, then the same again from a little closer."""
     zoom = 1 + (ZOOM - 1) * ((view // 4) % 4) / 3
     if flip and (view // 2) % 2:
         picture = ImageOps.mirror(picture)
     width, height = picture.size
     if view % 2:
-        h, w = grid_for(width, height, downsample, cells)
+        h, w = grids.composition(width, height)
     else:
-        side = int(cells**0.5) * zoom
+        side = grids.native[0] * zoom
         aspect = min(max(width / height, 1 / LONGEST), LONGEST)
         h, w = (round(side), round(side * aspect)) if aspect >= 1 else (round(side / aspect), round(side))
-    return to_tensor(fit_cover(picture, w * downsample, h * downsample))
+    return to_tensor(fit_cover(picture, w * grids.downsample, h * grids.downsample))
 
 
 CLOSEST = 1.35  # a free view shows at least the short side of a picture over this
 SMALL = 64  # pixels: pictures of a shorter side are pixel art, and are enlarged to crisp squares first
 
 
-def free_view(picture: Image.Image, view: int, cells: int, downsample: int, flip: bool, rng: random.Random) -> Tensor:
-    """View number `view` of many, [3, H, W]: 0 the whole picture on about `cells` cells, 1 its middle square, then in
+def free_view(picture: Image.Image, view: int, grids: Grids, flip: bool, rng: random.Random) -> Tensor:
+    """View number `view` of many, [3, H, W]: 0 the whole picture on its composition's grid, 1 its middle square, then in
     turn the whole and a square, each from somewhere, a little closer, and with `flip` mirrored at random."""
     width, height = picture.size
     if (short := min(width, height)) < SMALL:
         factor = -(-4 * SMALL // short)
         width, height = width * factor, height * factor
         picture = picture.resize((width, height), Image.Resampling.NEAREST)
-    h, w = (math.isqrt(cells),) * 2 if view % 2 else grid_for(width, height, downsample, cells)
+    h, w = grids.native if view % 2 else grids.composition(width, height)
     if view < 2:
-        return to_tensor(fit_cover(picture, w * downsample, h * downsample))
+        return to_tensor(fit_cover(picture, w * grids.downsample, h * grids.downsample))
     scale = min(width / w, height / h) / (1 + (CLOSEST - 1) * rng.random() ** 1.5)
     left, top = rng.uniform(0, width - w * scale), rng.uniform(0, height - h * scale)
     box = (left, top, min(width, left + w * scale), min(height, top + h * scale))
-    crop = picture.resize((w * downsample, h * downsample), Image.Resampling.LANCZOS, box)
+    crop = picture.resize((w * grids.downsample, h * grids.downsample), Image.Resampling.LANCZOS, box)
     return to_tensor(ImageOps.mirror(crop) if flip and rng.random() < 0.5 else crop)
 
 

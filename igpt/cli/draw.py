@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import igpt
-from igpt.config import DEFAULT_MODEL, NO_LABEL, SamplingOptions
+from igpt.config import ANY_LABEL, DEFAULT_MODEL, NO_LABEL, SamplingOptions
 from igpt.siblings import sibling
-from igpt.sizes import DEFAULT_SIZE, LARGEST_SIDE, SMALLEST_SIDE, grid_for, parse_size
+from igpt.sizes import LARGEST_SIDE, SMALLEST_SIDE, parse_size
 from tokenizer_vq.base import UserError
 
 from .parts import (
@@ -45,10 +45,13 @@ def add_to(commands: Any) -> None:
 
 def _add_generate(commands: Any) -> None:
     parser = add_command(commands, "generate", _generate, "draw new pictures")
-    sides = f"{SMALLEST_SIDE} to {LARGEST_SIDE} pixels a side, as 256 or 640x384 (default: {DEFAULT_SIZE})"
-    parser.add_argument("--size", default=str(DEFAULT_SIZE), help=sides)
+    sides = f"{SMALLEST_SIDE} to {LARGEST_SIDE} pixels a side, as 256 or 640x384 (default: the model's native size)"
+    parser.add_argument("--size", help=sides)
     add_seeds(parser)
-    label = f"what to draw, one of the model's labels (default: chosen by the seed; {NO_LABEL}: none in particular)"
+    label = (
+        "what to draw, one of the model's labels (default: the seed chooses one that it draws well; "
+        f"{ANY_LABEL}: one of all, {NO_LABEL}: none in particular)"
+    )
     parser.add_argument("--label", metavar="NAME", help=label)
     add_model(parser)
     parser.add_argument("--tile", action="store_true", help="draw textures that wrap in both directions")
@@ -79,7 +82,7 @@ def _add_tokenize(commands: Any) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
-    size = parse_size(args.size)
+    size = None if args.size is None else parse_size(args.size)
     options = options_of(args, SamplingOptions)
     options.check()
     seed = seed_of(args)
@@ -89,7 +92,7 @@ def _generate(args: argparse.Namespace) -> None:
     if args.seed is None and not args.quiet:
         print(f"seed {seed}", file=sys.stderr)
     sibling("generate.run").generate_files(
-        model, n=args.n, size=size, label=args.label, seed=seed, options=options,
+        model, n=args.n, size=model.size(size), label=args.label, seed=seed, options=options,
         output=output, tile=args.tile, timelapse=args.timelapse, sheet=args.sheet, force=args.force, quiet=args.quiet,
     )  # fmt: skip
 
@@ -151,7 +154,7 @@ def _recipe(picture: str) -> Any:
 
 def _description(model: igpt.ImageGPT) -> list[tuple[str, str]]:
     """What `igpt info` says of a model, row by row."""
-    rows, columns = grid_for(LARGEST_SIDE, LARGEST_SIDE, model.downsample, model.native_cells)
+    (rows, columns), (width, height) = model.grids.native, model.grids.native_size
     side, told = model.downsample, model.info()
     parameters = " + ".join(f"{count / 1e6:.2f} M {part}" for part, count in told["parameters"].items())
     return [
@@ -159,7 +162,7 @@ def _description(model: igpt.ImageGPT) -> list[tuple[str, str]]:
         ("labels", f"{len(model.labels)}: {', '.join(model.labels)}" if model.labels else "none"),
         ("parameters", parameters),
         ("tokenizer", f"{model.tokenizer.kind}, {model.tokenizer.vocab_size} tokens of {side}x{side} pixels"),
-        ("picture", f"{rows}x{columns} tokens, {columns * side}x{rows * side} pixels"),
+        ("picture", f"{rows}x{columns} tokens, {width}x{height} pixels"),
         ("weights", model.weights_hash),
         *((key, value if isinstance(value, str) else json.dumps(value)) for key, value in model.provenance.items()),
     ]

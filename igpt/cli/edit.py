@@ -104,7 +104,7 @@ def _vary(args: argparse.Namespace) -> None:
 
 def _blend(args: argparse.Namespace) -> None:
     check_share("mix", args.mix)
-    _draw(args, [args.picture, args.other], lambda edit, model, a, b: edit.blend(a, b, args.mix, model.downsample))
+    _draw(args, [args.picture, args.other], lambda edit, model, a, b: edit.blend(model, a, b, args.mix))
 
 
 def _draw(args: argparse.Namespace, paths: list[str], make: Any) -> None:

@@ -108,7 +108,7 @@ def _surprise(args: argparse.Namespace) -> None:
     label = model.label_number(args.label)
     images = sibling("train.surprise")
     for source, picture in images.opened(sources):
-        told = images.surprise_map(model, picture, label, orders=args.orders, seed=args.seed, quiet=args.quiet)
+        told = images.surprise_map(model, picture, label, orders=args.orders, seed=args.seed)
         path = files.write_picture(told.sheet, output.picture(f"{source.stem}-surprise"), force=args.force)
         if not args.quiet:
             print(f"{source}: {told.sentence}", file=sys.stderr)

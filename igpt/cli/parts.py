@@ -29,8 +29,7 @@ SAMPLING_HELP = {
     "top_k": "choose among the N likeliest tokens only, 0 among all",
     "top_p": "choose among the likeliest tokens that hold this share of the probability",
     "guidance": "how hard to pull towards the label, 1 is not at all",
-    "autoguidance": "how hard to pull away from the GPT's own hastier opinion, 1 is not at all",
-    "order": "of the cells: random, spread (evenly), or raster (rows from the top, one cell a step)",
+    "order": "of the cells: random, or raster (rows from the top, one cell a step)",
 }
 
 
