@@ -1,34 +1,35 @@
-"""What each way of drawing gives: KID of drawn pictures against real ones, one setting changed at a time.
+"""How well each way of drawing, or each label, comes out: distances between drawn and decoded training pictures.
 
-No times. All settings draw the same labels with the same seeds, so that the rows of a table differ by the setting and
-not by luck; the last digit of KID is still noise with a hundred pictures. Names of settings are those of
-`SamplingOptions`: `--settings guidance=2 top_p=1,guidance=2` tries two; without it one of each kind is tried.
+TOKENS is the token cache that a training left (`tokens.safetensors` in its work folder): decoded, its pictures are what
+a perfect GPT would draw, so the loss of the tokenizer is left out. All settings draw the same labels, as often as the
+training has them, with the same seeds; the row "training" compares other training pictures. Names of settings are those
+of `SamplingOptions`: `--settings guidance=5 steps=32,top_p=1` tries two. With `--by-label N` every label is drawn N
+times in the default way and compared with decoded pictures of its own. No times.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 from PIL.Image import Image
+from torch import Tensor
 
 from igpt.config import DEFAULT_MODEL, SamplingOptions
 from igpt.image_gpt import ImageGPT
 from igpt.sampling import draw, generators
-from tokenizer_vq.art_folder import ArtFolder
-from tokenizer_vq.images import fit_cover
+from igpt.token_cache import TokenCache
 from train import features, fidelity
-from train.features import FeatureCache, extract
 
 TRIED = (
-    "guidance=1", "guidance=2", "guidance=4", "guidance=9", "top_p=0.9", "top_p=1", "temperature=0.9",
-    "temperature=1.1", "steps=8", "steps=32", "steps=64", "steps=256", "order=spread", "order=raster",
+    "", "steps=8", "steps=32", "guidance=1.5", "guidance=5", "top_p=0.9", "temperature=0.9",
 )  # fmt: skip
-REFERENCE = 400  # real pictures compared with, at most
+BATCH = 16
 
 
 def parsed(setting: str) -> SamplingOptions:
@@ -40,51 +41,88 @@ def parsed(setting: str) -> SamplingOptions:
     return options
 
 
-def drawn(model: ImageGPT, labels: list[int], options: SamplingOptions, batch: int) -> Iterator[Image]:
+def drawn(model: ImageGPT, labels: list[int], options: SamplingOptions) -> Iterator[Image]:
     """One picture a label, of the model's native size; picture i has seed i."""
-    side = int(model.native_cells**0.5)
-    for first in range(0, len(labels), batch):
-        labels_B = torch.tensor(labels[first : first + batch])
-        *_, last = draw(model.gpt, labels_B, (side, side), options, generators(first, len(labels_B)))
+    for first in range(0, len(labels), BATCH):
+        labels_B = torch.tensor(labels[first : first + BATCH])
+        *_, last = draw(model.gpt, labels_B, model.grids.native, options, generators(first, len(labels_B)))
         yield from model.decode(last.tokens_Bhw)
+
+
+def decoded(model: ImageGPT, cache: TokenCache, pictures: Iterable[int]) -> Iterator[Image]:
+    """The middle of training pictures, through the decoder; too small ones are left out."""
+    side, _ = model.grids.native
+    for picture in pictures:
+        grid_hw = cache.grid(picture, 0)
+        top, left = (grid_hw.shape[0] - side) // 2, (grid_hw.shape[1] - side) // 2
+        if min(top, left) >= 0:
+            yield from model.decode(grid_hw[None, top : top + side, left : left + side])
+
+
+class Judge:
+    """Two nets and what they see of pictures."""
+
+    def __init__(self, folder: str, model: ImageGPT):
+        side, _ = model.grids.native_size
+        self.nets = features.nets(folder, model.tokenizer, side, model.weights_hash)[:2]
+        self.columns = [f"KID, {net.name}" for net in self.nets] + ["precision", "recall", "coverage"]
+
+    def look(self, images: Iterable[Image]) -> list[Tensor]:
+        """Features [N, D] by each net."""
+        kept = list(images)
+        return [
+            features.extract(net, iter(kept), len(kept), device=torch.device("cpu"), cache=None, quiet=True, what="")
+            for net in self.nets
+        ]
+
+    def row(self, real: list[Tensor], found: list[Tensor]) -> list[float]:
+        """The numbers of `columns`; all but KID by the first net."""
+        kids = [fidelity.kid(*pair).mean for pair in zip(real, found, strict=True)]
+        near = fidelity.neighbourhoods(real[0], found[0])
+        return [*kids, near.precision, near.recall, near.coverage]
+
+
+def compare_settings(model: ImageGPT, cache: TokenCache, judge: Judge, samples: int, settings: list[str]) -> None:
+    """A row a setting."""
+    pictures = random.Random(0).sample(range(len(cache)), min(len(cache), 4 * samples))
+    stream = decoded(model, cache, pictures[samples:])
+    real, others = (judge.look(islice(stream, samples)) for _ in range(2))
+    labels = [cache.labels[i] for i in pictures[:samples]]
+    print(f"{samples} pictures a side\nsetting | {' | '.join(judge.columns)}")
+    print_row("training", judge.row(real, others))
+    for setting in settings:
+        print_row(setting or "defaults", judge.row(real, judge.look(drawn(model, labels, parsed(setting)))))
+
+
+def compare_labels(model: ImageGPT, cache: TokenCache, judge: Judge, each: int) -> None:
+    """A row a label."""
+    print(f"{each} drawn pictures a label\nlabel | {' | '.join(judge.columns)} | training pictures")
+    for label, name in enumerate(model.labels):
+        own = [i for i in range(len(cache)) if cache.labels[i] == label]
+        random.Random(0).shuffle(own)
+        real = judge.look(islice(decoded(model, cache, own), each))
+        print_row(name, [*judge.row(real, judge.look(drawn(model, [label] * each, SamplingOptions()))), len(own)])
+
+
+def print_row(name: str, values: list[float]) -> None:
+    print(" | ".join((name, *(f"{value:.4g}" for value in values))), flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("art", type=Path)
-    parser.add_argument("--manifest")
+    parser.add_argument("tokens", type=Path, metavar="TOKENS")
     parser.add_argument("--features", required=True, help="folder with feature nets")
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--samples", type=int, default=96)
-    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="of drawing on a CPU")
-    parser.add_argument("--settings", nargs="*", default=["", *TRIED])
+    parser.add_argument("--samples", type=int, default=256)
+    parser.add_argument("--settings", nargs="*", default=list(TRIED))
+    parser.add_argument("--by-label", type=int, metavar="N", help="compare labels instead, N pictures each")
     args = parser.parse_args()
-    bf16 = {"auto": None, "fp32": False, "bf16": True}[args.precision]
-    model, art = ImageGPT.load(args.model, bf16=bf16), ArtFolder(args.art, manifest=args.manifest)
-    side = int(model.native_cells**0.5) * model.downsample
-    nets = features.nets(args.features, model.tokenizer, side, model.weights_hash)[:2]
-    pictures = random.Random(0).sample(range(len(art)), min(len(art), args.samples + REFERENCE))
-    labels = [model.labels.index(art.labels[art.label_of[i]]) for i in pictures[: args.samples]]
-    groups_N = torch.tensor(labels)
-
-    def vectors(
-        images: Iterator[Image], count: int, net: features.FeatureNet, cache: FeatureCache | None
-    ) -> torch.Tensor:
-        return extract(net, images, count, device=model.device, cache=cache, quiet=True, what="")
-
-    real = []
-    for net in nets:
-        squares = (fit_cover(art.picture(i), side, side) for i in pictures[args.samples :])
-        real.append(vectors(squares, len(pictures) - args.samples, net, FeatureCache.of(net)))
-    columns = [f"KID, {net.name}" for net in nets] + ["variety within a label", "precision", "coverage"]
-    print(f"{args.samples} pictures\nsetting | {' | '.join(columns)}")
-    for setting in args.settings:
-        images = list(drawn(model, labels, parsed(setting), batch=8))
-        found = [vectors(iter(images), len(images), net, None) for net in nets]
-        kids = [fidelity.kid(*pair).mean for pair in zip(real, found, strict=True)]
-        near = fidelity.neighbourhoods(real[0], found[0])  # like variety, in the first features
-        row = (*kids, fidelity.spread_within(found[0], groups_N), near.precision, near.coverage)
-        print(" | ".join((setting or "defaults", *(f"{value:.4g}" for value in row))), flush=True)
+    model, (cache, _) = ImageGPT.load(args.model, "cpu"), TokenCache.load(args.tokens)
+    judge = Judge(args.features, model)
+    if args.by_label:
+        compare_labels(model, cache, judge, args.by_label)
+    else:
+        compare_settings(model, cache, judge, args.samples, args.settings)
 
 
 if __name__ == "__main__":
