@@ -36,7 +36,7 @@ def test_drawing_in_bfloat16_rounds_to_it_and_adds_up_in_float32() -> None:
 
 
 @pytest.mark.skipif(not packing_works(torch.float32), reason="the plain product promises no order of adding up")
-@pytest.mark.parametrize("width", [256, 704])
+@pytest.mark.parametrize("width", [256, 704, 1408])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_comes_out_the_same_whatever_rows_go_with_it(dtype: torch.dtype, width: int) -> None:
     torch.manual_seed(0)
@@ -44,6 +44,7 @@ def test_a_row_comes_out_the_same_whatever_rows_go_with_it(dtype: torch.dtype, w
     layer.drawing_dtype = dtype
     with torch.inference_mode():
         together = layer(x)
+        assert torch.equal(layer(x[:1, :1]), together[:1, :1])
         for count in (1, 7, 38, 64, 65, 256):
             assert torch.equal(layer(x[:, :count]), together[:, :count])
 
