@@ -51,8 +51,9 @@ class Linear(nn.Linear):
 
 
 def _can_pack(weight: Tensor) -> bool:
+    """Never under autocast, which asks for plain products in another precision: `packing_works` compares with them."""
     plain = weight.is_cpu and weight.dtype == torch.float32 and not weight.is_inference()
-    return plain and packing_works(torch.float32)
+    return plain and not torch.is_autocast_enabled("cpu") and packing_works(torch.float32)
 
 
 def _pack(weight: Tensor) -> Tensor:

@@ -94,6 +94,16 @@ def test_where_only_float32_can_be_packed_a_layer_told_to_draw_in_bfloat16_draws
         assert torch.equal(layer(x), exact)
 
 
+def test_under_autocast_the_product_is_autocasts_and_packing_is_not_given_up_for_later() -> None:
+    layer, x, works = Linear(16, 8), torch.ones(1, 2, 16), packing_works(torch.float32)
+    packing_works.cache_clear()
+    with torch.inference_mode():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        layer(x)
+    assert (layer._packed is not None) == works
+
+
 def test_a_layer_that_has_drawn_can_be_copied_and_trained() -> None:
     layer, x = Linear(16, 16), torch.ones(1, 4, 16)
     with torch.inference_mode():
