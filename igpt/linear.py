@@ -5,7 +5,7 @@ products: 11 ms for the 48 layers of a 37M model with 8 rows, against 4 ms with 
 (measured on two cores; `benchmarks/sampling.py`). The operators are private to torch, so they are tried first, and
 where they are missing or wrong the plain product is used.
 
-CPUs that multiply bfloat16 in hardware are faster in it with 64 rows and more: four to eight times with AMX, 1.5 to
+CPUs that multiply bfloat16 in hardware are faster in it with 64 rows and more: three to seven times with AMX, 1.5 to
 1.7 times with AVX-512 alone. So a layer can be told to draw in it. Sums are float32 either way.
 """
 
