@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from functools import cache
 
 import torch
 
@@ -33,13 +34,16 @@ def devices(kind: str) -> int:
     return torch.cuda.device_count() if kind == "cuda" else 1
 
 
+@cache
 def fast_bf16(device: torch.device | None = None) -> bool:
     """Whether a device (default: the best there is) multiplies in bfloat16 faster than in float32."""
     if (device or pick_device()).type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # torch has no public question for this; where it has lost the private one, float32 is the safe answer.
-    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(supported and supported())
+    # torch has no public question for this; where it has lost the private ones, float32 is the safe answer. The first
+    # asks the processor, the second oneDNN, which does the products and can be told to use less of the processor.
+    processor = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    library = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(processor and library and processor() and library())
 
 
 def keep_freed_memory() -> None:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from igpt import linear
-from igpt.linear import Linear
+from igpt.device import fast_bf16
+from igpt.linear import Linear, packing_works
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 100])
@@ -27,18 +28,23 @@ def test_drawing_in_bfloat16_rounds_to_it_and_adds_up_in_float32() -> None:
         exact = layer(x)
         layer.drawing_dtype = torch.bfloat16
         rough = layer(x)
-    assert rough.dtype == torch.float32 and not torch.equal(rough, exact)
+    works = packing_works(torch.bfloat16)
+    assert works or not fast_bf16(torch.device("cpu"))
+    assert rough.dtype == torch.float32 and torch.equal(rough, exact) != works
     assert float((rough - exact).abs().mean() / exact.abs().mean()) < 0.01
     assert torch.equal(layer(x), F.linear(x, layer.weight)), "only drawing is rounded"
 
 
-@pytest.mark.parametrize("width", [256, 704])
-def test_in_bfloat16_a_row_comes_out_the_same_whatever_rows_go_with_it(width: int) -> None:
+@pytest.mark.skipif(not packing_works(torch.float32), reason="the plain product promises no order of adding up")
+@pytest.mark.parametrize("width", [256, 704, 1408])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_comes_out_the_same_whatever_rows_go_with_it(dtype: torch.dtype, width: int) -> None:
     torch.manual_seed(0)
     layer, x = Linear(width, 256), torch.randn(2, 304, width) * 3
-    layer.drawing_dtype = torch.bfloat16
+    layer.drawing_dtype = dtype
     with torch.inference_mode():
         together = layer(x)
+        assert torch.equal(layer(x[:1, :1]), together[:1, :1])
         for count in (1, 7, 38, 64, 65, 256):
             assert torch.equal(layer(x[:, :count]), together[:, :count])
 
@@ -68,11 +74,34 @@ def test_weights_changed_by_a_fused_optimizer_are_packed_anew() -> None:
 
 
 def test_where_packing_does_not_work_the_plain_product_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "packing_works", lambda: False)
+    monkeypatch.setattr(linear, "packing_works", lambda dtype: False)
     monkeypatch.setattr(linear, "_product", lambda *_: pytest.fail("the packed product was used"))
     layer, x = Linear(16, 8), torch.ones(1, 2, 16)
     with torch.inference_mode():
         assert torch.equal(layer(x), F.linear(x, layer.weight))
+
+
+@pytest.mark.skipif(not packing_works(torch.float32), reason="the layers draw with the plain product")
+def test_where_only_float32_can_be_packed_a_layer_told_to_draw_in_bfloat16_draws_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer, x = Linear(16, 8), torch.randn(1, 2, 16)
+    with torch.inference_mode():
+        exact = layer(x)
+        monkeypatch.setattr(linear, "packing_works", lambda dtype: dtype == torch.float32)
+        monkeypatch.setattr(linear, "_rough_product", lambda *_: pytest.fail("the product was rounded"))
+        layer.drawing_dtype = torch.bfloat16
+        assert torch.equal(layer(x), exact)
+
+
+def test_under_autocast_the_product_is_autocasts_and_packing_is_not_given_up_for_later() -> None:
+    layer, x, works = Linear(16, 8), torch.ones(1, 2, 16), packing_works(torch.float32)
+    packing_works.cache_clear()
+    with torch.inference_mode():
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        layer(x)
+    assert (layer._packed is not None) == works
 
 
 def test_a_layer_that_has_drawn_can_be_copied_and_trained() -> None:

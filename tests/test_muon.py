@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from igpt.device import fast_bf16
 from train.muon import LENGTH, Muon, orthogonal
 
 
@@ -13,7 +14,9 @@ def test_an_orthogonal_matrix_has_singular_values_of_about_one_and_the_old_direc
     drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     left, _, right = torch.linalg.svd(drawn, full_matrices=False)
     matrix = left @ torch.linspace(0.05, 1, min(shape)).diag() @ right * 1e-4
-    turned = orthogonal(matrix).float()
+    turned = orthogonal(matrix)
+    assert turned.dtype == (torch.bfloat16 if fast_bf16(torch.device("cpu")) else torch.float32)
+    turned = turned.float()
     values = torch.linalg.svdvals(turned)
     assert 0.5 < values.min() and values.max() < 1.3
     assert (left.mT @ turned @ right.mT).diagonal().min() > 0.5  # not another orthogonal matrix: the nearest

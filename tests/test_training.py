@@ -213,16 +213,18 @@ def test_igpt_train_makes_a_model_that_draws_and_goes_on_when_called_again(
         train(None, art, tmp_path / "model", TrainOptions(preset="toy", quiet=True, adversarial=0.0, views=2, seed=1))
 
 
+@pytest.mark.parametrize("presses", [1, 2])  # the second does not wait for a state to be saved
 def test_ctrl_c_leaves_the_model_so_far_and_the_same_command_goes_on(
-    art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    presses: int, art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sibling("train.options").PRESETS, "toy", TOY)
     monkeypatch.setattr("train.loop.LOG_EVERY", 1)
     options = TrainOptions(preset="toy", quiet=True, adversarial=0.0, views=1)
     with monkeypatch.context() as patch:
-        patch.setattr(GPTStage, "worries", lambda *_: os.kill(os.getpid(), signal.SIGINT) or [])
+        patch.setattr(GPTStage, "worries", lambda *_: [os.kill(os.getpid(), signal.SIGINT) for _ in range(presses)])
         with pytest.raises(KeyboardInterrupt):
             train(None, art, tmp_path / "model", options)
+    assert (tmp_path / "model/training/gpt-state.safetensors").is_file() == (presses == 1)
     half = igpt.load(tmp_path / "model", device="cpu")
     assert half.generate(size=32, label="red", seed=1)[0].size == (32, 32)
     assert half.provenance["gpt"]["samples"] < TOY.gpt_samples
