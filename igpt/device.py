@@ -46,6 +46,12 @@ def fast_bf16(device: torch.device | None = None) -> bool:
     return bool(processor and library and processor() and library())
 
 
+@cache
+def has_amx() -> bool:
+    """Whether the CPU multiplies matrices in tiles; where torch cannot tell, it is taken for one that does."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)())
+
+
 def keep_freed_memory() -> None:
     """Have the C library keep what torch frees, instead of handing it back to the system after every operation.
 

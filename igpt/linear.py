@@ -17,8 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .device import has_amx
+
 ROWS = 8  # the layout is chosen for about so many rows
-ROWS_AT_ONCE = 64  # in bfloat16
+ROWS_AT_ONCE = 64  # in bfloat16 with AMX
 
 
 class Linear(nn.Linear):
@@ -74,8 +76,11 @@ def _exact_product(x: Tensor, packed: Tensor) -> Tensor:
 
 
 def _rough_product(x: Tensor, packed: Tensor) -> Tensor:
-    """In bfloat16, always as many rows at a time: oneDNN adds up in another order for other numbers of rows, and where
-    results are rounded so coarsely, that would make another picture of the same seed in another batch."""
+    """In bfloat16. With AMX always as many rows at a time: oneDNN adds up in another order there for other numbers of
+    rows, and where results are rounded so coarsely, that would make another picture of the same seed in another batch.
+    """
+    if not has_amx():
+        return _product(x.bfloat16(), packed).to(x.dtype)
     rows_NI = x.bfloat16().flatten(0, -2)
     *whole, rest = torch.split(rows_NI, ROWS_AT_ONCE)
     rest = nn.functional.pad(rest, (0, 0, 0, ROWS_AT_ONCE - len(rest)))

@@ -11,16 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from igpt.config import ORDERS, GPTConfig, SamplingOptions
-from igpt.model import GPT, cell_positions
-from igpt.sampling import cells_per_step, draw, drawing_order, generators, guide, keep_top_k, keep_top_p, pick, spread
+from igpt.model import GPT, cell_positions, to_cells
+from igpt.sampling import cells_per_step, draw, generators, guide, keep_top_k, keep_top_p, sample_token
 
-PLAIN = SamplingOptions(guidance=1.0, autoguidance=1.0, top_p=1.0)
+PLAIN = SamplingOptions(guidance=1.0, top_p=1.0)
 
 
-def make(vocab_size: int = 5) -> GPT:
+def make(vocab_size: int = 5, cell: int = 2) -> GPT:
     torch.manual_seed(3)
-    gpt = GPT(GPTConfig(vocab_size, 2, layers=2, width=32, heads=2, cells=16))
+    gpt = GPT(GPTConfig(vocab_size, 2, layers=2, width=32, heads=2, cell=cell, head_layers=1, cells=16))
     nn.init.normal_(gpt.head.weight, std=0.4)
+    nn.init.normal_(gpt.tokens.weight, std=0.5)
+    if cell > 1:
+        nn.init.normal_(gpt.before.weight, std=0.3)
     return gpt.eval()
 
 
@@ -56,54 +59,65 @@ def test_top_p_keeps_the_fewest_that_hold_p_together_and_always_one() -> None:
 
 def test_guidance_of_1_changes_nothing_and_0_forgets_the_label() -> None:
     with_label, without = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(with_label + guide(with_label, without, 1.0), with_label)
-    assert torch.allclose(with_label + guide(with_label, without, 0.0), without)
+    assert torch.allclose(guide(with_label, without, 1.0), with_label, atol=1e-6)
+    assert torch.equal(guide(with_label, without, 0.0), without)
+    assert torch.allclose(guide(with_label, without, 3.0), with_label + 2 * (with_label - without), atol=1e-5)
 
 
-def test_pick_takes_the_token_at_the_quantile() -> None:
+def test_a_token_is_sampled_at_its_quantile() -> None:
     logits = torch.tensor([0.2, 0.0, 0.5, 0.3]).log()
     for uniform, token in ((0.0, 0), (0.19, 0), (0.21, 2), (0.69, 2), (0.71, 3), (0.999999, 3)):
-        assert int(pick(logits, torch.tensor(uniform), PLAIN)) == token
-    assert int(pick(logits, torch.tensor(0.9), replace(PLAIN, temperature=0.0))) == 2
-    assert int(pick(logits, torch.tensor(0.99), replace(PLAIN, top_k=1))) == 2
+        assert int(sample_token(logits, torch.tensor(uniform), PLAIN)) == token
+    assert int(sample_token(logits, torch.tensor(0.9), replace(PLAIN, temperature=0.0))) == 2
+    assert int(sample_token(logits, torch.tensor(0.99), replace(PLAIN, top_k=1))) == 2
 
 
-def test_the_samplers_distribution_is_the_models() -> None:
-    """All 125 pictures of three cells, drawn one cell a step in raster order, against their exact probabilities."""
-    gpt, n = make().requires_grad_(False), 6000
-    everything = torch.tensor(list(itertools.product(range(5), repeat=3)))
-    positions_BL2 = cell_positions(1, 3, centred=True).expand(125, -1, -1)
-    logs = gpt(everything, positions_BL2, torch.ones(125, dtype=torch.long)).log_softmax(-1)
-    wanted = logs.gather(-1, everything.unsqueeze(-1)).sum((1, 2)).exp()
-    drawn_B3 = last(gpt, n, (1, 3), replace(PLAIN, order="raster"), label=1).flatten(1)
-    seen = torch.bincount((drawn_B3 * torch.tensor([25, 5, 1])).sum(1), minlength=125).float() / n
+@pytest.mark.parametrize("temperature", [1e-40, 1e-20, 1e-6])
+def test_a_temperature_that_would_overflow_takes_the_likeliest_token(temperature: float) -> None:
+    logits = torch.tensor([0.2, 0.0, 0.5, 0.3]).log()
+    assert int(sample_token(logits, torch.tensor(0.9), replace(PLAIN, temperature=temperature))) == 2
+
+
+@pytest.mark.parametrize(("vocab_size", "cell", "cells"), [(5, 1, 3), (3, 2, 1), (2, 2, 2)])
+def test_the_samplers_distribution_is_the_models(vocab_size: int, cell: int, cells: int) -> None:
+    """All pictures of a few cells, drawn one cell a step in raster order, against their exact probabilities."""
+    gpt, n = make(vocab_size, cell).requires_grad_(False), 6000
+    tokens = cells * cell**2
+    everything = torch.tensor(list(itertools.product(range(vocab_size), repeat=tokens)))
+    cells_BLn = everything.view(-1, cells, cell**2)
+    positions_BL2 = cell_positions(1, cells).expand(len(everything), -1, -1)
+    logs = gpt(cells_BLn, positions_BL2, torch.ones(len(everything), dtype=torch.long)).log_softmax(-1)
+    wanted = logs.gather(-1, cells_BLn.unsqueeze(-1)).sum((1, 2, 3)).exp()
+    drawn_BLn = to_cells(last(gpt, n, (cell, cells * cell), replace(PLAIN, order="raster"), label=1), cell)
+    places = vocab_size ** torch.arange(tokens - 1, -1, -1)
+    seen = torch.bincount((drawn_BLn.flatten(1) * places).sum(1), minlength=len(everything)).float() / n
     # The expected total variation distance of so many fair draws, with room; the uniform distribution is far off.
     noise = float((2 * wanted * (1 - wanted) / (math.pi * n)).sqrt().sum() / 2)
     assert float((seen - wanted).abs().sum() / 2) < 1.4 * noise
-    assert float((wanted - 1 / 125).abs().sum() / 2) > 4 * noise
+    assert float((wanted - 1 / len(everything)).abs().sum() / 2) > 2.5 * noise
 
 
 @torch.inference_mode()
 def test_in_random_order_the_first_cells_distribution_is_the_models_too() -> None:
     gpt, n = make(), 4000
-    steps = draw(gpt, torch.zeros(n, dtype=torch.long), (2, 2), replace(PLAIN, steps=4), generators(0, n))
+    steps = draw(gpt, torch.zeros(n, dtype=torch.long), (4, 4), replace(PLAIN, steps=4), generators(0, n))
     next(steps)
     first = next(steps)
+    tokens_BL, known_BL = (to_cells(x, 2)[..., 0] for x in (first.tokens_Bhw, first.known_Bhw))
     for cell in range(4):
-        chosen = first.known_Bhw.flatten(1)[:, cell]
-        seen = torch.bincount(first.tokens_Bhw.flatten(1)[chosen, cell], minlength=5) / chosen.sum()
-        cache = gpt.start(torch.zeros(1, dtype=torch.long), 4)
-        answers, _ = gpt.predict(cell_positions(2, 2, True)[None, cell : cell + 1], cache)
-        wanted = gpt.head(answers).softmax(-1).flatten()
+        seen = torch.bincount(tokens_BL[known_BL[:, cell], cell], minlength=5) / known_BL[:, cell].sum()
+        cache = gpt.init_cache(torch.zeros(1, dtype=torch.long), 4)
+        answer = gpt.answers(cell_positions(2, 2)[None, cell : cell + 1], cache)
+        wanted = gpt.next_token(answer, torch.zeros(1, 1, 0, dtype=torch.long)).softmax(-1).flatten()
         assert torch.allclose(seen, wanted, atol=0.06)
 
 
 @pytest.mark.parametrize("order", ORDERS)
-def test_known_cells_are_never_redrawn(order: str) -> None:
+def test_known_tokens_are_never_redrawn_and_the_rest_of_a_cell_that_is_cut_is_drawn(order: str) -> None:
     gpt = make()
     given_Bhw = torch.randint(5, (3, 4, 4), generator=torch.Generator().manual_seed(0))
     given_hw = torch.zeros(4, 4, dtype=torch.bool)
-    given_hw[:, :2] = given_hw[1, 3] = True
+    given_hw[:, :2] = given_hw[1, 3] = True  # two cells whole, one of four tokens of another
     options = SamplingOptions(steps=3, order=order, guidance=2.0)
     steps = list(draw(gpt, torch.zeros(3, dtype=torch.long), (4, 4), options, generators(0, 3), given_Bhw, given_hw))
     for step in steps:
@@ -111,18 +125,16 @@ def test_known_cells_are_never_redrawn(order: str) -> None:
     assert not steps[0].known_Bhw[:, ~given_hw].any() and steps[-1].known_Bhw.all()
 
 
-def test_cells_that_are_spread_come_once_each_and_far_apart() -> None:
-    for h, w in ((1, 1), (1, 7), (16, 16), (9, 31)):
-        assert sorted(spread(h, w).flatten().tolist()) == list(range(h * w))
-
-    def closest(order: str, seed: int) -> float:
-        cells = drawing_order(torch.ones(16, 16, dtype=torch.bool), order, torch.Generator().manual_seed(seed))[:16]
-        places = torch.stack([cells // 16, cells % 16], -1).float()
-        return float((torch.cdist(places, places) + 99 * torch.eye(16)).min(0).values.mean())
-
-    assert all(closest("spread", seed) > 3 > closest("random", seed) for seed in range(8))
-    first = {int(drawing_order(torch.ones(16, 16), "spread", g)[0]) for g in generators(0, 8)}
-    assert len(first) > 5  # another beginning for every seed
+@torch.inference_mode()
+def test_in_a_cell_that_is_cut_a_token_is_drawn_to_the_given_ones_before_it() -> None:
+    gpt, given_hw = make(), torch.tensor([[True, False], [True, True]])
+    for token in range(5):
+        given_Bhw = torch.full((1, 2, 2), token)
+        options = replace(PLAIN, temperature=0.0)
+        *_, step = draw(gpt, torch.zeros(1, dtype=torch.long), (2, 2), options, generators(0, 1), given_Bhw, given_hw)
+        answer = gpt.answers(cell_positions(1, 1)[None], gpt.init_cache(torch.zeros(1, dtype=torch.long), 1))
+        wanted = gpt.next_token(answer, torch.tensor([[[token]]])).argmax()
+        assert step.tokens_Bhw[0].tolist() == [[token, int(wanted)], [token, token]]
 
 
 def test_what_is_known_changes_what_is_drawn() -> None:
@@ -137,8 +149,8 @@ def test_what_is_known_changes_what_is_drawn() -> None:
 
 
 def test_once_drawn_a_cell_stays_and_the_known_cells_grow() -> None:
-    steps = list(draw(make(), torch.zeros(2, dtype=torch.long), (4, 4), SamplingOptions(steps=5), generators(7, 2)))
-    assert len(steps) == 6
+    steps = list(draw(make(), torch.zeros(2, dtype=torch.long), (4, 4), SamplingOptions(steps=3), generators(7, 2)))
+    assert len(steps) == 4
     for before, after in itertools.pairwise(steps):
         assert (after.known_Bhw >= before.known_Bhw).all() and after.known_Bhw.sum() > before.known_Bhw.sum()
         assert torch.equal(after.tokens_Bhw[before.known_Bhw], before.tokens_Bhw[before.known_Bhw])
@@ -164,13 +176,13 @@ def test_drawing_leaves_the_callers_randomness_alone() -> None:
 
 def test_temperature_0_draws_the_likeliest_picture_whatever_the_seed() -> None:
     gpt, options = make(), SamplingOptions(temperature=0.0, order="raster")
-    assert torch.equal(last(gpt, 1, (3, 3), options, seed=0), last(gpt, 1, (3, 3), options, seed=9))
+    assert torch.equal(last(gpt, 1, (4, 6), options, seed=0), last(gpt, 1, (4, 6), options, seed=9))
 
 
 def test_without_a_label_guidance_has_nothing_to_pull_towards() -> None:
     gpt = make()
     null = gpt.null_label
-    a, b = (last(gpt, 2, (3, 3), SamplingOptions(guidance=g), label=null) for g in (1.0, 5.0))
+    a, b = (last(gpt, 2, (4, 6), SamplingOptions(guidance=g), label=null) for g in (1.0, 5.0))
     assert torch.equal(a, b)
 
 
@@ -180,46 +192,46 @@ def test_guidance_changes_what_is_drawn_with_a_label() -> None:
     assert not torch.equal(a, b)
 
 
-def test_autoguidance_changes_what_is_drawn_without_a_label_too() -> None:
-    gpt = make()
-    a, b = (last(gpt, 4, (4, 4), SamplingOptions(autoguidance=g), label=gpt.null_label) for g in (1.0, 5.0))
-    assert not torch.equal(a, b)
+def test_a_picture_without_label_is_not_pulled_by_one_with_a_label_beside_it() -> None:
+    gpt, options = make(), SamplingOptions(guidance=5.0)
+    *_, both = draw(gpt, torch.tensor([1, gpt.null_label]), (4, 4), options, generators(3, 2))
+    *_, alone = draw(gpt, torch.tensor([gpt.null_label]), (4, 4), options, generators(4, 1))
+    assert torch.equal(both.tokens_Bhw[1], alone.tokens_Bhw[0])
 
 
 @torch.inference_mode()
 def test_guided_tokens_come_from_guided_logits() -> None:
-    gpt, labels_B = make(), torch.zeros(1, dtype=torch.long)
-    options = SamplingOptions(temperature=0.0, guidance=2.0, autoguidance=4.0)
-    caches = [gpt.start(torch.tensor([label]), 4) for label in (0, gpt.null_label)]
-    (cell,) = cell_positions(1, 1, True)
-    answers, before = gpt.predict(cell.view(1, 1, 2), caches[0])
-    without, _ = gpt.predict(cell.view(1, 1, 2), caches[1])
-    with_label, hasty, null = (gpt.head(x).flatten() for x in (answers, before, without))
+    gpt, labels_B = make(cell=1), torch.zeros(1, dtype=torch.long)
+    options = SamplingOptions(temperature=0.0, guidance=4.0)
+    logits = []
+    for label in (0, gpt.null_label):
+        answer = gpt.answers(cell_positions(1, 1)[None], gpt.init_cache(torch.tensor([label]), 1))
+        logits.append(gpt.next_token(answer, torch.zeros(1, 1, 0, dtype=torch.long)).flatten())
     *_, step = draw(gpt, labels_B, (1, 1), options, generators(0, 1))  # the only step has the whole pull
-    assert int(step.tokens_Bhw) == int((with_label + 3 * (with_label - hasty) + (with_label - null)).argmax())
+    assert int(step.tokens_Bhw) == int((logits[0] + 3 * (logits[0] - logits[1])).argmax())
 
 
 def test_only_the_wanted_cells_are_drawn_and_given_ones_stay() -> None:
     gpt = make()
-    given_Bhw = torch.full((2, 3, 4), 3)
-    given_hw, wanted_hw = torch.zeros(2, 3, 4, dtype=torch.bool)
-    given_hw[0], wanted_hw[:2, 1:] = True, True
+    given_Bhw = torch.full((2, 6, 8), 3)
+    given_hw, wanted_hw = torch.zeros(2, 6, 8, dtype=torch.bool)
+    given_hw[:2], wanted_hw[:4, 2:] = True, True
     labels_B = torch.zeros(2, dtype=torch.long)
-    *_, step = draw(gpt, labels_B, (3, 4), PLAIN, generators(0, 2), given_Bhw, given_hw, wanted_hw)
+    *_, step = draw(gpt, labels_B, (6, 8), PLAIN, generators(0, 2), given_Bhw, given_hw, wanted_hw)
     assert torch.equal(step.known_Bhw[0], given_hw | wanted_hw)
-    assert bool((step.tokens_Bhw[:, 0] == 3).all())
+    assert bool((step.tokens_Bhw[:, :2] == 3).all())
     assert not bool(step.tokens_Bhw[:, ~(given_hw | wanted_hw)].any()), "nothing is there but the placeholder"
 
 
 def test_every_grid_may_have_its_own_given_and_wanted_cells_and_comes_out_as_if_alone() -> None:
     gpt, labels_B = make(), torch.zeros(2, dtype=torch.long)
-    given_Bhw = torch.full((2, 3, 4), 3)
-    known_Bhw, wanted_Bhw = torch.zeros(2, 2, 3, 4, dtype=torch.bool)
-    known_Bhw[0, 0], known_Bhw[1, :2, :2] = True, True  # four cells each
-    wanted_Bhw[0, 1], wanted_Bhw[1, :2, 2:] = True, True
-    *_, both = draw(gpt, labels_B, (3, 4), PLAIN, generators(5, 2), given_Bhw, known_Bhw, wanted_Bhw)
+    given_Bhw = torch.full((2, 6, 8), 3)
+    known_Bhw, wanted_Bhw = torch.zeros(2, 2, 6, 8, dtype=torch.bool)
+    known_Bhw[0, :2], known_Bhw[1, :4, :4] = True, True  # four cells each
+    wanted_Bhw[0, 2:4], wanted_Bhw[1, :4, 4:] = True, True
+    *_, both = draw(gpt, labels_B, (6, 8), PLAIN, generators(5, 2), given_Bhw, known_Bhw, wanted_Bhw)
     assert torch.equal(both.known_Bhw, known_Bhw | wanted_Bhw)
     for i in range(2):
         alone = (x[i : i + 1] for x in (given_Bhw, known_Bhw, wanted_Bhw))
-        *_, step = draw(gpt, labels_B[:1], (3, 4), PLAIN, generators(5 + i, 1), *alone)
+        *_, step = draw(gpt, labels_B[:1], (6, 8), PLAIN, generators(5 + i, 1), *alone)
         assert torch.equal(step.tokens_Bhw[0], both.tokens_Bhw[i])
