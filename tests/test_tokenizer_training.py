@@ -30,7 +30,7 @@ def art(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny(codes: int = 16, seed: int = 0) -> VQTokenizer:
     torch.manual_seed(seed)
-    return VQTokenizer(VQConfig(channels=(32, 32, 64), codes=codes))
+    return VQTokenizer(VQConfig(channels=(32, 64), codes=codes))
 
 
 # Fitted to the collection
@@ -64,13 +64,6 @@ def test_pictures_as_small_as_they_may_be_go_the_whole_way(tmp_path: Path, monke
         paint(i, (200, 40, 40), (16, 16)).save(tmp_path / f"{i}.png")
     options = replace(QUIET, preset="toy", adversarial=0.5)
     assert load(train(None, tmp_path, tmp_path.parent / "model", options)).tokenizer.downsample == 4
-
-
-def test_fsq_has_its_own_numbers_of_codes() -> None:
-    assert TrainOptions(quantizer="fsq").suited(5000, 256).codes == 1000
-    assert TrainOptions(quantizer="fsq").suited(20, 256).codes == 240
-    with pytest.raises(UserError, match="--codes 1024 cannot be with --quantizer fsq"):
-        TrainOptions(quantizer="fsq", codes=1024).resolved()
 
 
 def test_a_flag_is_stronger_than_what_would_be_chosen() -> None:
@@ -213,7 +206,7 @@ def test_a_tokenizer_started_from_another_paints_the_same_also_with_its_codes_sp
         same = (new.encode(images) % 16 == old.encode(images)).float().mean()
         assert float(same) == 1 if times == 1 else float(same) > 0.8
         assert torch.allclose(new.decode(new.encode(images)), old.decode(old.encode(images)), atol=0.2)
-        assert len(new.quantizer.codebook().unique(dim=0)) == 16 * times
+        assert len(new.quantizer.codebook_KE.unique(dim=0)) == 16 * times
 
 
 def test_a_codebook_that_does_not_fit_starts_from_k_means(
@@ -224,7 +217,7 @@ def test_a_codebook_that_does_not_fit_starts_from_k_means(
     stage = TokenizerStage(ArtFolder(art), [0, 1, 2], [3, 4], TOY, options)
     tokenizer = stage.modules["model"]
     assert isinstance(tokenizer, VQTokenizer)
-    assert stage.passing > 0 and not bool(tokenizer.quantizer.started)
+    assert stage.quantized_after > 0 and not bool(tokenizer.quantizer.started)
     assert torch.allclose(tokenizer.encoder.stem.weight, tiny(48).encoder.stem.weight, atol=0.01)
 
 

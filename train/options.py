@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from igpt.config import DEFAULT_MODEL
-from tokenizer_vq.base import FSQ_LEVELS, UserError
+from tokenizer_vq.base import MAX_CODES, UserError
 
 
 def _option(default: Any, help: str, **more: Any) -> Any:
@@ -44,7 +44,7 @@ PRESETS = {
 DOWNSAMPLES = (16, 8, 4)
 CELLS_A_SIDE = 12  # a picture is said in at least so many tokens a side, if tokens can be that small
 TOKENS_A_CODE = 256
-MIN_CODES, MAX_CODES = 64, 65536  # tokens are stored in 16 bits
+MIN_CODES = 64
 MIN_CROP = 32  # pixels: what the discriminator and LPIPS need; smaller pictures are enlarged
 CROPS_A_PICTURE = 100
 MIN_CROPS = 4000
@@ -94,7 +94,6 @@ class TrainOptions(LearningOptions):
     decoder_crops: int | None = _option(None, "crops for the decoder alone, in the end (default: from the preset)")
     downsample: int | None = _option(None, "pixels a side of a token (default: from the size of the pictures)")
     codes: int | None = _option(None, "how many codes the tokenizer has (default: from the number of pictures)")
-    quantizer: str = _option("ema", "how the tokenizer quantizes", choices=("ema", "simvq", "fsq"))
     gpt_samples: int | None = _option(None, "token grids seen by the GPT (default: from the preset)")
     tokenizer_lr: float = _option(4e-4, "peak learning rate of the tokenizer")
     gpt_lr: float = _option(3e-3, "peak learning rate of the GPT")
@@ -112,9 +111,6 @@ class TrainOptions(LearningOptions):
                 raise UserError(f"--{name.replace('_', '-')} {value} is too few; {least} or more is wanted")
         if self.codes is not None and self.codes > MAX_CODES:
             raise UserError(f"--codes {self.codes} is too many; {MAX_CODES} at most are wanted")
-        if self.codes is not None and self.quantizer == "fsq" and self.codes not in FSQ_LEVELS:
-            known = ", ".join(map(str, FSQ_LEVELS))
-            raise UserError(f"--codes {self.codes} cannot be with --quantizer fsq; one of {known} is wanted")
         if self.downsample not in (None, *DOWNSAMPLES):
             raise UserError(f"--downsample {self.downsample} cannot be; 4, 8 or 16 is wanted")
         for name in ("tokenizer_lr", "gpt_lr"):
@@ -143,8 +139,6 @@ class TrainOptions(LearningOptions):
         downsample = downsample or self.downsample or min(preset.downsample, fitting)
         cells = min(preset.cells, max(2, round(side / downsample)) ** 2)
         codes = min(preset.codes, 2 ** int(math.log2(max(MIN_CODES, pictures * cells / TOKENS_A_CODE))))
-        if self.quantizer == "fsq":
-            codes = max((count for count in FSQ_LEVELS if count <= codes), default=min(FSQ_LEVELS))
         return self._over(replace(
             preset, downsample=downsample, cells=cells, codes=codes,
             channels=preset.channels[: int(math.log2(max(4, downsample) // 4)) + 1],

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from tokenizer_vq.base import UserError
-from tokenizer_vq.quantizer import AveragedCodes
 from tokenizer_vq.vq import VQTokenizer
 
 VOCABULARIES = ("codebook_KE", "tokens.weight", "head.weight")  # one row a token
@@ -42,8 +41,7 @@ def split_codes(tokenizer: VQTokenizer, parents: int, generator: torch.Generator
     section 3), and let learning go on from there. The decoder understands all of them at once, as it did their parent.
     """
     quantizer = tokenizer.quantizer
-    if isinstance(quantizer, AveragedCodes):
-        children_KE = quantizer.codebook_KE[parents:]
-        noise_KE = torch.randn(children_KE.shape, generator=generator) * SPLIT_NOISE
-        quantizer.codebook_KE[parents:] = F.normalize(children_KE + noise_KE, dim=-1)
-        quantizer.restart_averages()
+    children_KE = quantizer.codebook_KE[parents:]
+    noise_KE = torch.randn(children_KE.shape, generator=generator) * SPLIT_NOISE
+    quantizer.codebook_KE[parents:] = F.normalize(children_KE + noise_KE, dim=-1)
+    quantizer.reset_ema()
