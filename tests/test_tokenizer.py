@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokenizer_vq.base import UserError
-from tokenizer_vq.layers import NoiseInjection, ShuffleUp, fixed_noise
+from tokenizer_vq.layers import NoiseInjection, ShuffleUp, fixed_noise, kept_noise
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
 
@@ -144,3 +144,26 @@ def test_the_fixed_noise_is_noise() -> None:
         0.535,
         -0.386,
     ]  # on every machine
+
+
+@torch.no_grad()
+def test_a_second_picture_of_a_size_makes_no_noise_anew_and_has_the_same_pixels() -> None:
+    kept_noise.cache_clear()
+    tokenizer, tokens_Bhw = textured(), torch.full((1, 4, 6), 7)
+    first = tokenizer.decode(tokens_Bhw)
+    made = kept_noise.cache_info().misses
+    assert made == len(tokenizer.decoder.grains)
+    assert torch.equal(tokenizer.decode(tokens_Bhw), first) and kept_noise.cache_info().misses == made
+    tokenizer.decode(tokens_Bhw, at=(0, 1))
+    assert kept_noise.cache_info().misses == 2 * made
+
+
+def test_kept_noise_is_bounded_and_of_use_where_gradients_flow() -> None:
+    kept_noise.cache_clear()
+    noise = NoiseInjection(3).eval()
+    with torch.inference_mode():
+        noise(torch.zeros(1, 3, 513, 512), 0, 0)
+        assert kept_noise.cache_info().currsize == 0
+        noise(torch.zeros(1, 3, 8, 8), 0, 0)
+    noise(torch.zeros(1, 3, 8, 8), 0, 0).sum().backward()
+    assert noise.strength.grad is not None and kept_noise.cache_info().hits == 1

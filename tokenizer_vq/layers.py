@@ -7,9 +7,14 @@ arXiv 1912.04958, section 2) keep lattices out: every doubling is smooth, and te
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+CPU = torch.device("cpu")
+KEPT_PIXELS = 512 * 512  # a larger piece of noise (1 MB) is not kept
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -99,19 +104,28 @@ class NoiseInjection(nn.Module):
         if self.training:
             noise = torch.randn(batch, 1, height, width, device=x_BCHW.device)
         else:
-            noise = fixed_noise(top, left, height, width, seed=channels).to(x_BCHW.device)
+            make = kept_noise if height * width <= KEPT_PIXELS else fixed_noise
+            noise = make(top, left, height, width, channels, x_BCHW.device)
         return x_BCHW + (noise * (self.LR_MULTIPLIER * self.strength).view(1, -1, 1, 1)).to(x_BCHW.dtype)
 
 
-def fixed_noise(top: int, left: int, height: int, width: int, seed: int) -> Tensor:
+def fixed_noise(top: int, left: int, height: int, width: int, seed: int, device: torch.device = CPU) -> Tensor:
     """About normal noise [height, width] that depends on row, column and `seed` alone, the same on every machine.
 
     The four bytes of a hash of the place, added up: mean 0, variance 1.
     """
-    rows, columns = torch.arange(top, top + height).unsqueeze(1), torch.arange(left, left + width)
+    rows = torch.arange(top, top + height, device=CPU).unsqueeze(1)
+    columns = torch.arange(left, left + width, device=CPU)
     mixed = (rows * 0x9E3779B1 ^ columns * 0x85EBCA77 ^ seed * 0xC2B2AE3D) & 0xFFFFFFFF
     for _ in range(2):
         mixed = ((mixed ^ (mixed >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
     mixed ^= mixed >> 16
     total = torch.stack([(mixed >> shift) & 255 for shift in (0, 8, 16, 24)]).sum(0)
-    return (total - 510) / 147.8  # a byte has mean 127.5 and variance 5461
+    return ((total - 510) / 147.8).to(device)  # a byte has mean 127.5 and variance 5461
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)  # what was made while drawing must also do where gradients flow
+def kept_noise(top: int, left: int, height: int, width: int, seed: int, device: torch.device) -> Tensor:
+    """`fixed_noise` made once: for every picture of a size a decoder asks for the same few pieces."""
+    return fixed_noise(top, left, height, width, seed, device)
