@@ -39,11 +39,11 @@ def tiny(codes: int = 16, seed: int = 0) -> VQTokenizer:
 @pytest.mark.parametrize(
     ("pictures", "side", "downsample", "cells", "codes", "crop", "crops"),
     [
-        (5000, 256, 16, 256, 4096, 128, 50_000),  # paintings: the preset as it is
-        (5000, 1500, 16, 256, 4096, 128, 50_000),
-        (20, 256, 16, 256, 64, 128, 4_000),  # few pictures: few codes, fewer crops
-        (300, 256, 16, 256, 256, 128, 30_000),
-        (2000, 128, 8, 256, 1024, 128, 50_000),  # emoji: smaller tokens
+        (5000, 256, 8, 256, 4096, 128, 50_000),  # paintings: the preset as it is
+        (5000, 1500, 8, 256, 4096, 128, 50_000),
+        (20, 256, 8, 256, 64, 128, 4_000),  # few pictures: few codes, fewer crops
+        (300, 256, 8, 256, 256, 128, 30_000),
+        (2000, 72, 4, 256, 1024, 72, 50_000),  # emoji: smaller tokens
         (2000, 32, 4, 64, 256, 32, 50_000),  # tiles: crops no larger than they are
         (2000, 16, 4, 16, 64, 32, 50_000),
     ],
@@ -54,8 +54,13 @@ def test_the_settings_follow_from_number_and_size_of_the_pictures(
     preset = TrainOptions().suited(pictures, side)
     told = (preset.downsample, preset.cells, preset.codes, preset.crop, preset.tokenizer_crops)
     assert told == (downsample, cells, codes, crop, crops)
-    config = VQConfig(channels=preset.channels)
-    assert config.patch * 2 ** (len(config.channels) - 1) == downsample
+
+
+@pytest.mark.parametrize(("downsample", "channels"), [(4, (160,)), (8, VQConfig().channels), (16, (160, 256, 256))])
+def test_the_tokenizer_has_a_level_for_every_halving(downsample: int, channels: tuple[int, ...]) -> None:
+    assert TrainOptions(downsample=downsample).suited(5000, 256).channels == channels
+    with torch.device("meta"):
+        assert VQTokenizer(VQConfig(channels=channels)).downsample == downsample
 
 
 def test_pictures_as_small_as_they_may_be_go_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,8 +72,8 @@ def test_pictures_as_small_as_they_may_be_go_the_whole_way(tmp_path: Path, monke
 
 
 def test_a_flag_is_stronger_than_what_would_be_chosen() -> None:
-    preset = TrainOptions(codes=512, downsample=8, tokenizer_crops=77, decoder_crops=0).suited(20, 256)
-    assert (preset.codes, preset.downsample, preset.tokenizer_crops, preset.decoder_crops) == (512, 8, 77, 0)
+    preset = TrainOptions(codes=512, downsample=16, tokenizer_crops=77, decoder_crops=0).suited(20, 256)
+    assert (preset.codes, preset.downsample, preset.tokenizer_crops, preset.decoder_crops) == (512, 16, 77, 0)
 
 
 @pytest.mark.parametrize(("flag", "value"), [("codes", 1), ("codes", 65537), ("downsample", 5), ("decoder_crops", -1)])
