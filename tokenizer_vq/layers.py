@@ -2,7 +2,8 @@
 
 The parts are those of the VQGAN family (Esser et al. 2021, arXiv 2012.09841, table 7): GroupNorm and SiLU before
 every convolution, strided convolutions down, resizing plus a convolution up. Two of StyleGAN2's (Karras et al. 2020,
-arXiv 1912.04958, section 2) keep lattices out: every doubling is smooth, and texture is made of noise.
+arXiv 1912.04958, section 2) keep lattices out: every doubling is smooth, and texture is made of noise
+(`NoiseInjection`).
 """
 
 from __future__ import annotations

@@ -93,16 +93,17 @@ class Decoder(nn.Module):
         # Doubling in steps, with a convolution between, lets neighbouring patches agree; unfolded at once they show.
         tops = (widths[-1], *config.head[: config.doublings])
         self.upscale = nn.ModuleList(ShuffleUp(*pair) for pair in pairwise(tops))
-        self.grains = nn.ModuleList(NoiseInjection(width) for width in (*widths, *tops[1:]))
+        noises = (NoiseInjection(width) for width in (*widths, *tops[1:]))
+        self.grains = nn.ModuleList(noises)  # model files know them by this name
         self.head = nn.Conv2d(tops[-1], 3, 3, padding=1)
 
     def forward(self, z_BChw: Tensor, at: tuple[int, int] = (0, 0)) -> Tensor:
         """`at`: row and column of z in the grid of the whole picture."""
-        grains = iter(self.grains)
+        noises = iter(self.grains)
 
         def add_noise(x_BCHW: Tensor) -> Tensor:
             scale = x_BCHW.shape[-1] // z_BChw.shape[-1]
-            noisy_BCHW: Tensor = next(grains)(x_BCHW, at[0] * scale, at[1] * scale)
+            noisy_BCHW: Tensor = next(noises)(x_BCHW, at[0] * scale, at[1] * scale)
             return noisy_BCHW
 
         x = self.bottom(self.stem(z_BChw))
