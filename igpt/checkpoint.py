@@ -21,7 +21,6 @@ from torch.overrides import TorchFunctionMode
 
 from tokenizer_vq.base import UserError
 from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
-from tokenizer_vq.quantizer import AveragedCodes
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
 from .atomic import whole
@@ -136,8 +135,8 @@ def load(name: str | Path) -> Checkpoint:
     except RuntimeError as error:
         first = str(error).split("\n\t")[-1].strip()
         raise UserError(f"{folder / CONFIG} does not match the weights beside it: {first}") from error
-    if isinstance(tokenizer, VQTokenizer) and isinstance(tokenizer.quantizer, AveragedCodes):
-        tokenizer.quantizer.restart_averages()
+    if isinstance(tokenizer, VQTokenizer):
+        tokenizer.quantizer.reset_ema()
     return Checkpoint(tokenizer, gpt, labels, provenance, digest)
 
 

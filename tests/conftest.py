@@ -35,7 +35,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a model called `tiny`: 32 codes of 8x8 pixels, 16 cells, the labels red and blue."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        tokenizer = VQTokenizer(VQConfig(channels=(32, 32), codes=32, decoder_blocks=1))
+        tokenizer = VQTokenizer(VQConfig(channels=(32, 32), encoder_blocks=1, decoder_blocks=1, codes=32))
         nn.init.normal_(tokenizer.decoder.head.weight)  # or all that an untrained decoder paints is nearly one grey
         gpt = GPT(GPTConfig(vocab_size=32, labels=2, layers=2, width=32, heads=2, cells=16))
         nn.init.normal_(gpt.head.weight)  # it starts at zero, and would make what is drawn independent of everything

@@ -71,7 +71,7 @@ def test_an_adapter_brings_the_change_and_the_labels_to_its_base(
     save_adapter(tmp_path / "green.safetensors", gpt, ["red", "blue", "green"], "tiny", base.weights_hash, {"a": 1})
     model = igpt.load(tiny_folder, "cpu", adapter=tmp_path / "green.safetensors")
     assert (model.labels, model.name, model.provenance) == (["red", "blue", "green"], "green", {"a": 1})
-    assert torch.allclose(logits(model.gpt, 2), logits(gpt, 2), atol=0.02)
+    assert torch.allclose(logits(model.gpt, 2), logits(gpt, 2), rtol=0.005, atol=0.02)
     assert len(model.weights_hash) == 64 and model.weights_hash != base.weights_hash
     assert model.generate(size=16, label="green", seed=1)[0].size == (16, 16)
     with safe_open(tmp_path / "green.safetensors", "pt") as file:

@@ -30,7 +30,7 @@ def art(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def tiny(codes: int = 16, seed: int = 0) -> VQTokenizer:
     torch.manual_seed(seed)
-    return VQTokenizer(VQConfig(channels=(32, 32, 64), codes=codes))
+    return VQTokenizer(VQConfig(channels=(32, 64), codes=codes))
 
 
 # Fitted to the collection
@@ -39,11 +39,11 @@ def tiny(codes: int = 16, seed: int = 0) -> VQTokenizer:
 @pytest.mark.parametrize(
     ("pictures", "side", "downsample", "cells", "codes", "crop", "crops"),
     [
-        (5000, 256, 16, 256, 4096, 128, 50_000),  # paintings: the preset as it is
-        (5000, 1500, 16, 256, 4096, 128, 50_000),
-        (20, 256, 16, 256, 64, 128, 4_000),  # few pictures: few codes, fewer crops
-        (300, 256, 16, 256, 256, 128, 30_000),
-        (2000, 128, 8, 256, 1024, 128, 50_000),  # emoji: smaller tokens
+        (5000, 256, 8, 256, 4096, 128, 50_000),  # paintings: the preset as it is
+        (5000, 1500, 8, 256, 4096, 128, 50_000),
+        (20, 256, 8, 256, 64, 128, 4_000),  # few pictures: few codes, fewer crops
+        (300, 256, 8, 256, 256, 128, 30_000),
+        (2000, 72, 4, 256, 1024, 72, 50_000),  # emoji: smaller tokens
         (2000, 32, 4, 64, 256, 32, 50_000),  # tiles: crops no larger than they are
         (2000, 16, 4, 16, 64, 32, 50_000),
     ],
@@ -54,8 +54,13 @@ def test_the_settings_follow_from_number_and_size_of_the_pictures(
     preset = TrainOptions().suited(pictures, side)
     told = (preset.downsample, preset.cells, preset.codes, preset.crop, preset.tokenizer_crops)
     assert told == (downsample, cells, codes, crop, crops)
-    config = VQConfig(channels=preset.channels)
-    assert config.patch * 2 ** (len(config.channels) - 1) == downsample
+
+
+@pytest.mark.parametrize(("downsample", "channels"), [(4, (160,)), (8, VQConfig().channels), (16, (160, 256, 256))])
+def test_the_tokenizer_has_a_level_for_every_halving(downsample: int, channels: tuple[int, ...]) -> None:
+    assert TrainOptions(downsample=downsample).suited(5000, 256).channels == channels
+    with torch.device("meta"):
+        assert VQTokenizer(VQConfig(channels=channels)).downsample == downsample
 
 
 def test_pictures_as_small_as_they_may_be_go_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,16 +71,9 @@ def test_pictures_as_small_as_they_may_be_go_the_whole_way(tmp_path: Path, monke
     assert load(train(None, tmp_path, tmp_path.parent / "model", options)).tokenizer.downsample == 4
 
 
-def test_fsq_has_its_own_numbers_of_codes() -> None:
-    assert TrainOptions(quantizer="fsq").suited(5000, 256).codes == 1000
-    assert TrainOptions(quantizer="fsq").suited(20, 256).codes == 240
-    with pytest.raises(UserError, match="--codes 1024 cannot be with --quantizer fsq"):
-        TrainOptions(quantizer="fsq", codes=1024).resolved()
-
-
 def test_a_flag_is_stronger_than_what_would_be_chosen() -> None:
-    preset = TrainOptions(codes=512, downsample=8, tokenizer_crops=77, decoder_crops=0).suited(20, 256)
-    assert (preset.codes, preset.downsample, preset.tokenizer_crops, preset.decoder_crops) == (512, 8, 77, 0)
+    preset = TrainOptions(codes=512, downsample=16, tokenizer_crops=77, decoder_crops=0).suited(20, 256)
+    assert (preset.codes, preset.downsample, preset.tokenizer_crops, preset.decoder_crops) == (512, 16, 77, 0)
 
 
 @pytest.mark.parametrize(("flag", "value"), [("codes", 1), ("codes", 65537), ("downsample", 5), ("decoder_crops", -1)])
@@ -213,7 +211,7 @@ def test_a_tokenizer_started_from_another_paints_the_same_also_with_its_codes_sp
         same = (new.encode(images) % 16 == old.encode(images)).float().mean()
         assert float(same) == 1 if times == 1 else float(same) > 0.8
         assert torch.allclose(new.decode(new.encode(images)), old.decode(old.encode(images)), atol=0.2)
-        assert len(new.quantizer.codebook().unique(dim=0)) == 16 * times
+        assert len(new.quantizer.codebook_KE.unique(dim=0)) == 16 * times
 
 
 def test_a_codebook_that_does_not_fit_starts_from_k_means(
@@ -224,7 +222,7 @@ def test_a_codebook_that_does_not_fit_starts_from_k_means(
     stage = TokenizerStage(ArtFolder(art), [0, 1, 2], [3, 4], TOY, options)
     tokenizer = stage.modules["model"]
     assert isinstance(tokenizer, VQTokenizer)
-    assert stage.passing > 0 and not bool(tokenizer.quantizer.started)
+    assert stage.quantized_after > 0 and not bool(tokenizer.quantizer.started)
     assert torch.allclose(tokenizer.encoder.stem.weight, tiny(48).encoder.stem.weight, atol=0.01)
 
 

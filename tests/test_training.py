@@ -34,7 +34,7 @@ from train.run import train
 from train.state import peek
 from train.tokenizer import TokenizerStage
 
-TOY = Preset(64, 16, 64, layers=2, width=64, heads=2, channels=(32, 32, 64), codes=32, crop=32, cells=16)
+TOY = Preset(64, 16, 64, layers=2, width=64, heads=2, channels=(32, 64), codes=32, crop=32, cells=16)
 QUIET = TrainOptions(quiet=True, adversarial=0.0, views=2, perceptual="none")
 
 
@@ -55,7 +55,7 @@ def test_overfitting_eight_painted_pictures_drives_the_error_near_zero(art: Path
     collection = ArtFolder(art)
     everything = list(range(len(collection)))
     options = TrainOptions(quiet=True, adversarial=0.0, flip=False, tokenizer_lr=4e-3, perceptual="none")
-    preset = Preset(0, 0, 0, 2, 64, 2, channels=(32, 32, 64), codes=64, crop=32, cells=4)
+    preset = Preset(0, 0, 0, 2, 64, 2, channels=(32, 64), codes=64, crop=32, cells=16)
     stage = TokenizerStage(collection, everything, everything, preset, options)
     before = stage.measure(stage.modules["model"].eval())
     model = run(stage, schedule(450), tmp_path, {})

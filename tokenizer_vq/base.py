@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-FSQ_LEVELS = {240: (8, 6, 5), 1000: (8, 5, 5, 5), 4375: (7, 5, 5, 5, 5), 15360: (8, 8, 8, 6, 5)}
-"""Levels a dimension for a number of codes (FSQ, Mentzer et al. 2023, arXiv 2309.15505, section 4.1)."""
+MAX_CODES = 65536  # of a tokenizer: tokens are stored in 16 bits
 
 
 class UserError(ValueError):

@@ -5,7 +5,7 @@ its members by exponential moving averages (VQ-VAE, van den Oord et al. 2017, ap
 over the first batch, and codes that nobody uses are moved onto inputs (SoundStream, Zeghidour et al. 2021,
 section 3.3). A trainer lets inputs pass unquantized at first: an untrained encoder says much the same everywhere, and a
 codebook started from that collapses to one code. Nearest-code decisions must not depend on the precision around them,
-hence float32 even under autocast. The other ways of quantizing, in `quantizer_kinds.py`, keep the same interface.
+hence float32 even under autocast.
 """
 
 from __future__ import annotations
@@ -31,44 +31,7 @@ class Quantized(NamedTuple):
     loss: Tensor  # scalar, to be added to the reconstruction's: what keeps inputs and codes together
 
 
-class Quantizer(nn.Module):
-    """What all kinds share: inputs [B, E, h, w] of any length and dtype to codes and tokens, and tokens to codes."""
-
-    def forward(self, z_BEhw: Tensor, generator: torch.Generator | None = None, passing: bool = False) -> Quantized:
-        """In training mode the codes may learn; `generator` (on the CPU) makes their random choices. `passing` leaves
-        the inputs as they are, but for what `bound` does to them."""
-        with torch.autocast(z_BEhw.device.type, enabled=False):
-            z_BhwE = self.bound(rearrange(z_BEhw.float(), "b e h w -> b h w e"))
-            if passing:
-                # Every weight takes part in the loss, if only with nothing: several processes wait for all gradients.
-                idle = sum((0 * parameter.sum() for parameter in self.parameters()), z_BhwE.new_zeros(()))
-                return Quantized(rearrange(z_BhwE, "b h w e -> b e h w"), self.nearest(z_BhwE), idle)
-            codes_BhwE, tokens_Bhw, loss = self.choose(z_BhwE, generator)
-            straight_BhwE = z_BhwE + (codes_BhwE - z_BhwE).detach()
-        return Quantized(rearrange(straight_BhwE, "b h w e -> b e h w"), tokens_Bhw, loss)
-
-    def bound(self, z_BhwE: Tensor) -> Tensor:
-        """Inputs to where codes live."""
-        raise TypeError("a kind of quantizer says where its codes live")
-
-    def nearest(self, z_BhwE: Tensor) -> Tensor:
-        """Number of the nearest code for bounded inputs [..., E]."""
-        raise TypeError("a kind of quantizer says which code is nearest")
-
-    def choose(self, z_BhwE: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Codes, tokens and loss for bounded inputs."""
-        raise TypeError("a kind of quantizer says how it chooses")
-
-    def lookup(self, tokens_Bhw: Tensor) -> Tensor:
-        """Codes [B, E, h, w] of token numbers; the inverse of `nearest` on the codes themselves."""
-        return rearrange(self.codebook()[tokens_Bhw], "b h w e -> b e h w")
-
-    def codebook(self) -> Tensor:
-        """All codes, [K, E]."""
-        raise TypeError("a kind of quantizer says what its codes are")
-
-
-class AveragedCodes(Quantizer):
+class EMACodebook(nn.Module):
     """Nearest code by cosine. The codebook has no gradient: in training mode each call moves it by averages."""
 
     codebook_KE: Tensor
@@ -85,16 +48,19 @@ class AveragedCodes(Quantizer):
         self.register_buffer("counts_K", torch.ones(codes), persistent=False)
         self.register_buffer("started", torch.zeros((), dtype=torch.bool), persistent=False)
 
-    def bound(self, z_BhwE: Tensor) -> Tensor:
-        return F.normalize(z_BhwE, dim=-1)
+    def forward(self, z_BEhw: Tensor, generator: torch.Generator | None = None, bypass: bool = False) -> Quantized:
+        """Inputs [B, E, h, w] of any length and dtype to codes and tokens. In training mode the codebook learns;
+        `generator` (on the CPU) makes its random choices. `bypass` only brings the inputs to length 1."""
+        with torch.autocast(z_BEhw.device.type, enabled=False):
+            z_BhwE = F.normalize(rearrange(z_BEhw.float(), "b e h w -> b h w e"), dim=-1)
+            if bypass:
+                codes_BhwE, tokens_Bhw, loss = z_BhwE, self.nearest(z_BhwE), z_BhwE.new_zeros(())
+            else:
+                codes_BhwE, tokens_Bhw, loss = self.quantize(z_BhwE, generator)
+        return Quantized(rearrange(codes_BhwE, "b h w e -> b e h w"), tokens_Bhw, loss)
 
-    def nearest(self, z_BhwE: Tensor) -> Tensor:
-        return (z_BhwE @ self.codebook_KE.t()).argmax(-1)
-
-    def codebook(self) -> Tensor:
-        return self.codebook_KE
-
-    def choose(self, z_BhwE: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+    def quantize(self, z_BhwE: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes (with straight-through gradients), tokens and loss for inputs of length 1."""
         flat_ME = z_BhwE.detach().reshape(-1, z_BhwE.shape[-1])
         if self.training and not bool(self.started):
             self.start(flat_ME, generator)
@@ -102,12 +68,21 @@ class AveragedCodes(Quantizer):
         codes_BhwE = self.codebook_KE[tokens_Bhw]
         if self.training:
             self.learn(flat_ME, tokens_Bhw.flatten(), generator)
-        return codes_BhwE, tokens_Bhw, COMMITMENT * (z_BhwE - codes_BhwE).pow(2).sum(-1).mean()
+        loss = COMMITMENT * (z_BhwE - codes_BhwE).pow(2).sum(-1).mean()
+        return z_BhwE + (codes_BhwE - z_BhwE).detach(), tokens_Bhw, loss
+
+    def nearest(self, z_BhwE: Tensor) -> Tensor:
+        """Number of the nearest code for inputs [..., E] of length 1."""
+        return (z_BhwE @ self.codebook_KE.t()).argmax(-1)
+
+    def lookup(self, tokens_Bhw: Tensor) -> Tensor:
+        """Codes [B, E, h, w] of token numbers; the inverse of `nearest` on the codes themselves."""
+        return rearrange(self.codebook_KE[tokens_Bhw], "b h w e -> b e h w")
 
     # Learning
 
     @torch.no_grad()
-    def restart_averages(self) -> None:
+    def reset_ema(self) -> None:
         """Let learning go on from the codebook as it is: averages as if every code had been chosen alike."""
         self.sums_KE = self.codebook_KE.clone()
         self.counts_K = torch.ones(len(self.codebook_KE), device=self.codebook_KE.device)
@@ -120,7 +95,7 @@ class AveragedCodes(Quantizer):
         several = flat_ME.repeat(-(-codes // len(flat_ME)), 1)  # where the first batch is smaller than the codebook
         self.codebook_KE.copy_(several[torch.randperm(len(several), generator=generator)[:codes]])
         for _ in range(KMEANS_ROUNDS):
-            sums_KE, counts_K = self.gather(flat_ME, self.nearest(flat_ME))
+            sums_KE, counts_K = self.cluster_sums(flat_ME, self.nearest(flat_ME))
             moved_KE = F.normalize(sums_KE, dim=-1)
             self.codebook_KE.copy_(torch.where(counts_K[:, None] > 0, moved_KE, self.codebook_KE))
         self.counts_K.copy_(counts_K / counts_K.mean())
@@ -133,7 +108,7 @@ class AveragedCodes(Quantizer):
 
         Sums and counts are kept in units of the average code, so that they mean the same for any size of a batch.
         """
-        sums_KE, counts_K = self.gather(flat_ME, tokens_M)
+        sums_KE, counts_K = self.cluster_sums(flat_ME, tokens_M)
         rate = float(counts_K.mean())
         step = min(1 / MEMORY_STEPS, rate / MEMORY_MEMBERS)
         self.counts_K.lerp_(counts_K / rate, step)
@@ -144,7 +119,7 @@ class AveragedCodes(Quantizer):
         self.counts_K[dead_K] = REVIVED_AT
         self.codebook_KE.copy_(F.normalize(self.sums_KE, dim=-1))
 
-    def gather(self, flat_ME: Tensor, tokens_M: Tensor) -> tuple[Tensor, Tensor]:
+    def cluster_sums(self, flat_ME: Tensor, tokens_M: Tensor) -> tuple[Tensor, Tensor]:
         """Sum [K, E] and count [K] of the inputs that chose each code, over all processes."""
         sums_KE = torch.zeros_like(self.codebook_KE).index_add_(0, tokens_M, flat_ME)
         counts_K = torch.bincount(tokens_M, minlength=len(self.codebook_KE)).to(sums_KE)

@@ -1,24 +1,21 @@
 """A convolutional VQ-VAE that turns a picture into a grid of codes and back.
 
-Notable choices: most channels sit at 1/4 to 1/16 of the picture's side, where they are cheap, and the picture enters
+Notable choices: most channels sit at 1/4 and 1/8 of the picture's side, where they are cheap, and the picture enters
 and leaves by (un)shuffling pixels into channels (`patch`); no attention, so any size encodes and decodes; the codebook
-is small, low-dimensional and l2-normalised. `VQConfig.vq16()` spells the published 72M VQ-16 of taming-transformers and
-LlamaGen with the same parts.
+is small, low-dimensional and l2-normalised.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from .base import UserError
-from .layers import AttnBlock, Downsample, Grain, ResBlock, ShuffleUp, Upsample, bottom, group_norm
-from .quantizer import Quantized
-from .quantizer_kinds import make_quantizer
+from .base import MAX_CODES, UserError
+from .layers import Downsample, NoiseInjection, ResBlock, ShuffleUp, Upsample, group_norm
+from .quantizer import EMACodebook, Quantized
 
 
 @dataclass(frozen=True)
@@ -26,25 +23,36 @@ class VQConfig:
     """Shape of the tokenizer. Its token side is `patch * 2 ** (len(channels) - 1)` pixels."""
 
     patch: int = 4  # pixels of a patch side folded into channels at the stem
-    channels: tuple[int, ...] = (128, 192, 256)  # per level, finest first
-    encoder_blocks: int = 1  # residual blocks a level
+    channels: tuple[int, ...] = (160, 256)  # per level, finest first
+    encoder_blocks: int = 2  # residual blocks a level
     decoder_blocks: int = 2
-    head: tuple[int, ...] = (48, 16)  # channels after each doubling that unfolds a patch; () unfolds it at once
-    grain: bool = True  # the decoder doubles smoothly and adds noise at every scale: texture without a lattice
-    bottom: bool = False  # two more residual blocks at the lowest level on both sides
-    attention: bool = False  # self-attention at the lowest level
-    latent: int | None = None  # channels around the codebook; None = those of the lowest level
-    quantizer: str = "ema"  # ema, simvq or fsq
+    head: tuple[int, ...] = (48, 16)  # channels after each doubling that unfolds a patch
     codes: int = 4096
-    code_width: int = 8  # fsq has its own
+    code_width: int = 8
 
-    @classmethod
-    def vq16(cls) -> VQConfig:
-        """The VQ-16 of LlamaGen (Sun et al. 2024, section 2.2) and, but for the codes, of taming-transformers."""
-        return cls(
-            patch=1, channels=(128, 128, 256, 256, 512), encoder_blocks=2, decoder_blocks=3, head=(), grain=False,
-            bottom=True, attention=True, latent=256, codes=16384, code_width=8,
-        )  # fmt: skip
+    def __post_init__(self) -> None:
+        """Raises UserError on values that cannot be meant."""
+        for name, value in vars(self).items():
+            several = name in ("channels", "head")
+            numbers = value if isinstance(value, tuple) else (value,)
+            if isinstance(value, tuple) != several or not all(type(n) is int and n > 0 for n in numbers):
+                wanted = "a tuple of whole numbers" if several else "a whole number"
+                raise UserError(f"{name} of a tokenizer is {value!r}; {wanted} above 0 is wanted")
+        if not self.channels:
+            raise UserError("a tokenizer has no channels; one number a level is wanted")
+        if 2**self.doublings != self.patch:
+            raise UserError(f"the patch of a tokenizer has {self.patch} pixels a side; a power of two is wanted")
+        if len(self.head) < self.doublings:
+            raise UserError(
+                f"the head of a tokenizer is {self.head}; a patch of {self.patch} pixels wants {self.doublings} numbers"
+            )
+        if not 2 <= self.codes <= MAX_CODES:
+            raise UserError(f"a tokenizer has {self.codes} codes; 2 to {MAX_CODES} are wanted")
+
+    @property
+    def doublings(self) -> int:
+        """Steps in which the decoder unfolds a patch."""
+        return self.patch.bit_length() - 1
 
 
 class Encoder(nn.Module):
@@ -55,17 +63,13 @@ class Encoder(nn.Module):
         self.patch = config.patch
         widths = config.channels
         self.stem = nn.Conv2d(3 * config.patch**2, widths[0], 3, padding=1)
-        levels: list[nn.Module] = []
-        for i, width in enumerate(widths):
-            before = widths[max(i - 1, 0)]
-            blocks = [ResBlock(before if j == 0 else width, width) for j in range(config.encoder_blocks)]
-            last = i == len(widths) - 1
-            attention = last and config.attention
-            levels.append(_level(blocks, attention, width, None if last else Downsample(width)))
+        levels = [_blocks(*pair, config.encoder_blocks) for pair in pairwise((widths[0], *widths))]
+        for level, width in zip(levels[:-1], widths[:-1], strict=True):
+            level.append(Downsample(width))
         self.levels = nn.Sequential(*levels)
-        self.bottom = bottom(widths[-1], config.attention) if config.bottom else nn.Sequential()
+        self.bottom = _blocks(widths[-1], widths[-1], 2)
         self.norm = group_norm(widths[-1])
-        self.head = nn.Conv2d(widths[-1], config.latent or widths[-1], 3, padding=1)
+        self.head = nn.Conv2d(widths[-1], widths[-1], 3, padding=1)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         x = self.stem(F.pixel_unshuffle(images_BCHW, self.patch))
@@ -79,49 +83,42 @@ class Decoder(nn.Module):
     def __init__(self, config: VQConfig):
         super().__init__()
         widths = config.channels[::-1]
-        self.stem = nn.Conv2d(config.latent or widths[0], widths[0], 3, padding=1)
-        self.bottom = bottom(widths[0], config.attention) if config.bottom else nn.Sequential()
-        levels: list[nn.Module] = []
-        for i, width in enumerate(widths):
-            before = widths[max(i - 1, 0)]
-            blocks = [ResBlock(before if j == 0 else width, width) for j in range(config.decoder_blocks)]
-            attention = i == 0 and config.attention
-            levels.append(
-                _level(blocks, attention, width, None if i == len(widths) - 1 else Upsample(width, config.grain))
-            )
+        self.stem = nn.Conv2d(widths[0], widths[0], 3, padding=1)
+        self.bottom = _blocks(widths[0], widths[0], 2)
+        levels = [_blocks(*pair, config.decoder_blocks) for pair in pairwise((widths[0], *widths))]
+        for level, width in zip(levels[:-1], widths[:-1], strict=True):
+            level.append(Upsample(width))
         self.levels = nn.Sequential(*levels)
         self.norm = group_norm(widths[-1])
         # Doubling in steps, with a convolution between, lets neighbouring patches agree; unfolded at once they show.
-        tops = (widths[-1], *config.head[: int(math.log2(config.patch))])
-        self.upscale = nn.ModuleList(ShuffleUp(*pair, config.grain) for pair in pairwise(tops))
-        self.grains = nn.ModuleList(Grain(width) for width in (*widths, *tops[1:]) if config.grain)
-        self.patch = config.patch // 2 ** (len(tops) - 1)
-        self.head = nn.Conv2d(tops[-1], 3 * self.patch**2, 3, padding=1)
+        tops = (widths[-1], *config.head[: config.doublings])
+        self.upscale = nn.ModuleList(ShuffleUp(*pair) for pair in pairwise(tops))
+        noises = (NoiseInjection(width) for width in (*widths, *tops[1:]))
+        self.grains = nn.ModuleList(noises)  # model files know them by this name
+        self.head = nn.Conv2d(tops[-1], 3, 3, padding=1)
 
     def forward(self, z_BChw: Tensor, at: tuple[int, int] = (0, 0)) -> Tensor:
         """`at`: row and column of z in the grid of the whole picture."""
-        grains = iter(self.grains)
+        noises = iter(self.grains)
 
-        def roughen(x_BCHW: Tensor) -> Tensor:
+        def add_noise(x_BCHW: Tensor) -> Tensor:
             scale = x_BCHW.shape[-1] // z_BChw.shape[-1]
-            return next(grains)(x_BCHW, at[0] * scale, at[1] * scale) if self.grains else x_BCHW
+            noisy_BCHW: Tensor = next(noises)(x_BCHW, at[0] * scale, at[1] * scale)
+            return noisy_BCHW
 
         x = self.bottom(self.stem(z_BChw))
         for level in self.levels:
-            x = roughen(level(x))
+            x = add_noise(level(x))
         x = F.silu(self.norm(x))
         for double in self.upscale:
-            x = F.silu(roughen(double(x)))
-        return F.pixel_shuffle(self.head(x), self.patch)
+            x = F.silu(add_noise(double(x)))
+        images_BCHW: Tensor = self.head(x)
+        return images_BCHW
 
 
-def _level(blocks: list[ResBlock], attention: bool, width: int, resize: nn.Module | None) -> nn.Sequential:
-    parts: list[nn.Module] = []
-    for block in blocks:
-        parts.append(block)
-        if attention:
-            parts.append(AttnBlock(width))
-    return nn.Sequential(*parts, *([resize] if resize is not None else []))
+def _blocks(channels_in: int, channels_out: int, count: int) -> nn.Sequential:
+    """Residual blocks, of which the first changes the width."""
+    return nn.Sequential(*(ResBlock(channels_in if i == 0 else channels_out, channels_out) for i in range(count)))
 
 
 class VQTokenizer(nn.Module):
@@ -132,11 +129,11 @@ class VQTokenizer(nn.Module):
     def __init__(self, config: VQConfig):
         super().__init__()
         self.config = config
-        latent = config.latent or config.channels[-1]
+        width = config.channels[-1]
         self.encoder = Encoder(config)
-        self.quantizer, code_width = make_quantizer(config.quantizer, config.codes, config.code_width)
-        self.to_code = nn.Conv2d(latent, code_width, 1)
-        self.from_code = nn.Conv2d(code_width, latent, 1)
+        self.quantizer = EMACodebook(config.codes, config.code_width)
+        self.to_code = nn.Conv2d(width, config.code_width, 1)
+        self.from_code = nn.Conv2d(config.code_width, width, 1)
         self.decoder = Decoder(config)
 
     @property
@@ -162,14 +159,14 @@ class VQTokenizer(nn.Module):
         images_BCHW: Tensor = self.decoder(self.from_code(self.quantizer.lookup(tokens_Bhw)), at)
         return images_BCHW
 
-    def quantize(self, images_BCHW: Tensor, generator: Generator | None = None, passing: bool = False) -> Quantized:
+    def quantize(self, images_BCHW: Tensor, generator: Generator | None = None, bypass: bool = False) -> Quantized:
         """Pictures to codes with straight-through gradients, for training; the arguments are the quantizer's."""
-        quantized: Quantized = self.quantizer(self.to_code(self.encoder(images_BCHW)), generator, passing)
+        quantized: Quantized = self.quantizer(self.to_code(self.encoder(images_BCHW)), generator, bypass)
         return quantized
 
     def forward(
-        self, images_BCHW: Tensor, generator: Generator | None = None, passing: bool = False
+        self, images_BCHW: Tensor, generator: Generator | None = None, bypass: bool = False
     ) -> tuple[Tensor, Quantized]:
         """Reconstruction through the codes, and the codes."""
-        quantized = self.quantize(images_BCHW, generator, passing)
+        quantized = self.quantize(images_BCHW, generator, bypass)
         return self.decoder(self.from_code(quantized.codes_BEhw)), quantized

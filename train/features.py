@@ -135,8 +135,7 @@ class OwnTokenizer(FeatureNet):
     def __init__(self, tokenizer: Tokenizer, side: int, identity: str):
         super().__init__()
         self.tokenizer, self.side, self.identity = tokenizer, side, identity
-        vq = isinstance(tokenizer, VQTokenizer)
-        width = 2 * (tokenizer.config.latent or tokenizer.config.channels[-1]) if vq else 192  # type: ignore[union-attr]
+        width = 2 * tokenizer.config.channels[-1] if isinstance(tokenizer, VQTokenizer) else 192
         self.name = f"own tokenizer {width}-d (not to be compared with other models or papers)"
 
     def forward(self, images_BCHW: Tensor) -> Tensor:

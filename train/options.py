@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from igpt.config import DEFAULT_MODEL
-from tokenizer_vq.base import FSQ_LEVELS, UserError
+from tokenizer_vq.base import MAX_CODES, UserError
 
 
 def _option(default: Any, help: str, **more: Any) -> Any:
@@ -24,27 +24,27 @@ class Preset:
     layers: int
     width: int
     heads: int
-    channels: tuple[int, ...] = (128, 192, 256)
-    downsample: int = 16  # pixels a side of a token
+    channels: tuple[int, ...] = (160, 256)  # of the tokenizer, per level, finest first
+    downsample: int = 8  # pixels a side of a token
     codes: int = 4096
     crop: int = 128  # pixels a side of a tokenizer crop
-    cells: int = 256  # token cells of a picture: 256 = 16x16 = 256x256 pixels
+    cells: int = 256  # tokens of a picture: 256 = 16x16 = 128x128 pixels
     tokenizer_batch: int = 16
     gpt_batch: int = 16
 
 
 PRESETS = {
-    "toy": Preset(256, 64, 512, layers=2, width=64, heads=2, channels=(32, 32, 64), codes=64, crop=64, cells=64),
+    "toy": Preset(256, 64, 512, layers=2, width=64, heads=2, channels=(32, 64), codes=64, crop=64, cells=64),
     "small": Preset(50_000, 10_000, 60_000, layers=8, width=256, heads=4),
     "medium": Preset(150_000, 30_000, 300_000, layers=10, width=384, heads=6),
     "large": Preset(300_000, 60_000, 1_000_000, layers=12, width=512, heads=8, tokenizer_batch=64, gpt_batch=64),
 }
 
 
-DOWNSAMPLES = (16, 8, 4)
+DOWNSAMPLES = (4, 8, 16)
 CELLS_A_SIDE = 12  # a picture is said in at least so many tokens a side, if tokens can be that small
 TOKENS_A_CODE = 256
-MIN_CODES, MAX_CODES = 64, 65536  # tokens are stored in 16 bits
+MIN_CODES = 64
 MIN_CROP = 32  # pixels: what the discriminator and LPIPS need; smaller pictures are enlarged
 CROPS_A_PICTURE = 100
 MIN_CROPS = 4000
@@ -92,9 +92,8 @@ class TrainOptions(LearningOptions):
     start_from: str | None = _option(None, "begin with the weights of this model, where they fit, not with random ones")
     tokenizer_crops: int | None = _option(None, "training crops seen by the tokenizer (default: from the preset)")
     decoder_crops: int | None = _option(None, "crops for the decoder alone, in the end (default: from the preset)")
-    downsample: int | None = _option(None, "pixels a side of a token (default: from the size of the pictures)")
+    downsample: int | None = _option(None, "pixels a side of a token: 4, 8 or 16 (default: 8, or 4 for small pictures)")
     codes: int | None = _option(None, "how many codes the tokenizer has (default: from the number of pictures)")
-    quantizer: str = _option("ema", "how the tokenizer quantizes", choices=("ema", "simvq", "fsq"))
     gpt_samples: int | None = _option(None, "token grids seen by the GPT (default: from the preset)")
     tokenizer_lr: float = _option(4e-4, "peak learning rate of the tokenizer")
     gpt_lr: float = _option(3e-3, "peak learning rate of the GPT")
@@ -112,9 +111,6 @@ class TrainOptions(LearningOptions):
                 raise UserError(f"--{name.replace('_', '-')} {value} is too few; {least} or more is wanted")
         if self.codes is not None and self.codes > MAX_CODES:
             raise UserError(f"--codes {self.codes} is too many; {MAX_CODES} at most are wanted")
-        if self.codes is not None and self.quantizer == "fsq" and self.codes not in FSQ_LEVELS:
-            known = ", ".join(map(str, FSQ_LEVELS))
-            raise UserError(f"--codes {self.codes} cannot be with --quantizer fsq; one of {known} is wanted")
         if self.downsample not in (None, *DOWNSAMPLES):
             raise UserError(f"--downsample {self.downsample} cannot be; 4, 8 or 16 is wanted")
         for name in ("tokenizer_lr", "gpt_lr"):
@@ -139,15 +135,14 @@ class TrainOptions(LearningOptions):
         unless there is a tokenizer already with tokens of `downsample` pixels. What a flag said stays as it was said.
         """
         preset = self.resolved()
-        fitting = next((d for d in DOWNSAMPLES if side >= CELLS_A_SIDE * d), DOWNSAMPLES[-1])
-        downsample = downsample or self.downsample or min(preset.downsample, fitting)
+        fitting = preset.downsample if side >= CELLS_A_SIDE * preset.downsample else min(DOWNSAMPLES)
+        downsample = downsample or self.downsample or fitting
+        levels = max(1, int(math.log2(downsample)) - 1)  # of the tokenizer: its patch of 4 pixels, then halvings
         cells = min(preset.cells, max(2, round(side / downsample)) ** 2)
         codes = min(preset.codes, 2 ** int(math.log2(max(MIN_CODES, pictures * cells / TOKENS_A_CODE))))
-        if self.quantizer == "fsq":
-            codes = max((count for count in FSQ_LEVELS if count <= codes), default=min(FSQ_LEVELS))
         return self._over(replace(
             preset, downsample=downsample, cells=cells, codes=codes,
-            channels=preset.channels[: int(math.log2(max(4, downsample) // 4)) + 1],
+            channels=(*preset.channels, *preset.channels[-1:])[:levels],
             crop=min(preset.crop, max(MIN_CROP, side // downsample * downsample)),
             tokenizer_crops=min(preset.tokenizer_crops, max(MIN_CROPS, CROPS_A_PICTURE * pictures)),
             decoder_crops=min(preset.decoder_crops, max(MIN_CROPS, CROPS_A_PICTURE * pictures) // 5),

@@ -171,7 +171,7 @@ def _tokenizer(
         found = checkpoint.load(source)
         made = {"from": Path(source).name, "command": found.provenance.get("command", "unknown")}
         return found.tokenizer, made | found.provenance.get("tokenizer", {})
-    say(f"tokenizer: {preset.codes} codes of {preset.downsample}x{preset.downsample} pixels, {options.quantizer}; "
+    say(f"tokenizer: {preset.codes} codes of {preset.downsample}x{preset.downsample} pixels; "
          f"{preset.tokenizer_crops:,} crops of {preset.crop} pixels a side, then {preset.decoder_crops:,} for the "
          f"decoder alone; reconstructions to look at appear in {work}", options)  # fmt: skip
     first = TokenizerStage(collection, told, held_out, preset, options)

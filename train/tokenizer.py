@@ -45,15 +45,14 @@ class TokenizerStage:
     ):  # fmt: skip
         torch.manual_seed(options.seed)
         self.options, self.art = options, art
-        self.passing = QUANTIZED_AFTER
+        self.quantized_after = QUANTIZED_AFTER
         if tokenizer is None:
-            config = VQConfig(channels=preset.channels, quantizer=options.quantizer, codes=preset.codes)
-            tokenizer = VQTokenizer(config)
+            tokenizer = VQTokenizer(VQConfig(channels=preset.channels, codes=preset.codes))
             if options.start_from:
                 old = checkpoint.load(options.start_from).tokenizer
                 if "quantizer.codebook_KE" in start_from(tokenizer, old):
                     split_codes(tokenizer, old.vocab_size, torch.Generator().manual_seed(options.seed))
-                    self.passing = 0.0
+                    self.quantized_after = 0.0
         # channels_last is what convolutions on both CPU and GPU run fastest in
         self.modules: dict[str, nn.Module] = {"model": tokenizer.to(memory_format=torch.channels_last)}
         self.side = int(preset.cells**0.5) * tokenizer.downsample
@@ -78,7 +77,7 @@ class TokenizerStage:
         self, turn: str, ready: dict[str, nn.Module], batch: Tensor, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         images_BCHW = batch.contiguous(memory_format=torch.channels_last)
-        painted_BCHW, quantized = ready["model"](images_BCHW, generator, progress < self.passing)
+        painted_BCHW, quantized = ready["model"](images_BCHW, generator, progress < self.quantized_after)
         self.used_K[quantized.tokens_Bhw.flatten().cpu()] = True
         painted_BCHW, corner = painted_BCHW.float(), another_corner(generator)
         with torch.no_grad():
