@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 
 import igpt
-from generate.canvas import cores, levels_for
-from generate.windows import seam_ratio, window_for
+from igpt.canvas import cores, levels_for
 from igpt.sizes import parse_size
+from igpt.tiling import seam_ratio, window_for
 from tokenizer_vq.images import to_tensor
 
 

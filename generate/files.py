@@ -1,182 +1,24 @@
-"""Pictures on disk: their names, the recipe inside each PNG, and writing that never overwrites and is never half done.
-
-The recipe is a text chunk `igpt` of JSON in the PNG: all that made the picture, down to its grid of tokens, so that it
-can be drawn again. Pictures come from strangers, so every field is checked on the way in. Imports no torch.
-"""
+"""Pictures on disk: their names, and writing that never overwrites and is never half done. Imports no torch."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import logging
-import math
 import os
 import re
 import secrets
-import struct
-import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from io import BytesIO
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from igpt.config import SamplingOptions
-from igpt.sizes import LARGEST_GRID
+from igpt.recipe import CHUNK, Recipe, reason
 from tokenizer_vq.base import UserError
 
-CHUNK = "igpt"
-RECIPE_VERSION = 3
-LARGEST_RECIPE = 1 << 20  # characters of JSON; a 32x32 grid needs about four thousand
-LARGEST_PICTURE = 100_000_000  # pixels; an edited picture may be larger than one that can be generated
-LARGEST_SEED = 2**63 - 1  # what a torch generator takes
 LONGEST_STEM = 50  # characters of a label in a file name: file systems allow 255 bytes, a character may have four
 OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
-
-log = logging.getLogger("igpt")
-
-# Recipe
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What made a picture. Model and weights_hash say by whom, tokens (row by row, below 65536) say what."""
-
-    model: str
-    weights_hash: str
-    label: str | None
-    seed: int
-    size: tuple[int, int]  # width and height in pixels
-    options: SamplingOptions
-    grid: tuple[int, int]  # rows and columns of tokens
-    tokens: tuple[int, ...]
-    command: str = "generate"
-    tile: bool = False  # whether it wraps around
-    given: tuple[bool, ...] = ()  # the tokens that an edit took over, row by row; empty: none
-    pixels: str = ""  # SHA-256 of the picture's pixels, by which later changes are noticed
-
-    def to_json(self, indent: int | None = None) -> str:
-        """ASCII JSON, the inverse of `from_json`. The tokens become base64 of little-endian 16-bit numbers, the given
-        ones base64 of bits, the first one lowest."""
-        tokens = struct.pack(f"<{len(self.tokens)}H", *self.tokens)
-        bits = "".join("01"[bit] for bit in reversed(self.given))
-        given = int(bits or "0", 2).to_bytes(-(-len(self.given) // 8), "little")
-        packed = {"tokens": base64.b64encode(tokens).decode(), "given": base64.b64encode(given).decode()}
-        return json.dumps({"version": RECIPE_VERSION, **asdict(self), **packed}, indent=indent)
-
-    @classmethod
-    def from_json(cls, text: str) -> Recipe:
-        """The inverse of `to_json`. Raises ValueError or RecursionError when the text is no such recipe."""
-        if len(text) > LARGEST_RECIPE:
-            raise ValueError(f"it has {len(text)} characters, more than {LARGEST_RECIPE}")
-        record = json.loads(text)
-        if not isinstance(record, dict):
-            raise ValueError("it is no JSON object")
-        if (version := _typed(record, "version", int)) != RECIPE_VERSION:
-            raise ValueError(f"it is a recipe of version {version}, this igpt reads version {RECIPE_VERSION}")
-        seed, (rows, columns) = _typed(record, "seed", int), _pair(record, "grid")
-        packed = base64.b64decode(_typed(record, "tokens", str), validate=True)
-        tokens, (width, height) = rows * columns, _pair(record, "size")
-        if not 0 <= seed <= LARGEST_SEED or min(rows, columns) < 1 or len(packed) != 2 * tokens or tokens > LARGEST_GRID:
-            raise ValueError("its seed, grid and tokens do not agree")
-        if min(width, height) < 1 or width * height > LARGEST_PICTURE:
-            raise ValueError(f"its size is {width}x{height}")
-        return cls(
-            model=_typed(record, "model", str),
-            weights_hash=_typed(record, "weights_hash", str),
-            label=_typed(record, "label", str, type(None)),
-            seed=seed,
-            size=(width, height),
-            options=_options(_typed(record, "options", dict)),
-            grid=(rows, columns),
-            tokens=struct.unpack(f"<{tokens}H", packed),
-            command=_typed(record, "command", str),
-            tile=_typed(record, "tile", bool),
-            given=_bits(_typed(record, "given", str), tokens),
-            pixels=_typed(record, "pixels", str),
-        )
-
-
-def _typed(record: dict[str, Any], key: str, *kinds: type) -> Any:
-    value = record.get(key)
-    if type(value) not in kinds:  # exactly: True is an int to isinstance
-        raise ValueError(f"{key} is of type {type(value).__name__}")
-    return value
-
-
-def _pair(record: dict[str, Any], key: str) -> tuple[int, int]:
-    values = _typed(record, key, list)
-    if [type(value) for value in values] != [int, int]:
-        raise ValueError(f"{key} is not two whole numbers")
-    return values[0], values[1]
-
-
-def _bits(text: str, count: int) -> tuple[bool, ...]:
-    """The inverse of what `to_json` does to `given`."""
-    packed = base64.b64decode(text, validate=True)
-    if len(packed) not in (0, -(-count // 8)):
-        raise ValueError("its given tokens are not those of its grid")
-    return tuple(bool(packed[i // 8] >> i % 8 & 1) for i in range(count)) if packed else ()
-
-
-def _options(record: dict[str, Any]) -> SamplingOptions:
-    defaults = asdict(SamplingOptions())
-    if unknown := record.keys() - defaults.keys():
-        raise ValueError(f"it has unknown options {sorted(unknown)}")
-    for key, value in record.items():
-        wanted = type(defaults[key])
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise ValueError(f"the option {key} is of type {type(value).__name__}")
-        if wanted is float and not math.isfinite(value):
-            raise ValueError(f"the option {key} is {value}")
-    options = SamplingOptions(**record)
-    options.check()
-    return options
-
-
-def read_recipe(path: str | Path) -> Recipe | None:
-    """The recipe inside the picture at `path`; None, with a warning, when what is there cannot be trusted.
-
-    Raises UserError when there is no such picture.
-    """
-    try:
-        with Image.open(path) as picture:
-            text = getattr(picture, "text", {}).get(CHUNK)
-    except ValueError:  # Pillow's own limit on text chunks
-        log.warning("the text chunks of %s are too large to be looked at", path)
-        return None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no picture that can be read: {_reason(error)}") from error
-    if text is None:
-        return None
-    try:
-        return Recipe.from_json(text)
-    except (ValueError, RecursionError) as error:
-        log.warning("the igpt chunk of %s is ignored: %s", path, error)
-        return None
-
-
-def check_picture(path: str | Path) -> None:
-    """Raises UserError, from a look at its head, for a file that is no picture or too large a one."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                width, height = picture.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no picture that can be read: {_reason(error)}") from error
-    if width * height > LARGEST_PICTURE:
-        raise UserError(f"{path} has {width}x{height} pixels; at most {LARGEST_PICTURE // 10**6} million are wanted")
-
-
-def digest(picture: Image.Image) -> str:
-    """SHA-256 of the size and the RGB pixels of a picture."""
-    return hashlib.sha256(repr(picture.size).encode() + picture.convert("RGB").tobytes()).hexdigest()
 
 
 # Names
@@ -261,7 +103,7 @@ def write_file(data: bytes, path: Path, *, force: bool = False) -> Path:
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {_reason(error)}") from error
+        raise UserError(f"{path} cannot be written: {reason(error)}") from error
 
 
 def _publish(part: Path, path: Path, force: bool) -> Path:
@@ -286,7 +128,3 @@ def _numbered(path: Path) -> Iterator[Path]:
     yield path
     for number in count(2):
         yield path.with_name(f"{path.stem}-{number}{path.suffix}")
-
-
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

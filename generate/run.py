@@ -10,15 +10,16 @@ from pathlib import Path
 import torch
 from PIL.Image import Image
 
+from igpt.canvas import Drawing, finish, levels_for, paint, share_drawn
 from igpt.config import SamplingOptions
+from igpt.edit import Edit, draw_edit, finish_edit
 from igpt.image_gpt import BATCH, ImageGPT
+from igpt.recipe import Recipe, digest
 from igpt.sampling import generators
 from igpt.sizes import Grid
 from tokenizer_vq.base import UserError
 
-from .canvas import Drawing, finish, levels_for, paint, share_drawn
-from .edit import Edit, draw_edit, finish_edit
-from .files import Output, Recipe, digest, stem_for, write_file, write_picture
+from .files import Output, stem_for, write_file, write_picture
 from .sheet import contact_sheet, thumbnail
 from .timelapse import Timelapse
 

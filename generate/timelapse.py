@@ -7,10 +7,9 @@ from io import BytesIO
 
 from PIL import Image
 
+from igpt.canvas import Drawing, now_and_then, preview
 from igpt.image_gpt import ImageGPT
 from igpt.sizes import Grid
-
-from .canvas import Drawing, now_and_then, preview
 
 FRAMES = 48  # about
 FRAME_TIME = 80  # milliseconds

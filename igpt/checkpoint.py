@@ -1,8 +1,8 @@
 """Models on disk: a folder with config.json, model.safetensors and README.md (the model card).
 
 Nothing pickled is ever read. Names resolve in one place: a folder, an in-the-box model, or a Hub id. Matrices of the
-GPT are stored as int8 rows with one float32 scale a row (`name` [O, I], `name.scale` [O]): half the size of bfloat16 for
-0.0002 bits a token. All else that is no codebook is bfloat16.
+GPT are stored as int8 rows with one float32 scale a row (`name` [O, I], `name.scale` [O]): half the size of bfloat16
+for 0.0002 bits a token. All else that is no codebook is bfloat16.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ class GPTConfig:
                 raise ValueError(f"{name} is {value!r}; a whole number of {least} or more is wanted")
         if self.layers % 2 or self.width % (4 * self.heads):
             raise ValueError(
-                f"got {self.layers} layers, {self.width} wide, {self.heads} heads; an even number of layers and a width "
-                "that is a multiple of 4 * heads are wanted"
+                f"got {self.layers} layers, {self.width} wide, {self.heads} heads; an even number of layers and a "
+                "width that is a multiple of 4 * heads are wanted"
             )
         if self.width % self.cell**2:
             raise ValueError(f"a cell of {self.cell}x{self.cell} tokens does not divide a width of {self.width}")

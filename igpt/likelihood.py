@@ -19,7 +19,7 @@ CELLS_ASKED = 64  # known cells of a picture by which its label is guessed; twic
 def token_nats(gpt: GPT, cells_BLn: Tensor, positions_BL2: Tensor, labels_B: Tensor) -> Tensor:
     """Negative log likelihood in nats of every token, [B, L, n] float32 on the CPU: each cell given those before it."""
     nats = []
-    for batch in zip(*(x.split(BATCH) for x in (cells_BLn, positions_BL2, labels_B)), strict=True):
+    for batch in zip(*(torch.split(x, BATCH) for x in (cells_BLn, positions_BL2, labels_B)), strict=True):
         cells, positions, labels = (x.to(gpt.query.device) for x in batch)
         logits_KN = gpt(cells, positions, labels).float().flatten(0, 2)
         nats.append(F.cross_entropy(logits_KN, cells.flatten(), reduction="none").view(cells.shape).cpu())

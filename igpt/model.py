@@ -13,8 +13,8 @@ Notable choices:
 - each cell is rotated by its own place (2-D RoPE), so the order itself needs no code and any grid shape is legal;
 - keys and values are projected once from the content stream and shared (YOCO, arXiv 2405.05254);
 - queries do not see each other, so many cells can be drawn in one step with an exact cache;
-- the tokens of a cell follow one another, each told the ones before it (RQ-Transformer, arXiv 2203.01941, section 3.2.2;
-  here without attention): cells drawn in one step cannot see each other, the tokens within a cell can;
+- the tokens of a cell follow one another, each told the ones before it (RQ-Transformer, arXiv 2203.01941, section
+  3.2.2; here without attention): cells drawn in one step cannot see each other, the tokens within a cell can;
 - RMSNorm, SwiGLU, QK-norm, no biases, a last layer that starts at zero.
 """
 

@@ -25,20 +25,21 @@ def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def two_threads_at_most() -> None:
-    """Tiny networks are slower on more, and sums of floats then have one order on every machine."""
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+def one_thread() -> None:
+    """Tiny networks are slower on more: on a busy machine two threads wait for each other most of the time."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a model called `tiny`: 32 codes of 8x8 pixels, 16 cells, the labels red and blue."""
+    """The folder of a model called `tiny`: 32 codes of 4x4 pixels, 16 cells of 2x2 codes, the labels red and blue."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        tokenizer = VQTokenizer(VQConfig(channels=(32, 32), encoder_blocks=1, decoder_blocks=1, codes=32))
+        tokenizer = VQTokenizer(VQConfig(channels=(32,), codes=32, encoder_blocks=1, decoder_blocks=1))
         nn.init.normal_(tokenizer.decoder.head.weight)  # or all that an untrained decoder paints is nearly one grey
-        gpt = GPT(GPTConfig(vocab_size=32, labels=2, layers=2, width=32, heads=2, cells=16))
-        nn.init.normal_(gpt.head.weight)  # it starts at zero, and would make what is drawn independent of everything
+        gpt = GPT(GPTConfig(vocab_size=32, labels=2, layers=2, width=32, heads=2, head_layers=1, cells=16))
+        for part in (gpt.head, gpt.tokens, gpt.before):  # near zero what is drawn would depend on nothing
+            nn.init.normal_(part.weight, std=1.0 if part is gpt.head else 0.5)
     folder = tmp_path_factory.mktemp("models") / "tiny"
     ImageGPT(tokenizer, gpt, ["red", "blue"]).save(folder)
     return folder

@@ -10,13 +10,13 @@ import torch
 from PIL import Image, ImageChops
 from torch import Generator
 
-from generate import canvas
-from generate.canvas import Drawing, Given, cores, finish, lay, levels_for, paint, put_in, redraw, wanted_cells
-from generate.windows import OVERLAP, decode, encode, seam_ratio, spans, window_for, wrapped
+from igpt import canvas
+from igpt.canvas import Drawing, Given, cores, finish, lay, levels_for, paint, put_in, redraw, wanted_cells
 from igpt.config import SamplingOptions
 from igpt.image_gpt import ImageGPT
 from igpt.sampling import generators
 from igpt.sizes import LARGEST_GRID, grid_for, ladder
+from igpt.tiling import OVERLAP, decode, encode, seam_ratio, spans, window_for, wrapped
 from tests.painting import paint as painted
 from tokenizer_vq.images import fit_cover, to_tensor
 

@@ -11,14 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from generate.canvas import levels_for
-from generate.edit import Edit, Source, blend, complete, extend, inpaint, labelled, open_source, vary
-from generate.files import plan_output, read_recipe, write_picture
+from generate.files import plan_output, write_picture
 from generate.run import edit_files, generate_files, replay
-from generate.windows import encode
+from igpt.canvas import levels_for
 from igpt.config import ANCHORS, NO_LABEL, SamplingOptions, keep_of
+from igpt.edit import Edit, Source, blend, complete, extend, inpaint, labelled, open_source, vary
 from igpt.image_gpt import ImageGPT
 from igpt.model import cell_positions
+from igpt.recipe import read_recipe
+from igpt.tiling import encode
 from tests.painting import paint
 from tokenizer_vq.base import UserError
 from tokenizer_vq.images import as_rgb

@@ -16,11 +16,12 @@ import pytest
 from PIL import Image, ImageChops
 from PIL.PngImagePlugin import PngInfo
 
-from generate.files import Recipe, digest, plan_output, read_recipe, stem_for, write_picture
+from generate.files import plan_output, stem_for, write_picture
 from generate.run import generate_files, replay
 from generate.sheet import contact_sheet, thumbnail
 from igpt.config import NO_LABEL, SamplingOptions
 from igpt.image_gpt import ImageGPT
+from igpt.recipe import Recipe, digest, read_recipe
 from igpt.sheet import MARGIN
 from igpt.sizes import LARGEST_SIDE, SMALLEST_SIDE, grid_for, parse_size
 from tokenizer_vq.base import UserError

@@ -1,4 +1,4 @@
-"""The GPT's promises: causal in any order and within a cell, a proper distribution, and a cache that changes nothing."""
+"""The GPT's promises: causal in any order and within a cell, a proper distribution, a cache that changes nothing."""
 
 from __future__ import annotations
 

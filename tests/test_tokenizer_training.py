@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from igpt.checkpoint import load, save
+from igpt.checkpoint import load
 from tests.painting import art_folder, paint
 from tests.test_training import QUIET, TOY, schedule
 from tokenizer_vq.art_folder import ArtFolder
@@ -19,7 +19,6 @@ from train.decoder import DecoderStage, swap
 from train.loop import run
 from train.options import TrainOptions
 from train.run import train
-from train.start import split_codes, start_from
 from train.tokenizer import TokenizerStage
 
 
@@ -195,53 +194,3 @@ def test_swapped_codes_are_as_many_as_asked_for_and_from_the_batch() -> None:
     assert 0.035 < float((swapped != tokens_Bhw).float().mean()) < 0.065
     assert set(swapped.unique().tolist()) <= set(tokens_Bhw.unique().tolist())
     assert torch.equal(swap(tokens_Bhw, 0.0, generator), tokens_Bhw)
-
-
-# Started from another
-
-
-@torch.no_grad()
-def test_a_tokenizer_started_from_another_paints_the_same_also_with_its_codes_split() -> None:
-    old, images = tiny(16).eval(), torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    for times in (1, 4):
-        new = tiny(16 * times, seed=1).eval()
-        assert not torch.allclose(new.decode(new.encode(images)), old.decode(old.encode(images)), atol=1e-2)
-        start_from(new, old)
-        split_codes(new, 16, torch.Generator().manual_seed(0))
-        same = (new.encode(images) % 16 == old.encode(images)).float().mean()
-        assert float(same) == 1 if times == 1 else float(same) > 0.8
-        assert torch.allclose(new.decode(new.encode(images)), old.decode(old.encode(images)), atol=0.2)
-        assert len(new.quantizer.codebook_KE.unique(dim=0)) == 16 * times
-
-
-def test_a_codebook_that_does_not_fit_starts_from_k_means(
-    art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save(tmp_path / "old", tiny(48), None, [], {})
-    options = replace(QUIET, start_from=str(tmp_path / "old"))
-    stage = TokenizerStage(ArtFolder(art), [0, 1, 2], [3, 4], TOY, options)
-    tokenizer = stage.modules["model"]
-    assert isinstance(tokenizer, VQTokenizer)
-    assert stage.quantized_after > 0 and not bool(tokenizer.quantizer.started)
-    assert torch.allclose(tokenizer.encoder.stem.weight, tiny(48).encoder.stem.weight, atol=0.01)
-
-
-def test_a_model_of_another_shape_cannot_be_started_from() -> None:
-    with pytest.raises(UserError, match="next to no weights fit"):
-        start_from(torch.nn.Linear(3, 4, bias=False), torch.nn.Linear(5, 4, bias=False))
-
-
-def test_training_starts_from_a_model_on_disk(art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("train.options", fromlist=["PRESETS"]).PRESETS, "toy", TOY)
-    options = replace(QUIET, preset="toy")
-    first = train(None, art, tmp_path / "first", options)
-    steady = replace(options, start_from=str(first), tokenizer_lr=1e-9, gpt_lr=1e-9)
-    second = train(None, art, tmp_path / "second", steady)
-    a, b = (load(folder) for folder in (first, second))
-    for name in ("decoder.stem.weight", "quantizer.codebook_KE"):
-        assert torch.allclose(a.tokenizer.state_dict()[name], b.tokenizer.state_dict()[name], atol=0.02), name
-    assert a.gpt is not None and b.gpt is not None
-    assert torch.allclose(a.gpt.tokens.weight, b.gpt.tokens.weight, atol=1e-6)
-    with pytest.raises(UserError, match="nowhere"):
-        train(None, art, tmp_path / "third", replace(options, start_from="nowhere"))
-    assert not (tmp_path / "third").exists()

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from igpt.checkpoint import Tokenizer
 from igpt.config import GPTConfig, SamplingOptions
 from igpt.model import GPT
-from igpt.sizes import Grids
 from igpt.sampling import draw, generators
+from igpt.sizes import Grids
 from igpt.token_cache import TokenCache, TokenWindows
 from tokenizer_vq.images import to_picture
 

@@ -28,13 +28,14 @@ class Preset:
     downsample: int = 8  # pixels a side of a token
     codes: int = 4096
     crop: int = 128  # pixels a side of a tokenizer crop
-    cells: int = 256  # tokens of a picture: 256 = 16x16 = 128x128 pixels
+    cell: int = 2  # tokens a side that the GPT draws as one
+    cells: int = 256  # of a picture: 256 = 16x16 = 256x256 pixels
     tokenizer_batch: int = 16
     gpt_batch: int = 16
 
 
 PRESETS = {
-    "toy": Preset(256, 64, 512, layers=2, width=64, heads=2, channels=(32, 64), codes=64, crop=64, cells=64),
+    "toy": Preset(256, 64, 512, layers=2, width=64, heads=2, channels=(32, 64), codes=64, crop=64, cells=16),
     "small": Preset(50_000, 10_000, 60_000, layers=8, width=256, heads=4),
     "medium": Preset(150_000, 30_000, 300_000, layers=10, width=384, heads=6),
     "large": Preset(300_000, 60_000, 1_000_000, layers=12, width=512, heads=8, tokenizer_batch=64, gpt_batch=64),
@@ -89,7 +90,6 @@ class TrainOptions(LearningOptions):
     perceptual: str = _option(DEFAULT_MODEL, "what judges reconstructions: a folder with LPIPS weights, or the encoder "
                                              "of a model; none: edges and SSIM alone")  # fmt: skip
     tokenizer: str | None = _option(None, "take the tokenizer from this model instead of training one")
-    start_from: str | None = _option(None, "begin with the weights of this model, where they fit, not with random ones")
     tokenizer_crops: int | None = _option(None, "training crops seen by the tokenizer (default: from the preset)")
     decoder_crops: int | None = _option(None, "crops for the decoder alone, in the end (default: from the preset)")
     downsample: int | None = _option(None, "pixels a side of a token: 4, 8 or 16 (default: 8, or 4 for small pictures)")
@@ -138,10 +138,12 @@ class TrainOptions(LearningOptions):
         fitting = preset.downsample if side >= CELLS_A_SIDE * preset.downsample else min(DOWNSAMPLES)
         downsample = downsample or self.downsample or fitting
         levels = max(1, int(math.log2(downsample)) - 1)  # of the tokenizer: its patch of 4 pixels, then halvings
-        cells = min(preset.cells, max(2, round(side / downsample)) ** 2)
-        codes = min(preset.codes, 2 ** int(math.log2(max(MIN_CODES, pictures * cells / TOKENS_A_CODE))))
+        cell = 1 if downsample > preset.downsample else preset.cell  # large tokens are few enough to be drawn singly
+        cells = min(preset.cells, max(2, round(side / (cell * downsample))) ** 2)
+        tokens = pictures * cells * cell**2
+        codes = min(preset.codes, 2 ** int(math.log2(max(MIN_CODES, tokens / TOKENS_A_CODE))))
         return self._over(replace(
-            preset, downsample=downsample, cells=cells, codes=codes,
+            preset, downsample=downsample, cell=cell, cells=cells, codes=codes,
             channels=(*preset.channels, *preset.channels[-1:])[:levels],
             crop=min(preset.crop, max(MIN_CROP, side // downsample * downsample)),
             tokenizer_crops=min(preset.tokenizer_crops, max(MIN_CROPS, CROPS_A_PICTURE * pictures)),
@@ -219,7 +221,6 @@ class EvaluateOptions(AuditOptions):
     samples: int = _option(200, "how many pictures to draw; a Frechet distance wants thousands, KID works with 200")
     seed: int = _option(0, "every random draw of the evaluation follows from it")
     perceptual: str | None = _option(None, "folder with LPIPS weights; without it a weight-free distance is used")
-    probe: bool = _option(False, "also find out how well labels can be read off each layer of the GPT (probe.png)")
 
     def check(self) -> None:
         super().check()

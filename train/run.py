@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from igpt import checkpoint
 from igpt.device import keep_freed_memory, pick_device
 from igpt.model import GPT
+from igpt.sizes import Grids
 from igpt.token_cache import TokenCache
 from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.base import UserError
@@ -65,8 +66,6 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     given = found.tokenizer if found else None
     if stage == "decoder" and not isinstance(given, VQTokenizer):
         raise UserError("train decoder wants a model with a VQ tokenizer: --tokenizer MODEL")
-    if options.start_from:
-        checkpoint.load(options.start_from)
     judge = perceptual(options.perceptual)
     say(f"{len(collection)} pictures: {len(told)} to learn from, {len(held_out)} held out, "
         f"{len(collection.labels)} labels; {len(collection.skipped)} skipped", options)  # fmt: skip
@@ -101,7 +100,7 @@ def _gpt(
     preset: Preset, options: TrainOptions, work: Path, provenance: dict[str, Any],
 ) -> None:  # fmt: skip
     """The GPT on the tokens of all pictures, and the finished model; Ctrl-C leaves the model so far."""
-    cache, identity = encoded(collection, tokenizer, preset.cells, options, work)
+    cache, identity = encoded(collection, tokenizer, preset, options, work)
     gpt = new_gpt(tokenizer, len(collection.labels), preset, options)
     gpt_stage = GPTStage(cache, tokenizer, collection.labels, told, held_out, gpt, options, options.gpt_lr)
     try:
@@ -146,13 +145,14 @@ def _finish(
 
 
 def encoded(
-    collection: ArtFolder, tokenizer: checkpoint.Tokenizer, cells: int, options: TrainOptions, work: Path
+    collection: ArtFolder, tokenizer: checkpoint.Tokenizer, preset: Preset, options: TrainOptions, work: Path
 ) -> tuple[TokenCache, str]:
     """All pictures in tokens, and what names them: these pictures, this tokenizer, these views."""
-    identity = f"{collection.fingerprint}/{weights_fingerprint(tokenizer)}/{options.views}/{options.flip}/{cells}"
+    grids = Grids(tokenizer.downsample, preset.cell, preset.cells)
+    identity = f"{collection.fingerprint}/{weights_fingerprint(tokenizer)}/{options.views}/{options.flip}/{grids}"
 
     def view(picture: Image, _: int, number: int) -> Tensor:
-        return view_of(picture, number, cells, tokenizer.downsample, options.flip)
+        return view_of(picture, number, grids, options.flip)
 
     cache = encode(
         collection, tokenizer, work / "tokens.safetensors", view_of=view, views=options.views, identity=identity,

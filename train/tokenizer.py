@@ -13,7 +13,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from igpt import checkpoint
+from igpt.sizes import Grids
 from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.crops import Crops
 from tokenizer_vq.images import fit_cover, to_picture, to_tensor
@@ -22,7 +22,6 @@ from tokenizer_vq.vq import VQConfig, VQTokenizer
 from .evaluate import reconstruction
 from .losses import GradientSSIM, perceptual
 from .options import Preset, TrainOptions
-from .start import split_codes, start_from
 
 WIDEST = 0.7  # crops are taken from pictures scaled to between this and 1 times their native side
 QUANTIZED_AFTER = 0.05  # share of the run in which the encoder learns to say something before it is quantized
@@ -45,17 +44,11 @@ class TokenizerStage:
     ):  # fmt: skip
         torch.manual_seed(options.seed)
         self.options, self.art = options, art
-        self.quantized_after = QUANTIZED_AFTER
         if tokenizer is None:
             tokenizer = VQTokenizer(VQConfig(channels=preset.channels, codes=preset.codes))
-            if options.start_from:
-                old = checkpoint.load(options.start_from).tokenizer
-                if "quantizer.codebook_KE" in start_from(tokenizer, old):
-                    split_codes(tokenizer, old.vocab_size, torch.Generator().manual_seed(options.seed))
-                    self.quantized_after = 0.0
         # channels_last is what convolutions on both CPU and GPU run fastest in
         self.modules: dict[str, nn.Module] = {"model": tokenizer.to(memory_format=torch.channels_last)}
-        self.side = int(preset.cells**0.5) * tokenizer.downsample
+        self.side, _ = Grids(tokenizer.downsample, preset.cell, preset.cells).native_size
         scales = (max(1.0, WIDEST * self.side / preset.crop), max(1.0, self.side / preset.crop))
         self.dataset: Dataset[Any] = Crops(art, train, preset.crop, options.seed, scales, options.flip)
         self.distance = perceptual(options.perceptual)
@@ -77,7 +70,7 @@ class TokenizerStage:
         self, turn: str, ready: dict[str, nn.Module], batch: Tensor, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         images_BCHW = batch.contiguous(memory_format=torch.channels_last)
-        painted_BCHW, quantized = ready["model"](images_BCHW, generator, progress < self.quantized_after)
+        painted_BCHW, quantized = ready["model"](images_BCHW, generator, progress < QUANTIZED_AFTER)
         self.used_K[quantized.tokens_Bhw.flatten().cpu()] = True
         painted_BCHW, corner = painted_BCHW.float(), another_corner(generator)
         with torch.no_grad():

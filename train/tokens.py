@@ -45,8 +45,8 @@ SMALL = 64  # pixels: pictures of a shorter side are pixel art, and are enlarged
 
 
 def free_view(picture: Image.Image, view: int, grids: Grids, flip: bool, rng: random.Random) -> Tensor:
-    """View number `view` of many, [3, H, W]: 0 the whole picture on its composition's grid, 1 its middle square, then in
-    turn the whole and a square, each from somewhere, a little closer, and with `flip` mirrored at random."""
+    """View number `view` of many, [3, H, W]: 0 the whole picture on its composition's grid, 1 its middle square, then
+    in turn the whole and a square, each from somewhere, a little closer, and with `flip` mirrored at random."""
     width, height = picture.size
     if (short := min(width, height)) < SMALL:
         factor = -(-4 * SMALL // short)

@@ -12,6 +12,7 @@ from typing import Any
 
 import igpt
 from igpt.config import ANY_LABEL, DEFAULT_MODEL, NO_LABEL, SamplingOptions
+from igpt.recipe import Recipe, read_recipe
 from igpt.siblings import sibling
 from igpt.sizes import LARGEST_SIDE, SMALLEST_SIDE, parse_size
 from tokenizer_vq.base import UserError
@@ -145,8 +146,8 @@ def _tokenize(args: argparse.Namespace) -> None:
     )
 
 
-def _recipe(picture: str) -> Any:
-    recipe = sibling("generate.files").read_recipe(picture)
+def _recipe(picture: str) -> Recipe:
+    recipe = read_recipe(picture)
     if recipe is None:
         raise UserError(f"{picture} carries no recipe of igpt")
     return recipe

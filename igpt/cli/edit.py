@@ -19,6 +19,7 @@ from igpt.config import (
     check_share,
     keep_of,
 )  # fmt: skip
+from igpt.recipe import check_picture
 from igpt.siblings import sibling
 from igpt.sizes import parse_size
 
@@ -112,13 +113,13 @@ def _draw(args: argparse.Namespace, paths: list[str], make: Any) -> None:
     options = options_of(args, SamplingOptions)
     options.check()
     seed = seed_of(args)
-    files = sibling("generate.files")
-    output = files.plan_output(args.out, args.n)
+    output = sibling("generate.files").plan_output(args.out, args.n)
     for path in paths:
-        files.check_picture(path)
+        check_picture(path)
     model = load_model(args)
     model.label_number(args.label)
-    module = sibling("generate.edit")
+    from igpt import edit as module  # loads torch
+
     edit = make(module, model, *(module.open_source(model, path) for path in paths))
     guessed = args.label is None and edit.label is None
     edit = module.labelled(model, edit, args.label)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_type_hin
 
 import igpt
 from igpt.config import DEFAULT_MODEL
-from igpt.siblings import sibling
+from igpt.recipe import LARGEST_SEED
 from tokenizer_vq.base import UserError
 
 if TYPE_CHECKING:
@@ -127,6 +127,6 @@ def seed_of(args: argparse.Namespace) -> int:
     if args.n < 1:
         raise UserError(f"-n {args.n} is too few pictures; 1 or more is wanted")
     seed = secrets.randbelow(2**31) if args.seed is None else int(args.seed)
-    if not 0 <= seed <= sibling("generate.files").LARGEST_SEED - args.n:
+    if not 0 <= seed <= LARGEST_SEED - args.n:
         raise UserError(f"the seed {seed} is out of reach; a whole number from 0 to 2**63 - 1 - n is wanted")
     return seed

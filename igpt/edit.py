@@ -17,14 +17,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
-from igpt.config import SamplingOptions, check_anchor, check_share, keep_of
-from igpt.image_gpt import ImageGPT
-from igpt.sampling import generators
 from tokenizer_vq.base import UserError
 from tokenizer_vq.images import as_rgb, fit_cover, open_picture
 
+from .bundle import Bundle
 from .canvas import Drawing, Given, finish, laid_tokens, levels_for, paint, put_in, wanted_tokens
-from .files import LARGEST_PICTURE, Recipe, digest, read_recipe
+from .config import SamplingOptions, check_anchor, check_share, keep_of
+from .recipe import LARGEST_PICTURE, Recipe, digest, read_recipe
+from .sampling import generators
 
 FIELD = 4  # blobs a side of the pattern in which two pictures are blended
 DRAWN = 0.4  # share of a blend that is drawn, between the parts of the two pictures
@@ -62,7 +62,7 @@ class Piece(NamedTuple):
 # Reading
 
 
-def open_source(model: ImageGPT, source: Picture) -> Source:
+def open_source(model: Bundle, source: Picture) -> Source:
     """A picture of any size and mode, with its tokens where it carries trustworthy ones of this model.
 
     Raises UserError when there is no such picture. An igpt chunk that does not fit is ignored with a warning.
@@ -82,7 +82,7 @@ def open_source(model: ImageGPT, source: Picture) -> Source:
     return Source(picture, torch.tensor(recipe.tokens).view(*recipe.grid), label)
 
 
-def _unfit(model: ImageGPT, picture: Image.Image, recipe: Recipe) -> str | None:
+def _unfit(model: Bundle, picture: Image.Image, recipe: Recipe) -> str | None:
     """Why the tokens of a recipe are not those of the picture for this model; None if they are."""
     if recipe.weights_hash != model.weights_hash:
         return f"it was made by {recipe.model!r:.50}, a model with other weights"
@@ -165,7 +165,7 @@ def _placed(source: Source, size: tuple[int, int], left: int, top: int, token: i
     return tokens_hw
 
 
-def vary(model: ImageGPT, source: Source, strength: float) -> Edit:
+def vary(model: Bundle, source: Source, strength: float) -> Edit:
     """Draws that share of the composition's cells anew, wherever they lie; 0 leaves the picture as it is.
 
     Raises UserError for a strength outside 0 to 1.
@@ -186,7 +186,7 @@ def vary(model: ImageGPT, source: Source, strength: float) -> Edit:
     return Edit("vary", size, source.label, begin)
 
 
-def blend(model: ImageGPT, a: Source, b: Source, mix: float) -> Edit:
+def blend(model: Bundle, a: Source, b: Source, mix: float) -> Edit:
     """Parts of A and parts of B in a random pattern of blobs, with what lies between drawn; `mix` is the share of B.
 
     B is cut to the proportions of A. Raises UserError for a mix outside 0 to 1.
@@ -225,7 +225,7 @@ def _fixed(command: str, source: Source, given: Given) -> Edit:
 # Doing them
 
 
-def labelled(model: ImageGPT, edit: Edit, label: str | None) -> Edit:
+def labelled(model: Bundle, edit: Edit, label: str | None) -> Edit:
     """The edit with the label it is drawn as: the one asked for, or its source's, or the one that fits best to what
     of the picture is given; none for NO_LABEL. Raises UserError for a label that the model has not."""
     if label is not None or edit.label is not None or not model.labels:
@@ -237,7 +237,7 @@ def labelled(model: ImageGPT, edit: Edit, label: str | None) -> Edit:
     return edit._replace(label=model.guess_label(begun.tokens_hw, known_hw))
 
 
-def draw_edit(model: ImageGPT, edit: Edit, seed: int, options: SamplingOptions) -> Iterator[list[Drawing]]:
+def draw_edit(model: Bundle, edit: Edit, seed: int, options: SamplingOptions) -> Iterator[list[Drawing]]:
     """The edit drawn from one seed, step by step, as `paint` does."""
     begun = edit.begin(seed)
     levels, seeds, labels_B = levels_for(model, edit.size), generators(seed, 1), model.label_numbers([edit.label])
@@ -246,7 +246,7 @@ def draw_edit(model: ImageGPT, edit: Edit, seed: int, options: SamplingOptions) 
     return paint(model, levels, labels_B, seeds, options, start=begun)
 
 
-def finish_edit(model: ImageGPT, edit: Edit, seed: int, tokens_hw: Tensor) -> Piece:
+def finish_edit(model: Bundle, edit: Edit, seed: int, tokens_hw: Tensor) -> Piece:
     """The picture of a drawn edit."""
     begun, grid = edit.begin(seed), (tokens_hw.shape[0], tokens_hw.shape[1])
     painted = finish(model, tokens_hw, edit.size)
@@ -257,7 +257,7 @@ def finish_edit(model: ImageGPT, edit: Edit, seed: int, tokens_hw: Tensor) -> Pi
 
 
 def edited(
-    model: ImageGPT, edit: Edit, n: int, label: str | None, seed: int, options: SamplingOptions
+    model: Bundle, edit: Edit, n: int, label: str | None, seed: int, options: SamplingOptions
 ) -> list[Image.Image]:
     """n pictures of an edit, for the library; picture i has the seed `seed + i`."""
     edit = labelled(model, edit, label)

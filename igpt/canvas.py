@@ -23,14 +23,14 @@ from einops import rearrange
 from PIL import Image, ImageChops, ImageFilter
 from torch import Generator, Tensor
 
-from igpt.config import SamplingOptions
-from igpt.image_gpt import ImageGPT
-from igpt.model import to_cells, to_grid
-from igpt.sampling import Step, draw, generators
-from igpt.sizes import LARGEST_SPRITE, Grid
 from tokenizer_vq.images import fit_cover
 
-from .windows import Span, decode, encode, window_for, wrapped
+from .bundle import Bundle
+from .config import SamplingOptions
+from .model import to_cells, to_grid
+from .sampling import Step, draw
+from .sizes import LARGEST_SPRITE, Grid
+from .tiling import Span, decode, encode, window_for, wrapped
 
 KEPT = 1  # of every 2x2 cells of an enlarged picture stays; with 2 what is added looks blurred
 BESIDE = 2  # tokens around what was given of which none stays
@@ -57,7 +57,7 @@ class Given(NamedTuple):
 # Pixels and tokens
 
 
-def lay(model: ImageGPT, picture: Image.Image, grid: Grid, resample: Image.Resampling = LANCZOS) -> Image.Image:
+def lay(model: Bundle, picture: Image.Image, grid: Grid, resample: Image.Resampling = LANCZOS) -> Image.Image:
     """A picture in the pixels of a grid: as large as fits into the middle, continued at its edges.
 
     The inverse of `cover`. Where a token is a pixel nothing is resampled, but every so many pixels one is taken.
@@ -78,7 +78,7 @@ def lay(model: ImageGPT, picture: Image.Image, grid: Grid, resample: Image.Resam
     return Image.fromarray(np.pad(values, margins[: values.ndim], mode="edge"))
 
 
-def cover(model: ImageGPT, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+def cover(model: Bundle, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The picture of a grid in exactly `size` pixels: its middle, resized. Where a token is a pixel, each becomes a
     whole number of pixels a side."""
     if model.downsample > 1:
@@ -89,13 +89,13 @@ def cover(model: ImageGPT, picture: Image.Image, size: tuple[int, int]) -> Image
     return picture.crop((left, top, left + size[0], top + size[1]))
 
 
-def wanted_tokens(model: ImageGPT, wanted: Image.Image, grid: Grid) -> Tensor:
+def wanted_tokens(model: Bundle, wanted: Image.Image, grid: Grid) -> Tensor:
     """Bool [h, w]: the tokens of which at least a pixel is to be drawn."""
     levels_HW = torch.from_numpy(np.array(lay(model, wanted, grid, BOX))).float()
     return F.max_pool2d(levels_HW[None, None], model.downsample)[0, 0] > 0
 
 
-def laid_tokens(model: ImageGPT, given: Given, grid: Grid) -> Tensor:
+def laid_tokens(model: Bundle, given: Given, grid: Grid) -> Tensor:
     """Tokens of the given picture on a grid: its own where they are on that grid, or else it is encoded."""
     if given.tokens_hw is not None and given.tokens_hw.shape == grid:
         return given.tokens_hw.clone()
@@ -117,13 +117,13 @@ def put_in(given: Given, painted: Image.Image) -> Image.Image:
     return Image.composite(painted, given.picture, Image.fromarray((share * 255).round().astype(np.uint8)))
 
 
-def finish(model: ImageGPT, tokens_hw: Tensor, size: tuple[int, int], wraps: bool = False) -> Image.Image:
+def finish(model: Bundle, tokens_hw: Tensor, size: tuple[int, int], wraps: bool = False) -> Image.Image:
     """The picture of a grid in exactly `size` pixels."""
     picture = decode(model, tokens_hw, wraps)
     return _resized(model, picture, size, wraps=True) if wraps else cover(model, picture, size)
 
 
-def _resized(model: ImageGPT, picture: Image.Image, size: tuple[int, int], wraps: bool) -> Image.Image:
+def _resized(model: Bundle, picture: Image.Image, size: tuple[int, int], wraps: bool) -> Image.Image:
     resample = LANCZOS if model.downsample > 1 else NEAREST
     if not wraps or picture.size == size:
         return picture.resize(size, resample)
@@ -136,14 +136,14 @@ def _resized(model: ImageGPT, picture: Image.Image, size: tuple[int, int], wraps
 
 
 def paint(
-    model: ImageGPT, levels: Sequence[Grid], labels_B: Tensor, seeds: Sequence[Generator], options: SamplingOptions, *,
+    model: Bundle, levels: Sequence[Grid], labels_B: Tensor, seeds: Sequence[Generator], options: SamplingOptions, *,
     given: Given | None = None, start: Drawing | None = None, wraps: bool = False,
 ) -> Iterator[list[Drawing]]:  # fmt: skip
-    """Draws a picture for each generator and label (`ImageGPT.label_numbers`), yielding all of them after every step;
+    """Draws a picture for each generator and label (`Bundle.label_numbers`), yielding all of them after every step;
     those of the last one are complete.
 
-    `levels` is the picture's pyramid of grids. With `given` only the wanted part is drawn, with `start` only the unknown
-    tokens of the composition, from which the rest follows.
+    `levels` is the picture's pyramid of grids. With `given` only the wanted part is drawn, with `start` only the
+    unknown tokens of the composition, from which the rest follows.
     """
     if given is not None:
         unknown_hw = wanted_tokens(model, given.wanted, levels[0])
@@ -170,7 +170,7 @@ def share_drawn(levels: Sequence[Grid], drawings: Sequence[Drawing]) -> float:
 
 
 def _compose(
-    model: ImageGPT, grid: Grid, labels_B: Tensor, seeds: Sequence[Generator], options: SamplingOptions,
+    model: Bundle, grid: Grid, labels_B: Tensor, seeds: Sequence[Generator], options: SamplingOptions,
     start: Drawing | None, wraps: bool,
 ) -> Iterator[Step]:  # fmt: skip
     given = () if start is None else (start.tokens_hw.expand(len(seeds), *grid), start.known_hw)
@@ -186,12 +186,13 @@ def _compose(
         middle, band = length // cell // 2, max(1, length // cell // 8)
         known_hw.index_fill_(axis, torch.arange((middle - band) * cell, (middle + band) * cell) % length, False)
         shifts.append(middle * cell)
-    for step in draw(model.gpt, labels_B, grid, options, seeds, step.tokens_Bhw.roll(shifts, (1, 2)), known_hw):
+    rolled_Bhw = step.tokens_Bhw.roll(shifts, (1, 2))
+    for step in draw(model.gpt, labels_B, grid, options, seeds, rolled_Bhw, known_hw):
         yield Step(*(x.roll([-shift for shift in shifts], (1, 2)) for x in step))
 
 
 def _enlarged(
-    model: ImageGPT, tokens_hw: Tensor, grid: Grid, generator: Generator, given: Given | None, wraps: bool
+    model: Bundle, tokens_hw: Tensor, grid: Grid, generator: Generator, given: Given | None, wraps: bool
 ) -> Drawing:
     """The picture of the tokens on a finer grid; known are the tokens that stay and those that were given."""
     size = grid[1] * model.downsample, grid[0] * model.downsample
@@ -219,7 +220,7 @@ def scattered(grid: Grid, cell: int, generator: Generator) -> Tensor:
 
 
 def redraw(
-    model: ImageGPT, begun: Drawing, label: int, generator: Generator, options: SamplingOptions, wraps: bool
+    model: Bundle, begun: Drawing, label: int, generator: Generator, options: SamplingOptions, wraps: bool
 ) -> Iterator[Drawing]:
     """Draws the unknown tokens of a grid of any size, yielding again and again. Known ones are never redrawn.
 
@@ -310,18 +311,17 @@ def cores(length: int, window: int, wraps: bool) -> list[tuple[int, Span]]:
 # Whole pictures
 
 
-def levels_for(model: ImageGPT, size: tuple[int, int]) -> list[Grid]:
+def levels_for(model: Bundle, size: tuple[int, int]) -> list[Grid]:
     return model.grids.pyramid(*size)
 
 
 def pictures(
-    model: ImageGPT, n: int, size: tuple[int, int], label: str | None, seed: int, options: SamplingOptions,
+    model: Bundle, labels_B: Tensor, size: tuple[int, int], seeds: Sequence[Generator], options: SamplingOptions,
     wraps: bool, previews: bool,
 ) -> Iterator[list[Image.Image]]:  # fmt: skip
-    """n new pictures, picture i from seed + i; with `previews` also what there is of them again and again."""
+    """A new picture for each label and generator; with `previews` also what there is of them again and again."""
     levels = levels_for(model, size)
-    labels_B = model.label_numbers(model.labels_for(label, seed, n))
-    frames = paint(model, levels, labels_B, generators(seed, n), options, wraps=wraps)
+    frames = paint(model, levels, labels_B, seeds, options, wraps=wraps)
     if previews:
         for drawings in now_and_then(frames, levels):
             yield [preview(model, drawing, size, wraps) for drawing in drawings]
@@ -342,7 +342,7 @@ def now_and_then(frames: Iterable[list[Drawing]], levels: Sequence[Grid], most: 
         yield drawings
 
 
-def preview(model: ImageGPT, drawing: Drawing, size: tuple[int, int], wraps: bool) -> Image.Image:
+def preview(model: Bundle, drawing: Drawing, size: tuple[int, int], wraps: bool) -> Image.Image:
     """An unfinished picture in its final size. What is not drawn yet is mid-grey in a composition; later on it is the
     enlarged composition."""
     h, w = drawing.known_hw.shape

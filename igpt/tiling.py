@@ -15,8 +15,9 @@ import torch
 from PIL import Image, ImageChops
 from torch import Tensor
 
-from igpt.image_gpt import ImageGPT
 from tokenizer_vq.images import to_tensor
+
+from .bundle import Bundle
 
 WINDOW = 64  # tokens a side that are encoded or decoded at once; 512 pixels where a token has 8
 MARGIN = 4  # tokens at the border of a window that are not used: they saw too little of what is beyond
@@ -51,7 +52,7 @@ def window_for(h: int, w: int, side: int) -> tuple[int, int]:
 
 
 @torch.inference_mode()
-def encode(model: ImageGPT, picture: Image.Image, wraps: bool = False, side: int = WINDOW) -> Tensor:
+def encode(model: Bundle, picture: Image.Image, wraps: bool = False, side: int = WINDOW) -> Tensor:
     """Tokens [h, w] of a picture whose sides are multiples of the token's."""
     token = model.downsample
     if wraps:
@@ -72,7 +73,7 @@ def encode(model: ImageGPT, picture: Image.Image, wraps: bool = False, side: int
 # Decoding
 
 
-def decode(model: ImageGPT, tokens_hw: Tensor, wraps: bool = False, side: int = WINDOW) -> Image.Image:
+def decode(model: Bundle, tokens_hw: Tensor, wraps: bool = False, side: int = WINDOW) -> Image.Image:
     """The picture of a token grid, at the grid's own size in pixels."""
     token, (h, w) = model.downsample, tokens_hw.shape
     if wraps:

@@ -1,0 +1,110 @@
+"""A tokenizer, a GPT and their labels as one: what all drawing stands on. `ImageGPT` is this with doors for users."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import torch
+from PIL.Image import Image
+from torch import Tensor
+
+from tokenizer_vq.base import UserError
+from tokenizer_vq.images import to_picture
+
+from .checkpoint import Tokenizer
+from .config import ANY_LABEL, NO_LABEL
+from .likelihood import label_nats
+from .model import GPT
+from .sizes import Grids
+
+
+class Bundle:
+    """A model ready to draw. Raises UserError where tokenizer, GPT and labels do not belong together."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        gpt: GPT,
+        labels: Sequence[str] = (),
+        *,
+        name: str = "unnamed",
+        weights_hash: str = "",
+        provenance: dict[str, Any] | None = None,
+    ):
+        if gpt.config.vocab_size != tokenizer.vocab_size or gpt.config.labels != len(labels):
+            raise UserError(
+                f"the GPT speaks {gpt.config.vocab_size} tokens and {gpt.config.labels} labels, but the tokenizer has "
+                f"{tokenizer.vocab_size} tokens and {len(labels)} labels were given; they must agree"
+            )
+        self.tokenizer, self.gpt, self.labels = tokenizer.eval(), gpt.eval(), list(labels)
+        self.name, self.weights_hash, self.provenance = name, weights_hash, provenance or {}
+
+    @property
+    def device(self) -> torch.device:
+        return self.gpt.query.device
+
+    @property
+    def downsample(self) -> int:
+        """Pixels a side of a token."""
+        return self.tokenizer.downsample
+
+    @property
+    def grids(self) -> Grids:
+        """The token grids on which it draws."""
+        return Grids(self.downsample, self.gpt.config.cell, self.gpt.config.cells)
+
+    def decode(self, tokens_Bhw: Tensor, known_Bhw: Tensor | None = None, at: tuple[int, int] = (0, 0)) -> list[Image]:
+        """Pictures of token grids, at the grid's own size in pixels; unknown tokens are mid-grey. A window of a larger
+        picture says with `at` which row and column its first token has there."""
+        with torch.inference_mode():
+            # One picture at a time: convolutions gain nothing from batches on a CPU, and sums come out the same.
+            images = [self.tokenizer.decode(tokens.unsqueeze(0).to(self.device), at)[0] for tokens in tokens_Bhw]
+            if known_Bhw is not None:
+                side = self.downsample
+                known_BHW = known_Bhw.repeat_interleave(side, 1).repeat_interleave(side, 2).to(self.device)
+                images = [image_CHW * known_HW for image_CHW, known_HW in zip(images, known_BHW, strict=True)]
+        return [to_picture(image_CHW) for image_CHW in images]
+
+    # Labels
+
+    @property
+    def default_labels(self) -> list[str]:
+        """The labels among which a seed chooses where none is asked for: those that it learned last or draws well."""
+        return [label for label in self.provenance.get("default_labels", []) if label in self.labels] or self.labels
+
+    def labels_for(self, label: str | None, seed: int, n: int = 1) -> list[str | None]:
+        """What n pictures are drawn as: of `label`; without one, of a label that the seed of each chooses from those
+        that the model draws well, for ANY_LABEL from all; of none in particular (None) for NO_LABEL or where the model
+        has none."""
+        anything = label == ANY_LABEL and ANY_LABEL not in self.labels
+        if not self.labels or not (label is None or anything):
+            return [None if self.label_number(label) == self.gpt.null_label else label] * n
+        choice = self.labels if anything else self.default_labels
+        return [random.Random(f"label/{number}").choice(choice) for number in range(seed, seed + n)]
+
+    def label_numbers(self, labels: Sequence[str | None]) -> Tensor:
+        """Indices of labels, [B]. Raises UserError as `label_number` does."""
+        return torch.tensor([self.label_number(label) for label in labels])
+
+    def label_number(self, label: str | None) -> int:
+        """Index of a label; None, NO_LABEL and ANY_LABEL mean none in particular. Raises UserError naming the labels
+        there are."""
+        if label in self.labels:
+            return self.labels.index(label)
+        if label in (None, NO_LABEL, ANY_LABEL):
+            return self.gpt.null_label
+        if not self.labels:
+            raise UserError(f"the model {self.name!r} was trained without labels, so it has no label {label!r}")
+        near = get_close_matches(label, self.labels, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise UserError(f"there is no label {label!r}{hint}; there are {', '.join(self.labels)}")
+
+    def guess_label(self, tokens_hw: Tensor, known_hw: Tensor) -> str:
+        """The label under which the model finds some of a picture's known cells least surprising. The same every time.
+        Raises UserError where it has no labels."""
+        if not self.labels:
+            raise UserError(f"the model {self.name!r} was trained without labels, so none can be guessed")
+        return self.labels[int(label_nats(self.gpt, tokens_hw, known_hw)[:-1].argmin())]
