@@ -1,16 +1,17 @@
 """How visible are the borders of the windows in which large pictures are refined? Prints a ratio, no times.
 
 Gradient energy across the lines where one window's core ends and the next begins, over that elsewhere, averaged over
-pictures of many labels; 1 is invisible. The second number compares with borders of tokens only, as every border of a
-window is one, and the tokenizer may show its tokens. The third is the second for the lines two tokens beside these,
+pictures of many labels; 1 is invisible. The second number compares with borders of cells only, as every border of a
+window is one, and the tokenizer may show its tokens. The third is the second for the lines two cells beside these,
 where no seam can be: pictures have more in their middle than at their edges, and more on every other border, where
-tokens of the composition met. It is not 1 either; a seam is what the second has above it. For textures the lines are
+cells of the composition met. It is not 1 either; a seam is what the second has above it. For textures the lines are
 the edges, where two copies meet.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 
 import igpt
 from igpt.canvas import cores, levels_for
@@ -31,10 +32,12 @@ def main() -> None:
     token, (h, w) = model.downsample, levels_for(model, size)[-1]
     if (w * token, h * token) != size:
         raise SystemExit(f"{args.size} is not drawn pixel by pixel; {w * token}x{h * token} would be")
-    shape = window_for(h, w, int(model.native_cells**0.5))
-    inner = [[core for _, core in cores(*pair, False)] for pair in zip((h, w), shape, strict=True)]
-    rows, columns = ([core.start * token for core in axis[1:]] for axis in inner)
-    beside = [[core.start * token + d * token for core in axis[1:] for d in (-2, 2)] for axis in inner]
+    cell, side = model.gpt.config.cell, model.gpt.config.cell * token
+    cells = h // cell, w // cell
+    shape = window_for(*cells, math.isqrt(model.gpt.config.cells))
+    inner = [[core for _, core in cores(*pair, False)] for pair in zip(cells, shape, strict=True)]
+    rows, columns = ([core.start * side for core in axis[1:]] for axis in inner)
+    beside = [[core.start * side + d * side for core in axis[1:] for d in (-2, 2)] for axis in inner]
     if args.tile:
         rows, columns, beside = [0], [0], [[], []]
     found = []
@@ -42,9 +45,9 @@ def main() -> None:
         label = model.labels[seed % len(model.labels)] if model.labels else None
         (picture,) = model.generate(size=size, label=label, seed=seed, tile=args.tile)
         image_CHW = to_tensor(picture)
-        found.append([seam_ratio(image_CHW, columns, rows, every) for every in (1, token)])
+        found.append([seam_ratio(image_CHW, columns, rows, every) for every in (1, side)])
         if any(beside):
-            found[-1].append(seam_ratio(image_CHW, beside[1], beside[0], token))
+            found[-1].append(seam_ratio(image_CHW, beside[1], beside[0], side))
         print(f"{label or 'no label'}, seed {seed}: " + ", ".join(f"{ratio:.3f}" for ratio in found[-1]), flush=True)
     means = [sum(column) / len(column) for column in zip(*found, strict=True)]
     print(f"mean of {args.n}: " + ", ".join(f"{ratio:.3f}" for ratio in means))

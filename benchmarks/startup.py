@@ -1,4 +1,4 @@
-"""Seconds of whole processes: `igpt generate --size 256` and `igpt --help` against `python -c "import torch"`.
+"""Seconds of whole processes: `igpt generate`, with both models in the box, and `igpt --help` against importing torch.
 
 The file cache is warm, as after a first picture: each command runs once unmeasured. They run in the clone's folder, so
 that the code beside this file is what is measured, whatever is installed.
@@ -32,17 +32,16 @@ def process(*words: str) -> Callable[[], object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="name or full path of a model (default: igpt's own default)")
     parser.add_argument("--rounds", type=int, default=7, help="runs of each (default: %(default)s)")
     args = parser.parse_args()
-    model = ["--model", args.model] if args.model else []
 
     print_machine()
     with tempfile.TemporaryDirectory() as folder:
-        draw = ["generate", "--size", "256", "--seed", "1", "--quiet", "--out", f"{folder}/picture.png", "--force"]
+        draw = ["generate", "--seed", "1", "--quiet", "--out", f"{folder}/picture.png", "--force"]
         contenders = {
             BASE: process("-c", "import torch"),
-            "igpt generate --size 256": process("-m", "igpt", *draw, *model),
+            "igpt generate --size 256": process("-m", "igpt", *draw, "--size", "256"),
+            "igpt generate --model pixels": process("-m", "igpt", *draw, "--model", "pixels"),
             "igpt --help": process("-m", "igpt", "--help"),
         }
         print_ratios(alternate(contenders, args.rounds), against=BASE)

@@ -1,6 +1,6 @@
 """Tokens a second of a training step in bfloat16 autocast: igpt against `transformers`' GPT-2 and nanoGPT.
 
-All have 12 layers, 512 wide, 8 heads, 1024 codes, no dropout, and take the same step: 16 rows of 256 random tokens,
+All have 12 layers, 512 wide, 8 heads, 4096 codes, no dropout, and take the same step: rows of 1,024 random tokens,
 forward, backward, gradients clipped to 1, fused AdamW (which nanoGPT's own script turns on for CUDA only). The first
 step, which creates the optimizer's state, is not measured. nanoGPT is no package: name the folder of its clone.
 Beside them the speed of a bfloat16 matrix product, measured in the same turns, and the share of it that each reaches.
@@ -20,20 +20,23 @@ from torch import Tensor, nn
 
 from benchmarks.timing import alternate, flops_of, median, print_machine, print_ratios
 from igpt.config import GPTConfig
-from igpt.model import GPT, cell_positions
+from igpt.model import GPT, cell_positions, to_cells
 
-SIDE, CELLS, CODES = 16, 256, 1024
+SIDE, TOKENS, CODES = 32, 1024, 4096
 Loss = Callable[[Tensor, Tensor], Tensor]  # of what a model of text sees and of what it should say, both [B, L]
 
 
 def igpt(layers: int, width: int, heads: int) -> tuple[nn.Module, Loss]:
     """The reference GPT, a new drawing order for each row. It leaves out the last token by itself."""
     gpt = GPT(GPTConfig(CODES, 0, layers=layers, width=width, heads=heads, dropout=0.0))
-    cells_L2 = cell_positions(SIDE, SIDE, gpt.config.centred)
+    cell = gpt.config.cell
+    cells_L2 = cell_positions(SIDE // cell, SIDE // cell)
 
     def loss(_: Tensor, targets_BL: Tensor) -> Tensor:
-        positions_BL2 = cells_L2[torch.rand(len(targets_BL), CELLS).argsort(dim=1)]
-        return cross_entropy(gpt(targets_BL, positions_BL2, torch.full((len(targets_BL),), gpt.null_label)), targets_BL)
+        cells_BLn = to_cells(targets_BL.view(-1, SIDE, SIDE), cell)
+        positions_BL2 = cells_L2[torch.rand(cells_BLn.shape[:2]).argsort(dim=1)]
+        logits_BLnK = gpt(cells_BLn, positions_BL2, torch.full((len(targets_BL),), gpt.null_label))
+        return cross_entropy(logits_BLnK.flatten(1, 2), cells_BLn.flatten(1))
 
     return gpt, loss
 
@@ -45,7 +48,7 @@ def gpt2(layers: int, width: int, heads: int) -> tuple[nn.Module, Loss]:
     except ImportError:
         sys.exit("gpt2 needs transformers: `pip install transformers`, or leave it out with --peers none")
     model = GPT2LMHeadModel(GPT2Config(
-        vocab_size=CODES, n_positions=CELLS, n_layer=layers, n_embd=width, n_head=heads,
+        vocab_size=CODES, n_positions=TOKENS, n_layer=layers, n_embd=width, n_head=heads,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
     ))  # fmt: skip
     return model, lambda seen, targets: cross_entropy(model(seen, use_cache=False).logits, targets)
@@ -57,7 +60,7 @@ def nanogpt(folder: Path, layers: int, width: int, heads: int) -> tuple[nn.Modul
         sys.exit(f"there is no model.py in {folder}; the folder of a clone of karpathy/nanoGPT is wanted")
     names = runpy.run_path(str(folder / "model.py"))
     model = names["GPT"](names["GPTConfig"](
-        block_size=CELLS, vocab_size=CODES, n_layer=layers, n_head=heads, n_embd=width, dropout=0.0, bias=False,
+        block_size=TOKENS, vocab_size=CODES, n_layer=layers, n_head=heads, n_embd=width, dropout=0.0, bias=False,
     ))  # fmt: skip
     return model, lambda seen, targets: model(seen, targets)[1]
 
@@ -67,7 +70,7 @@ def cross_entropy(logits_BLK: Tensor, targets_BL: Tensor) -> Tensor:
 
 
 def step_of(model: nn.Module, loss: Loss, tokens_BL: Tensor) -> Callable[[], object]:
-    """One training step on rows of 257 tokens."""
+    """One training step on rows of 1,025 tokens."""
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
@@ -86,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", choices=["gpt2", "none"], default="gpt2", help="default: %(default)s")
     parser.add_argument("--nanogpt", type=Path, metavar="FOLDER", help="a clone of karpathy/nanoGPT (default: without)")
-    for name, default in {"rounds": 3, "batch": 16, "layers": 12, "width": 512, "heads": 8, "matrix": 2048}.items():
+    for name, default in {"rounds": 3, "batch": 4, "layers": 12, "width": 512, "heads": 8, "matrix": 2048}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -97,7 +100,7 @@ def main() -> None:
         models["gpt2"] = gpt2(*shape)
     if args.nanogpt is not None:
         models["nanogpt"] = nanogpt(args.nanogpt, *shape)
-    tokens_BL = torch.randint(CODES, (args.batch, CELLS + 1))
+    tokens_BL = torch.randint(CODES, (args.batch, TOKENS + 1))
     flops = {name: flops_of(step_of(*model, tokens_BL[:1])) * args.batch for name, model in models.items()}
     square = torch.randn(args.matrix, args.matrix, dtype=torch.bfloat16)
     product = f"product of {args.matrix}^3"
@@ -105,12 +108,12 @@ def main() -> None:
     results = alternate(contenders | {product: lambda: square @ square}, args.rounds)
 
     print_machine()
-    print(f"{args.layers} layers, {args.width} wide, {args.heads} heads; a step is {args.batch} x {CELLS} tokens")
+    print(f"{args.layers} layers, {args.width} wide, {args.heads} heads; a step is {args.batch} x {TOKENS} tokens")
     print_ratios(results, against="igpt")
     peak = 2 * args.matrix**3 / median(results[product])
     print(f"{product} in bfloat16: {peak / 1e9:.0f} GFLOP/s")
     for name, (model, _) in models.items():
-        tokens, speed = args.batch * CELLS / median(results[name]), flops[name] / median(results[name])
+        tokens, speed = args.batch * TOKENS / median(results[name]), flops[name] / median(results[name])
         weights = sum(p.numel() for p in model.parameters()) / 1e6
         print(f"{name}: {tokens:.0f} tokens/s, {weights:.1f} M weights, {speed / 1e9:.0f} GFLOP/s = {speed / peak:.0%}")
 
