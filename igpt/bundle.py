@@ -15,7 +15,7 @@ from tokenizer_vq.base import UserError
 from tokenizer_vq.images import to_picture
 
 from .checkpoint import Tokenizer
-from .config import ANY_LABEL, NO_LABEL
+from .config import ANY_LABEL, NO_LABEL, SamplingOptions
 from .likelihood import label_nats
 from .model import GPT
 from .sizes import Grids
@@ -67,6 +67,16 @@ class Bundle:
                 known_BHW = known_Bhw.repeat_interleave(side, 1).repeat_interleave(side, 2).to(self.device)
                 images = [image_CHW * known_HW for image_CHW, known_HW in zip(images, known_BHW, strict=True)]
         return [to_picture(image_CHW) for image_CHW in images]
+
+    @property
+    def sampling(self) -> SamplingOptions:
+        """How it draws where nothing else is said. Raises UserError where its config says what cannot be meant."""
+        try:
+            options = SamplingOptions(**self.provenance.get("sampling", {}))
+            options.check()
+        except TypeError as error:
+            raise UserError(f"the model {self.name!r} has an unknown setting of drawing: {error}") from error
+        return options
 
     # Labels
 

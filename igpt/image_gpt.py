@@ -79,7 +79,7 @@ class ImageGPT(Bundle):
         With `tile` they are textures that wrap in both directions. `changes` are fields of SamplingOptions, as in
         generate(temperature=0.9). Raises UserError on a label, size or option that cannot be.
         """
-        self._check(n, label, _changed(options, changes))
+        self._check(n, label, self._options(options, changes))
         pictures: list[Image] = []
         for start in range(0, n, BATCH):
             count = min(BATCH, n - start)
@@ -102,7 +102,7 @@ class ImageGPT(Bundle):
 
         Larger pictures than the model composes, and textures, show again and again while they are refined.
         """
-        options = _changed(options, changes)
+        options = self._options(options, changes)
         self._check(n, label, options)
         labels_B = self.label_numbers(self.labels_for(label, seed, n))
         return canvas.pictures(self, labels_B, self.size(size), generators(seed, n), options, tile, previews)
@@ -160,7 +160,7 @@ class ImageGPT(Bundle):
         self, asked: Edit, n: int, label: str | None, seed: int, options: SamplingOptions | None,
         changes: dict[str, Any],
     ) -> list[Image]:  # fmt: skip
-        options = _changed(options, changes)
+        options = self._options(options, changes)
         self._check(n, label, options)
         return edit.edited(self, asked, n, label, seed, options)
 
@@ -188,6 +188,14 @@ class ImageGPT(Bundle):
         labels_B = self.label_numbers(self.labels_for(label, seed, n))
         return draw(self.gpt, labels_B, grid, options, generators(seed, n), given_Bhw, given_hw)
 
+    def _options(self, options: SamplingOptions | None, changes: dict[str, Any]) -> SamplingOptions:
+        """The options, or the model's own, with some of their fields changed. Raises UserError for a field that does
+        not exist."""
+        options = options or self.sampling
+        if unknown := sorted(set(changes) - set(asdict(options))):
+            raise UserError(f"there is no option {unknown[0]!r}; there are {', '.join(asdict(options))}")
+        return replace(options, **changes)
+
     def _check(self, n: int, label: str | None, options: SamplingOptions) -> None:
         """Raises UserError on what cannot be meant, before anything is drawn."""
         options.check()
@@ -212,10 +220,3 @@ class ImageGPT(Bundle):
             "provenance": self.provenance,
         }
 
-
-def _changed(options: SamplingOptions | None, changes: dict[str, Any]) -> SamplingOptions:
-    """The options with some of their fields changed. Raises UserError for a field that does not exist."""
-    options = options or SamplingOptions()
-    if unknown := sorted(set(changes) - set(asdict(options))):
-        raise UserError(f"there is no option {unknown[0]!r}; there are {', '.join(asdict(options))}")
-    return replace(options, **changes)

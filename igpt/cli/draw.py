@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import igpt
-from igpt.config import ANY_LABEL, DEFAULT_MODEL, NO_LABEL, SamplingOptions
+from igpt.config import ANY_LABEL, DEFAULT_MODEL, NO_LABEL
 from igpt.recipe import Recipe, read_recipe
 from igpt.siblings import sibling
 from igpt.sizes import LARGEST_SIDE, SMALLEST_SIDE, parse_size
@@ -21,15 +21,16 @@ from .parts import (
     add_adapter,
     add_command,
     add_model,
-    add_options,
     add_output,
+    add_sampling,
     add_seeds,
     load_model,
-    options_of,
+    sampling_of,
     seed_of,
 )
 
 TIMELAPSES = ("gif", "webp")
+SAID_ABOVE = ("default_labels", "sampling")  # of the provenance, in rows of their own
 
 
 def add_to(commands: Any) -> None:
@@ -59,7 +60,7 @@ def _add_generate(commands: Any) -> None:
     timelapse = f"also write an animation of each drawing: {' or '.join(TIMELAPSES)} (default: {TIMELAPSES[0]})"
     parser.add_argument("--timelapse", nargs="?", const=TIMELAPSES[0], choices=TIMELAPSES, help=timelapse)
     parser.add_argument("--sheet", action="store_true", help="also write all pictures on one contact sheet")
-    add_options(parser, SamplingOptions)
+    add_sampling(parser)
     add_output(parser)
 
 
@@ -84,17 +85,17 @@ def _add_tokenize(commands: Any) -> None:
 
 def _generate(args: argparse.Namespace) -> None:
     size = None if args.size is None else parse_size(args.size)
-    options = options_of(args, SamplingOptions)
-    options.check()
+    sampling = sampling_of(args)
     seed = seed_of(args)
     output = sibling("generate.files").plan_output(args.out, args.n)
     model = load_model(args)
     model.label_number(args.label)  # complains here, before anything is said or drawn
     if args.seed is None and not args.quiet:
         print(f"seed {seed}", file=sys.stderr)
+    options = replace(model.sampling, **sampling)
     sibling("generate.run").generate_files(
-        model, n=args.n, size=model.size(size), label=args.label, seed=seed, options=options,
-        output=output, tile=args.tile, timelapse=args.timelapse, sheet=args.sheet, force=args.force, quiet=args.quiet,
+        model, n=args.n, size=model.size(size), label=args.label, seed=seed, options=options, output=output,
+        tile=args.tile, timelapse=args.timelapse, sheet=args.sheet, force=args.force, quiet=args.quiet,
     )  # fmt: skip
 
 
@@ -161,12 +162,22 @@ def _description(model: igpt.ImageGPT) -> list[tuple[str, str]]:
     return [
         ("name", model.name),
         ("labels", f"{len(model.labels)}: {', '.join(model.labels)}" if model.labels else "none"),
+        *([("drawn best", ", ".join(well))] if (well := model.default_labels) != model.labels else []),
         ("parameters", parameters),
         ("tokenizer", f"{model.tokenizer.kind}, {model.tokenizer.vocab_size} tokens of {side}x{side} pixels"),
         ("picture", f"{rows}x{columns} tokens, {width}x{height} pixels"),
+        ("drawing", _in_words(asdict(model.sampling))),
         ("weights", model.weights_hash),
-        *((key, value if isinstance(value, str) else json.dumps(value)) for key, value in model.provenance.items()),
+        *((key, _in_words(value)) for key, value in model.provenance.items() if key not in SAID_ABOVE),
     ]
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {_in_words(part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_in_words, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _print_table(rows: list[tuple[str, str]]) -> None:

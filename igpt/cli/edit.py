@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ from igpt.config import (
     DEFAULT_STRENGTH,
     NO_LABEL,
     SIDES,
-    SamplingOptions,
     check_anchor,
     check_share,
     keep_of,
@@ -27,12 +27,12 @@ from .parts import (
     Parser,
     add_command,
     add_model,
-    add_options,
     add_output,
+    add_sampling,
     add_seeds,
     load_model,
     number,
-    options_of,
+    sampling_of,
     seed_of,
 )
 
@@ -69,7 +69,7 @@ def add_to(commands: Any) -> None:
         parser.add_argument("--label", metavar="NAME", help=label)
         add_model(parser)
         parser.add_argument("--sheet", action="store_true", help="also write all pictures on one contact sheet")
-        add_options(parser, SamplingOptions)
+        add_sampling(parser)
         add_output(parser)
 
 
@@ -110,8 +110,7 @@ def _blend(args: argparse.Namespace) -> None:
 
 def _draw(args: argparse.Namespace, paths: list[str], make: Any) -> None:
     """Everything that the five have in common; cheap checks come before torch loads."""
-    options = options_of(args, SamplingOptions)
-    options.check()
+    sampling = sampling_of(args)
     seed = seed_of(args)
     output = sibling("generate.files").plan_output(args.out, args.n)
     for path in paths:
@@ -127,7 +126,8 @@ def _draw(args: argparse.Namespace, paths: list[str], make: Any) -> None:
         print(f"seed {seed}", file=sys.stderr)
     if guessed and edit.label is not None and not args.quiet:
         print(f"label {edit.label}, which fits best to what is given; --label draws another", file=sys.stderr)
+    options = replace(model.sampling, **sampling)
     sibling("generate.run").edit_files(
-        model, edit, f"{Path(args.picture).stem}-{args.edit}", n=args.n, seed=seed, options=options,
-        output=output, sheet=args.sheet, force=args.force, quiet=args.quiet,
+        model, edit, f"{Path(args.picture).stem}-{args.edit}", n=args.n, seed=seed, options=options, output=output,
+        sheet=args.sheet, force=args.force, quiet=args.quiet,
     )  # fmt: skip

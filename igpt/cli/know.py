@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from igpt.config import SamplingOptions
 from igpt.siblings import sibling
 from tokenizer_vq.base import UserError
 
@@ -17,10 +17,12 @@ from .parts import (
     add_model,
     add_options,
     add_output,
+    add_sampling,
     check_art,
     load_model,
     number,
     options_of,
+    sampling_of,
 )
 
 
@@ -37,7 +39,7 @@ def _add_evaluate(commands: Any) -> None:
     add_adapter(parser)
     parser.add_argument("art", metavar="ART", help="the art it learned from: a folder or a .tar, as for train")
     add_options(parser, sibling("train.options").EvaluateOptions)
-    add_options(parser, SamplingOptions)
+    add_sampling(parser)
     parser.add_argument("--out", metavar="FOLDER", help="for report.html and report.json (default: MODEL-report)")
     parser.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
@@ -68,14 +70,15 @@ def _add_surprise(commands: Any) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     options = options_of(args, sibling("train.options").EvaluateOptions)
-    sampling = options_of(args, SamplingOptions)
+    sampling = sampling_of(args)
     options.check()
-    sampling.check()
     check_art(args.art)
     folder = Path(args.out or f"{Path(args.model).name}-report")
     sibling("generate.files").check_writable(folder)
     model = load_model(args)
-    report = sibling("train.examine").evaluate_model(model, args.art, options, sampling, quiet=args.quiet)
+    report = sibling("train.examine").evaluate_model(
+        model, args.art, options, replace(model.sampling, **sampling), quiet=args.quiet
+    )
     print(report.table(), flush=True)
     print(report.write(folder) / "report.html")
 

@@ -12,7 +12,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import igpt
-from igpt.config import DEFAULT_MODEL
+from igpt.config import DEFAULT_MODEL, ORDERS, SamplingOptions
 from igpt.recipe import LARGEST_SEED
 from tokenizer_vq.base import UserError
 
@@ -60,7 +60,7 @@ def add_options(parser: argparse.ArgumentParser, options: type[DataclassInstance
     hints = get_type_hints(options)
     for field in fields(options):
         flag = f"--{field.name.replace('_', '-')}"
-        help = (field.metadata.get("help") or SAMPLING_HELP[field.name]).replace("%", "%%")
+        help = (field.metadata["help"]).replace("%", "%%")
         kind = next(kind for kind in (*get_args(hints[field.name]), hints[field.name]) if kind is not NoneType)
         if kind is bool:
             action = argparse.BooleanOptionalAction if field.default is not False else "store_true"
@@ -72,6 +72,26 @@ def add_options(parser: argparse.ArgumentParser, options: type[DataclassInstance
         choices = field.metadata.get("choices")
         metavar = None if choices else {int: "N", float: "X"}.get(kind, "NAME")
         parser.add_argument(flag, type=convert, default=field.default, choices=choices, metavar=metavar, help=help)
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """A flag for every field of SamplingOptions. Without it the model's own setting counts, so there is no default."""
+    defaults = SamplingOptions()
+    for name, text in SAMPLING_HELP.items():
+        value = getattr(defaults, name)
+        kind = type(value)
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=kind if kind is str else number(kind),
+            choices=ORDERS if name == "order" else None, metavar=None if kind is str else {int: "N", float: "X"}[kind],
+            help=f"{text} (default: {value}, unless the model has its own)",
+        )  # fmt: skip
+
+
+def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of `add_sampling` say. Raises UserError on options that cannot be meant."""
+    given = {name: value for name in SAMPLING_HELP if (value := getattr(args, name)) is not None}
+    SamplingOptions(**given).check()
+    return given
 
 
 def options_of(args: argparse.Namespace, options: type[Options]) -> Options:
