@@ -6,7 +6,7 @@ import argparse
 import shutil
 import sys
 import textwrap
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
