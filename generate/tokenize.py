@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from igpt.files import Output, write_picture
+from igpt.sheet import sheet
 from tokenizer_vq.base import ImageTokenizer, UserError
 from tokenizer_vq.images import open_picture, to_picture, to_tensor
-
-from .files import Output, write_picture
 
 LONGEST_SIDE = 1024  # pixels; larger pictures are made smaller first
 SHORTEST_SIDE = 8  # pixels; SSIM looks through windows of 7
@@ -65,16 +65,9 @@ def tokenize_files(
         numbers = [f"{name} {float(measure(*pair)):.4g}" for name, measure in measures.items()]
         rows, columns = told.tokens_hw.shape
         numbers += [f"{rows * columns} tokens ({columns}x{rows})", f"{told.bits_per_pixel:.4f} bits per pixel"]
-        both = side_by_side(told.original, told.reconstruction)
+        both = sheet([[(told.original, "original"), (told.reconstruction, "in tokens")]])
         path = write_picture(both, place, force=force and place not in paths)  # two originals may share a name
         paths.append(path)
         print(path if quiet else f"{path}: {', '.join(numbers)}", flush=True)
     return paths
 
-
-def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two pictures of one size."""
-    both = Image.new("RGB", (2 * left.width, left.height))
-    both.paste(left, (0, 0))
-    both.paste(right, (left.width, 0))
-    return both

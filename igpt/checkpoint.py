@@ -23,8 +23,8 @@ from tokenizer_vq.base import UserError
 from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
-from .atomic import whole
 from .config import GPTConfig
+from .files import atomic_write
 from .model import GPT
 
 FORMAT = 3
@@ -228,11 +228,11 @@ def save(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # All are written before any takes its place: where the disk is full, the model from before stays whole.
-        with whole(folder / WEIGHTS) as weights, whole(folder / CONFIG) as description:
+        with atomic_write(folder / WEIGHTS) as weights, atomic_write(folder / CONFIG) as description:
             save_file(tensors, weights)
             description.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             if card is not None:
-                with whole(folder / CARD) as beside:
+                with atomic_write(folder / CARD) as beside:
                     beside.write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise UserError(f"the model cannot be written to {folder}: {error}") from error

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from tokenizer_vq.base import UserError
 
-from .atomic import whole
 from .checkpoint import Checkpoint
+from .files import atomic_write
 from .linear import Linear
 from .model import GPT
 
@@ -123,7 +123,7 @@ def save_adapter(
     header = _Header(base, base_hash, labels, provenance)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as beside:
+        with atomic_write(path) as beside:
             small = {name: value.cpu().to(NUMBER).contiguous() for name, value in tensors.items()}
             save_file(small, beside, {"igpt-adapter": json.dumps(header._asdict(), ensure_ascii=False)})
             if (size := beside.stat().st_size) > ADAPTER_BYTES:

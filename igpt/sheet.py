@@ -1,7 +1,8 @@
-"""Pictures beside one another with a line below each: contact sheets, reports, audits."""
+"""Contact sheets: pictures in rows, with a line below each."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
@@ -9,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tokenizer_vq.images import fit_cover
 
 MARGIN, CAPTION = 8, 16  # pixels between pictures, and of the height of a line
+LARGEST_SHEET = 4096  # pixels a side, about
 
 Row = Sequence[tuple[Image.Image, str]]  # pictures and what stands below them
 
@@ -35,6 +37,17 @@ def sheet(rows: Sequence[Row]) -> Image.Image:
 def equal_sheet(rows: Sequence[Row], width: int, height: int | None = None) -> Image.Image:
     """As `sheet`, of the middles of pictures in cells of one size in pixels: a square, unless there is a height."""
     return sheet([[(fit_cover(picture, width, height or width), caption) for picture, caption in row] for row in rows])
+
+
+def square_sheet(pictures: Sequence[tuple[Image.Image, str]]) -> Image.Image:
+    """Any number of pictures in as many rows as columns, made smaller where there would be too large a sheet."""
+    columns = math.ceil(math.sqrt(len(pictures)))
+    cells = []
+    for picture, caption in pictures:
+        small = picture.copy()
+        small.thumbnail((LARGEST_SHEET // columns,) * 2, Image.Resampling.LANCZOS)
+        cells.append((small, caption))
+    return sheet([cells[i : i + columns] for i in range(0, len(cells), columns)])
 
 
 def _line(text: str, width: int) -> Image.Image:

@@ -17,8 +17,8 @@ from torch.utils.data import Dataset
 from tokenizer_vq.base import UserError
 from tokenizer_vq.crops import shuffled
 
-from .atomic import whole
 from .config import GPTConfig
+from .files import atomic_write
 from .model import cell_positions, to_cells
 
 
@@ -47,7 +47,7 @@ class TokenCache:
             "labels": torch.tensor(self.labels, dtype=torch.int32),
         }
         try:
-            with whole(path) as beside:
+            with atomic_write(path) as beside:
                 save_file(tensors, beside, notes | {"views": str(self.views)})
         except (OSError, SafetensorError) as error:
             raise UserError(f"the token cache cannot be written to {path}: {error}") from error

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from generate.files import plan_output, write_picture
 from generate.run import edit_files, generate_files, replay
 from igpt.canvas import levels_for
 from igpt.config import ANCHORS, NO_LABEL, SamplingOptions, keep_of
 from igpt.edit import Edit, Source, blend, complete, extend, inpaint, labelled, open_source, vary
+from igpt.files import plan_output, write_picture
 from igpt.image_gpt import ImageGPT
 from igpt.model import cell_positions
 from igpt.recipe import read_recipe

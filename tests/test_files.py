@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from generate.sheet import contact_sheet, thumbnail
 from PIL import Image, ImageChops
 from PIL.PngImagePlugin import PngInfo
 
-from generate.files import plan_output, stem_for, write_picture
 from generate.run import generate_files, replay
-from generate.sheet import contact_sheet, thumbnail
 from igpt.config import NO_LABEL, SamplingOptions
+from igpt.files import plan_output, stem_for, write_picture
 from igpt.image_gpt import ImageGPT
 from igpt.recipe import Recipe, digest, read_recipe
 from igpt.sheet import MARGIN

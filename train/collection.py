@@ -21,7 +21,7 @@ from PIL.Image import Image, Resampling
 from torch import Tensor
 
 from igpt import checkpoint
-from igpt.atomic import whole
+from igpt.files import atomic_write
 from tokenizer_vq.art_folder import ArtFolder, Skipped
 from tokenizer_vq.base import UserError
 from tokenizer_vq.images import to_tensor
@@ -72,7 +72,7 @@ class Collection:
         rows = [(self.art.names[i], "train", "learned from", "") for i in self.train]
         rows += [(self.art.names[i], "val", "for validation", "") for i in self.validation]
         rows += [(skip.name, "test", "skipped", skip.reason) for skip in self.skipped]
-        with whole(path) as beside, open(beside, "w", encoding="utf-8", newline="") as file:
+        with atomic_write(path) as beside, open(beside, "w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("path", "split", "use", "reason"), *sorted(rows)])
 
 

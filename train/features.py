@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from igpt.atomic import whole
 from igpt.checkpoint import Tokenizer
+from igpt.files import atomic_write
 from tokenizer_vq.base import UserError
 from tokenizer_vq.images import fit_cover, to_tensor
 from tokenizer_vq.vq import VQTokenizer
@@ -229,7 +229,7 @@ class FeatureCache:
         path = self.folder / f"{next(iter(self.new)).hex()}.safetensors"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with whole(path) as beside:
+            with atomic_write(path) as beside:
                 save_file(tensors, beside)
         except (OSError, SafetensorError) as error:
             print(f"igpt: features are not kept for next time: {error}", file=sys.stderr)

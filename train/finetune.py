@@ -21,8 +21,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from igpt import checkpoint
-from igpt.atomic import whole
 from igpt.device import keep_freed_memory, pick_device
+from igpt.files import atomic_write
 from igpt.image_gpt import ImageGPT
 from igpt.lora import largest_rank, merged, save_adapter, with_labels
 from igpt.model import GPT
@@ -210,7 +210,7 @@ class _Tuning:
         if path.is_file():
             return dict(json.loads(path.read_text(encoding="utf-8")))
         found: dict[str, Any] = find_out()
-        with whole(path) as beside:
+        with atomic_write(path) as beside:
             beside.write_text(json.dumps(found, indent=2), encoding="utf-8")
         return found
 
@@ -274,7 +274,7 @@ class _Tuning:
         facts["minutes"] = round((time.monotonic() - self.began) / 60, 1)
         facts["peak_memory_gb"] = peak_memory()
         self._say(self._write())
-        with whole(self.work / RESULT) as beside:
+        with atomic_write(self.work / RESULT) as beside:
             beside.write_text(json.dumps(facts, indent=2), encoding="utf-8")
         for sentence in sentences(facts, len(self.collection.validation), self.out / SHEET):
             self._say(sentence)

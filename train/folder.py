@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 
 from igpt import checkpoint
-from igpt.atomic import whole
 from igpt.device import fast_bf16
+from igpt.files import atomic_write
 from tokenizer_vq.base import UserError
 
 from .loop import Stage
@@ -58,7 +58,7 @@ def remember(work: Path, now: dict[str, Any]) -> None:
             )
     try:
         work.mkdir(parents=True, exist_ok=True)
-        with whole(path) as beside:
+        with atomic_write(path) as beside:
             beside.write_text(json.dumps(now, indent=2), encoding="utf-8")
     except OSError as error:
         raise UserError(f"the training cannot be written to {work}: {error.strerror}") from error

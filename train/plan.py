@@ -14,8 +14,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from igpt.atomic import whole
 from igpt.checkpoint import Tokenizer
+from igpt.files import atomic_write
 from igpt.model import GPT, cell_positions
 from tokenizer_vq.base import UserError
 
@@ -84,7 +84,7 @@ class Plan:
     def save(self, path: Path) -> None:
         """Raises UserError where the disk refuses."""
         try:
-            with whole(path) as beside:
+            with atomic_write(path) as beside:
                 beside.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
         except OSError as error:
             raise UserError(f"the plan cannot be written to {path}: {error.strerror}") from error

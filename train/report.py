@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from PIL import Image
 
-from igpt.atomic import whole
+from igpt.files import atomic_write
 from tokenizer_vq.base import UserError
 
 Given = ParamSpec("Given")
@@ -132,10 +132,10 @@ class Report:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name, text in (("report.html", self.to_html()), ("report.json", self.to_json())):
-                with whole(folder / name) as beside:
+                with atomic_write(folder / name) as beside:
                     beside.write_text(text, encoding="utf-8")
             for name, picture in self.files.items():
-                with whole(folder / name) as beside:
+                with atomic_write(folder / name) as beside:
                     picture.save(beside, "PNG")
         except OSError as error:
             raise UserError(f"the report cannot be written to {folder}: {error.strerror}") from error

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from igpt.atomic import whole
+from igpt.files import atomic_write
 from tokenizer_vq.base import UserError
 
 
@@ -40,7 +40,7 @@ def save_state(
             tensors |= {f"optimizer/{name}/{i}/{k}": v.cpu() for k, v in slots.items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole(path) as beside:
+        with atomic_write(path) as beside:
             save_file({k: v.contiguous() for k, v in tensors.items()}, beside, notes)
     except (OSError, SafetensorError) as error:
         raise UserError(f"the training cannot be saved to {path}: {error}; what was saved before is whole") from error

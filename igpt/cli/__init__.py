@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import igpt
 from tokenizer_vq.base import UserError
 
-from . import draw, edit, know, learn
-from .parts import Parser
+from . import draw, know, learn
+from .flags import Parser
 
 
 def build_parser() -> Parser:
@@ -19,7 +19,6 @@ def build_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"igpt {igpt.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
     draw.add_to(commands)
-    edit.add_to(commands)
     learn.add_to(commands)
     know.add_to(commands)
     return parser

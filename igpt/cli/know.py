@@ -8,10 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from igpt.files import check_writable, plan_output, write_picture
 from igpt.siblings import sibling
 from tokenizer_vq.base import UserError
 
-from .parts import (
+from .flags import (
     add_adapter,
     add_command,
     add_model,
@@ -74,7 +75,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     options.check()
     check_art(args.art)
     folder = Path(args.out or f"{Path(args.model).name}-report")
-    sibling("generate.files").check_writable(folder)
+    check_writable(folder)
     model = load_model(args)
     report = sibling("train.examine").evaluate_model(
         model, args.art, options, replace(model.sampling, **sampling), quiet=args.quiet
@@ -84,35 +85,33 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 
 def _audit(args: argparse.Namespace) -> None:
-    files = sibling("generate.files")
     options = options_of(args, sibling("train.options").AuditOptions)
     options.check()
     check_art(args.against)
     sources = _pictures(args.pictures)
-    output = files.plan_output(args.out, len(sources))
+    output = plan_output(args.out, len(sources))
     model = load_model(args)
     for verdict in sibling("train.audit").audit(model, sources, args.against, options, quiet=args.quiet):
         place = output.picture(f"{verdict.source.stem}-audit")
-        path = files.write_picture(verdict.sheet, place, force=args.force)
+        path = write_picture(verdict.sheet, place, force=args.force)
         if not args.quiet:
             print("\n".join(verdict.lines))
         print(path, flush=True)
 
 
 def _surprise(args: argparse.Namespace) -> None:
-    files = sibling("generate.files")
     if not 1 <= args.orders <= 1000:
         raise UserError(f"--orders {args.orders} cannot be; 1 to 1000 are wanted")
     if not 0 <= args.seed < 2**31:
         raise UserError(f"--seed {args.seed} is out of reach; 0 to 2**31 - 1 is wanted")
     sources = _pictures(args.pictures)
-    output = files.plan_output(args.out, len(sources))
+    output = plan_output(args.out, len(sources))
     model = load_model(args)
     label = model.label_number(args.label)
     images = sibling("train.surprise")
     for source, picture in images.opened(sources):
         told = images.surprise_map(model, picture, label, orders=args.orders, seed=args.seed)
-        path = files.write_picture(told.sheet, output.picture(f"{source.stem}-surprise"), force=args.force)
+        path = write_picture(told.sheet, output.picture(f"{source.stem}-surprise"), force=args.force)
         if not args.quiet:
             print(f"{source}: {told.sentence}", file=sys.stderr)
         print(path, flush=True)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from igpt.config import DEFAULT_MODEL
+from igpt.files import check_writable
 from igpt.siblings import sibling
 
-from .parts import add_command, add_options, check_art, options_of
+from .flags import add_command, add_options, check_art, options_of
 
 STAGES = ("tokenizer", "decoder", "gpt")
 
@@ -37,7 +38,7 @@ def _train(args: argparse.Namespace) -> None:
     check_art(args.art)
     options = options_of(args, sibling("train.options").TrainOptions)
     options.resolved()
-    sibling("generate.files").check_writable(args.out)
+    check_writable(args.out)
     sibling("train.run").train(args.stage, Path(args.art), Path(args.out), options)
 
 
@@ -55,5 +56,5 @@ def _finetune(args: argparse.Namespace) -> None:
     check_art(args.art)
     options = options_of(args, sibling("train.options").TuneOptions)
     options.check()
-    sibling("generate.files").check_writable(args.out)
+    check_writable(args.out)
     sibling("train.finetune").finetune(args.art, args.out, args.model, options)

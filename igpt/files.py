@@ -1,4 +1,4 @@
-"""Pictures on disk: their names, and writing that never overwrites and is never half done. Imports no torch."""
+"""Files that appear whole or not at all and never overwrite unasked; names for pictures. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import count
@@ -14,69 +15,27 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from igpt.recipe import CHUNK, Recipe, reason
 from tokenizer_vq.base import UserError
+
+from .recipe import CHUNK, Recipe, reason
 
 LONGEST_STEM = 50  # characters of a label in a file name: file systems allow 255 bytes, a character may have four
 OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 
-
-# Names
-
-
-@dataclass(frozen=True)
-class Output:
-    """Where pictures go: a folder and, where the user has given one, the exact name of the one file."""
-
-    folder: Path
-    name: str | None = None
-
-    def picture(self, stem: str) -> Path:
-        """The file for a picture called `stem`, if the user has not named it."""
-        return self.folder / (self.name or f"{stem}.png")
-
-    def beside(self, stem: str, ending: str) -> Path:
-        """The file for something beside the picture, as its contact sheet (ending "-sheet.png")."""
-        return self.folder / f"{Path(self.name).stem if self.name else stem}{ending}"
-
-    def sheet(self, stem: str) -> Path:
-        """The file for the contact sheet beside it."""
-        return self.beside(stem, "-sheet.png")
-
-
-def plan_output(out: str | Path | None, count: int) -> Output:
-    """Where `count` pictures go for the user's --out: a folder (None: the current one), or a .png for a single picture.
-
-    Creates nothing. Raises UserError when the place cannot be written, or does not suit the number of pictures.
-    """
-    path = Path(out if out is not None else ".")
-    suffix = "" if path.is_dir() else path.suffix.lower()
-    if suffix in OTHER_FORMATS:
-        raise UserError(f"{path} would be no PNG, which has room for the recipe; a folder or a name in .png is wanted")
-    if suffix == ".png" and count > 1:
-        raise UserError(f"{path} is the name of one file, but {count} pictures are wanted: name a folder")
-    output = Output(path.parent, path.name) if suffix == ".png" else Output(path)
-    check_writable(output.folder)
-    return output
-
-
-def check_writable(folder: str | Path) -> None:
-    """Raises UserError when `folder` neither can be written nor can be made. Makes nothing."""
-    folder = Path(folder)
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise UserError(f"nothing can be written to {folder}: {there} is a file, not a folder")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"nothing can be written to {folder}: writing in {there} is not permitted")
-
-
-def stem_for(name: str, seed: int) -> str:
-    """A file name without suffix for the picture of a label or model and a seed, safe on every file system."""
-    safe = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:LONGEST_STEM] or "picture"
-    return f"{safe}-{seed}"
-
-
 # Writing
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to: moved over `path` in one go if the block ends well, removed if it does not."""
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield tmp
+        with open(tmp, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(tmp, path)
+    finally:
+        tmp.unlink(missing_ok=True)
 
 
 def write_picture(picture: Image.Image, path: Path, recipe: Recipe | None = None, *, force: bool = False) -> Path:
@@ -111,7 +70,8 @@ def _publish(part: Path, path: Path, force: bool) -> Path:
     if force:
         os.replace(part, path)
         return path
-    for place in _numbered(path):
+    for number in count(1):
+        place = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
         if os.path.lexists(place):
             continue
         try:
@@ -124,7 +84,52 @@ def _publish(part: Path, path: Path, force: bool) -> Path:
     raise AssertionError("the numbers never end")
 
 
-def _numbered(path: Path) -> Iterator[Path]:
-    yield path
-    for number in count(2):
-        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
+# Names
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where pictures go: a folder and, where the user has given one, the exact name of the one file."""
+
+    folder: Path
+    name: str | None = None
+
+    def picture(self, stem: str) -> Path:
+        """The file for a picture called `stem`, if the user has not named it."""
+        return self.folder / (self.name or f"{stem}.png")
+
+    def beside(self, stem: str, ending: str) -> Path:
+        """The file for something beside the picture, as its contact sheet (ending "-sheet.png")."""
+        return self.folder / f"{Path(self.name).stem if self.name else stem}{ending}"
+
+
+def plan_output(out: str | Path | None, count: int) -> Output:
+    """Where `count` pictures go for the user's --out: a folder (None: the current one), or a .png for a single picture.
+
+    Creates nothing. Raises UserError when the place cannot be written, or does not suit the number of pictures.
+    """
+    path = Path(out if out is not None else ".")
+    suffix = "" if path.is_dir() else path.suffix.lower()
+    if suffix in OTHER_FORMATS:
+        raise UserError(f"{path} would be no PNG, which has room for the recipe; a folder or a name in .png is wanted")
+    if suffix == ".png" and count > 1:
+        raise UserError(f"{path} is the name of one file, but {count} pictures are wanted: name a folder")
+    output = Output(path.parent, path.name) if suffix == ".png" else Output(path)
+    check_writable(output.folder)
+    return output
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raises UserError when `folder` neither can be written nor can be made. Makes nothing."""
+    folder = Path(folder)
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"nothing can be written to {folder}: {there} is a file, not a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"nothing can be written to {folder}: writing in {there} is not permitted")
+
+
+def stem_for(name: str, seed: int) -> str:
+    """A file name without suffix for the picture of a label or model and a seed, safe on every file system."""
+    safe = re.sub(r"[^\w.-]+", "-", name).strip("-.")[:LONGEST_STEM] or "picture"
+    return f"{safe}-{seed}"

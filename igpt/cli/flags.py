@@ -1,4 +1,4 @@
-"""What the parsers of all commands share: errors in one sentence, flags from dataclasses, where pictures go."""
+"""Flags that several commands share, flags from dataclasses, and errors in one sentence."""
 
 from __future__ import annotations
 
@@ -118,11 +118,12 @@ def add_output(parser: Parser, default: str = "this folder") -> None:
     parser.add_argument("--quiet", action="store_true", help="print nothing but the paths of the pictures")
 
 
-def add_model(parser: Parser) -> None:
+def add_model(parser: Parser, *, adapter: bool = True) -> None:
     """The flag that names a model."""
     model = f"name or folder of a model (default: {DEFAULT_MODEL})"
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help=model)
-    add_adapter(parser)
+    if adapter:
+        add_adapter(parser)
 
 
 def add_adapter(parser: Parser) -> None:
