@@ -1,8 +1,8 @@
-"""The adversary: discriminators that tell paintings from reconstructions patch by patch, and how much they may say.
+"""The adversary: discriminators that tell pictures from reconstructions patch by patch, and its weight in the loss.
 
 Pictures are [B, 3, H, W] in [-1, 1]. A discriminator is given pictures and the feature maps that the perceptual
-distance has of them anyway, and gives scores at one or more scales: a list of [B, N], one for each of the N patches
-looked at, higher for real. Every scale has the same say, however many its patches.
+distance has of them anyway, and gives scores at one or more scales: a list of [B, N], one for each of N patches, higher
+for real. Every scale counts the same, however many its patches.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .losses import LPIPS, Perceptual
 
 
 class PatchDiscriminator(nn.Module):
-    """Judges patches of 70 pixels (34 with two layers) as real or painted (pix2pix, Isola et al. 2017, section 3.2.2).
+    """Scores patches of 70 pixels, 34 with two layers (pix2pix, Isola et al. 2017, arXiv 1611.07004, section 3.2.2).
 
     GroupNorm instead of BatchNorm: a score must not depend on the other pictures of the batch.
     """
@@ -30,39 +30,27 @@ class PatchDiscriminator(nn.Module):
             parts += [nn.LeakyReLU(0.2)]
         self.net = nn.Sequential(*parts, nn.Conv2d(after, 1, 4, padding=1))
 
-    def forward(self, images_BCHW: Tensor, maps: list[Tensor]) -> list[Tensor]:
+    def forward(self, images_BCHW: Tensor, features: list[Tensor]) -> list[Tensor]:
         return [self.net(images_BCHW).flatten(1)]
 
 
 class FeatureDiscriminator(nn.Module):
-    """Small heads on the frozen features of the perceptual distance (Projected GANs, Sauer et al. 2021, section 3).
+    """Small heads on frozen features (Projected GANs, Sauer et al. 2021, arXiv 2111.01007, section 3).
 
-    What the features know already need not be learned: it is useful after a few hundred steps, where a discriminator
-    of pixels first learns that reconstructions are blurred.
+    Useful after a few hundred steps, where a discriminator of pixels first learns that reconstructions are blurred.
     """
 
-    TAPS = (0, 1, 2, 5)  # of the seven feature maps: 1/2, 1/4, 1/8 and 1/16 of the side
+    LAYERS = (0, 1, 2, 5)  # of the seven of LPIPS: 1/2, 1/4, 1/8 and 1/16 of the side
 
     def __init__(self, distance: LPIPS, width: int = 64):
         super().__init__()
-        channels = [len(distance.linear(tap).flatten()) for tap in self.TAPS]
+        channels = [distance.linear(layer).numel() for layer in self.LAYERS]
         self.heads = nn.ModuleList(_head(count, width) for count in channels)
 
-    def forward(self, images_BCHW: Tensor, maps: list[Tensor]) -> list[Tensor]:
+    def forward(self, images_BCHW: Tensor, features: list[Tensor]) -> list[Tensor]:
         # Vectors of unit length have tiny entries where there are many: scale them to about one each.
-        heads = zip(self.TAPS, self.heads, strict=True)
-        return [head(maps[tap] * maps[tap].shape[1] ** 0.5).flatten(1) for tap, head in heads]
-
-
-class Jury(nn.Module):
-    """Several discriminators as one."""
-
-    def __init__(self, *members: nn.Module):
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(self, images_BCHW: Tensor, maps: list[Tensor]) -> list[Tensor]:
-        return [scores for member in self.members for scores in member(images_BCHW, maps)]
+        heads = zip(self.LAYERS, self.heads, strict=True)
+        return [head(features[i] * features[i].shape[1] ** 0.5).flatten(1) for i, head in heads]
 
 
 def _head(channels: int, width: int) -> nn.Sequential:
@@ -72,11 +60,21 @@ def _head(channels: int, width: int) -> nn.Sequential:
     )  # fmt: skip
 
 
-def discriminator(distance: Perceptual) -> nn.Module:
-    """On pixels alone, or also on the features of the perceptual distance if it has any: those know what paintings look
-    like, but pixels show what falls between the strides of their network."""
+class MultiDiscriminator(nn.Module):
+    """The scores of several discriminators."""
+
+    def __init__(self, *members: nn.Module):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images_BCHW: Tensor, features: list[Tensor]) -> list[Tensor]:
+        return [scores for member in self.members for scores in member(images_BCHW, features)]
+
+
+def discriminator_for(distance: Perceptual) -> nn.Module:
+    """On pixels, which show what falls between the strides of LPIPS; with LPIPS also on its features."""
     if isinstance(distance, LPIPS):
-        return Jury(FeatureDiscriminator(distance), PatchDiscriminator())
+        return MultiDiscriminator(FeatureDiscriminator(distance), PatchDiscriminator())
     return PatchDiscriminator()
 
 
@@ -85,24 +83,25 @@ def mean_score(scores: list[Tensor]) -> Tensor:
     return torch.stack([each.float().mean() for each in scores]).mean()
 
 
-def hinge(real: list[Tensor], fake: list[Tensor]) -> Tensor:
-    """The discriminator's loss (Lim & Ye 2017): real scores above 1, painted ones below -1."""
+def hinge_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
+    """(mean max(0, 1 - real) + mean max(0, 1 + fake)) / 2 (Lim & Ye 2017, arXiv 1705.02894)."""
     return 0.5 * (
         mean_score([F.relu(1 - scores.float()) for scores in real])
         + mean_score([F.relu(1 + scores.float()) for scores in fake])
     )
 
 
-def balanced(painted: Tensor, wanted: Tensor, also: Tensor | None, weight: float, leaf: Tensor) -> Tensor:
-    """A loss whose gradient at `painted` is that of `wanted` plus that of `also` scaled to `weight` times its length.
+def adaptive_gan_gradient(
+    loss: Tensor, g_loss: Tensor | None, weight: float, leaf_BCHW: Tensor
+) -> Tensor:
+    """dloss/dleaf + weight |dloss/dleaf| / |dg_loss/dleaf| dg_loss/dleaf: the gradient for a reconstruction.
 
-    Both losses are functions of `leaf`, a detached copy of `painted`. However sure of itself a discriminator is, it
-    then never pushes harder than its share (the idea of the adaptive weight of Esser et al. 2021, equation 7, taken at
-    the picture instead of at the last layer, where it costs nothing).
+    VQGAN's adaptive weight (Esser et al. 2021, arXiv 2012.09841, equation 7), at the picture instead of at the last
+    layer of the decoder, where it costs nothing. However sure of itself, a discriminator pulls no harder than `weight`.
     """
-    (main,) = torch.autograd.grad(wanted, leaf, retain_graph=also is not None)
-    if also is not None:
-        (side,) = torch.autograd.grad(also, leaf)
-        main = main + weight * main.norm() / side.norm().clamp(min=1e-12) * side
-    loss: Tensor = (painted * main).sum()
-    return loss
+    (gradient,) = torch.autograd.grad(loss, leaf_BCHW, retain_graph=g_loss is not None)
+    if g_loss is None:
+        return gradient
+    (adversarial,) = torch.autograd.grad(g_loss, leaf_BCHW)
+    scale = weight * gradient.norm() / adversarial.norm().clamp(min=1e-12)
+    return torch.add(gradient, scale * adversarial)
