@@ -60,11 +60,11 @@ def decoded(model: ImageGPT, cache: TokenCache, pictures: Iterable[int]) -> Iter
 
 
 class Judge:
-    """Two nets and what they see of pictures."""
+    """Nets, and what they see of pictures."""
 
-    def __init__(self, folder: str, model: ImageGPT):
+    def __init__(self, folder: str, model: ImageGPT, nets: int = 2):
         side, _ = model.grids.native_size
-        self.nets = features.nets(folder, model.tokenizer, side, model.weights_hash)[:2]
+        self.nets = features.nets(folder, model.tokenizer, side, model.weights_hash)[:nets]
         self.columns = [f"KID, {net.name}" for net in self.nets] + ["precision", "recall", "coverage"]
 
     def look(self, images: Iterable[Image]) -> list[Tensor]:
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--by-label", type=int, metavar="N", help="compare labels instead, N pictures each")
     args = parser.parse_args()
     model, (cache, _) = ImageGPT.load(args.model, "cpu"), TokenCache.load(args.tokens)
-    judge = Judge(args.features, model)
+    judge = Judge(args.features, model, nets=1 if args.by_label else 2)
     if args.by_label:
         compare_labels(model, cache, judge, args.by_label)
     else:
