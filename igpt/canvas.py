@@ -28,7 +28,7 @@ from tokenizer_vq.images import fit_cover
 from .bundle import Bundle
 from .config import SamplingOptions
 from .model import to_cells, to_grid
-from .sampling import Step, draw
+from .sampling import Known, Step, draw
 from .sizes import LARGEST_SPRITE, Grid
 from .tiling import Span, decode, encode, window_for, wrapped
 
@@ -173,9 +173,9 @@ def _compose(
     model: Bundle, grid: Grid, labels_B: Tensor, seeds: Sequence[Generator], options: SamplingOptions,
     start: Drawing | None, wraps: bool,
 ) -> Iterator[Step]:  # fmt: skip
-    given = () if start is None else (start.tokens_hw.expand(len(seeds), *grid), start.known_hw)
+    known = None if start is None else Known(start.tokens_hw, start.known_hw)
     step = None
-    for step in draw(model.gpt, labels_B, grid, options, seeds, *given):
+    for step in draw(model.gpt, labels_B, grid, options, seeds, known):
         yield step
     if not wraps or step is None:
         return
@@ -187,7 +187,7 @@ def _compose(
         known_hw.index_fill_(axis, torch.arange((middle - band) * cell, (middle + band) * cell) % length, False)
         shifts.append(middle * cell)
     rolled_Bhw = step.tokens_Bhw.roll(shifts, (1, 2))
-    for step in draw(model.gpt, labels_B, grid, options, seeds, rolled_Bhw, known_hw):
+    for step in draw(model.gpt, labels_B, grid, options, seeds, Known(rolled_Bhw, known_hw)):
         yield Step(*(x.roll([-shift for shift in shifts], (1, 2)) for x in step))
 
 
@@ -244,13 +244,13 @@ def redraw(
                     continue
                 own = replace(options, steps=math.ceil(options.steps * share**0.5))  # what is known helps
                 wanted_Bhwn = wanted_Bhw.unsqueeze(-1).expand(*wanted_Bhw.shape, cell**2)
-                tokens_Bhw, given_Bhw, asked_Bhw = (
+                known = Known(*(
                     to_grid(x.flatten(1, 2), window[0], cell)
                     for x in (tokens_Ln[cells_Bhw], known_Ln[cells_Bhw], wanted_Bhwn)
-                )
+                ))  # fmt: skip
                 *_, step = draw(
                     model.gpt, torch.full((len(some),), label), (window[0] * cell, window[1] * cell), own,
-                    [Generator().manual_seed(numbers[i]) for i in some], tokens_Bhw, given_Bhw, asked_Bhw,
+                    [Generator().manual_seed(numbers[i]) for i in some], known,
                 )  # fmt: skip
                 drawn_Bhwn = to_cells(step.tokens_Bhw, cell).view(*wanted_Bhwn.shape)
                 tokens_Ln[cells_Bhw[wanted_Bhw]] = drawn_Bhwn[wanted_Bhw]

@@ -14,7 +14,8 @@ from PIL.Image import Image
 from torch import Tensor, nn
 
 from igpt import checkpoint
-from igpt.device import keep_freed_memory, pick_device
+from igpt.cpu import keep_freed_memory
+from igpt.device import pick_device
 from igpt.model import GPT
 from igpt.sizes import Grids
 from igpt.token_cache import TokenCache
