@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .losses import LPIPS, Perceptual
+from igpt.evaluation.perceptual import LPIPS, Distance
 
 
 class PatchDiscriminator(nn.Module):
@@ -30,7 +30,7 @@ class PatchDiscriminator(nn.Module):
             parts += [nn.LeakyReLU(0.2)]
         self.net = nn.Sequential(*parts, nn.Conv2d(after, 1, 4, padding=1))
 
-    def forward(self, images_BCHW: Tensor, maps: list[Tensor]) -> list[Tensor]:
+    def forward(self, images_BCHW: Tensor, features: list[Tensor]) -> list[Tensor]:
         return [self.net(images_BCHW).flatten(1)]
 
 
@@ -41,17 +41,17 @@ class FeatureDiscriminator(nn.Module):
     of pixels first learns that reconstructions are blurred.
     """
 
-    TAPS = (0, 1, 2, 5)  # of the seven feature maps: 1/2, 1/4, 1/8 and 1/16 of the side
+    LAYERS = (0, 1, 2, 5)  # of the seven feature maps: 1/2, 1/4, 1/8 and 1/16 of the side
 
     def __init__(self, distance: LPIPS, width: int = 64):
         super().__init__()
-        channels = [len(distance.linear(tap).flatten()) for tap in self.TAPS]
+        channels = [distance.linear[layer].numel() for layer in self.LAYERS]
         self.heads = nn.ModuleList(_head(count, width) for count in channels)
 
-    def forward(self, images_BCHW: Tensor, maps: list[Tensor]) -> list[Tensor]:
+    def forward(self, images_BCHW: Tensor, features: list[Tensor]) -> list[Tensor]:
         # Vectors of unit length have tiny entries where there are many: scale them to about one each.
-        heads = zip(self.TAPS, self.heads, strict=True)
-        return [head(maps[tap] * maps[tap].shape[1] ** 0.5).flatten(1) for tap, head in heads]
+        seen = [features[layer] * features[layer].shape[1] ** 0.5 for layer in self.LAYERS]
+        return [head(x).flatten(1) for head, x in zip(self.heads, seen, strict=True)]
 
 
 class Jury(nn.Module):
@@ -61,8 +61,8 @@ class Jury(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(members)
 
-    def forward(self, images_BCHW: Tensor, maps: list[Tensor]) -> list[Tensor]:
-        return [scores for member in self.members for scores in member(images_BCHW, maps)]
+    def forward(self, images_BCHW: Tensor, features: list[Tensor]) -> list[Tensor]:
+        return [scores for member in self.members for scores in member(images_BCHW, features)]
 
 
 def _head(channels: int, width: int) -> nn.Sequential:
@@ -72,7 +72,7 @@ def _head(channels: int, width: int) -> nn.Sequential:
     )  # fmt: skip
 
 
-def discriminator(distance: Perceptual) -> nn.Module:
+def discriminator(distance: Distance) -> nn.Module:
     """On pixels alone, or also on the features of the perceptual distance if it has any: those know what paintings look
     like, but pixels show what falls between the strides of their network."""
     if isinstance(distance, LPIPS):

@@ -97,10 +97,10 @@ class DecoderStage(TokenizerStage):
         corner = another_corner(generator)  # the discriminator, too, looks from another corner every time
         leaf_BCHW = painted_BCHW.detach().requires_grad_()
         with torch.no_grad():
-            self._real = images_BCHW[corner], self.maps(images_BCHW[corner])
-        seen = leaf_BCHW[corner], self.maps(leaf_BCHW[corner])
+            self._real = images_BCHW[corner], self.features(images_BCHW[corner])
+        seen = leaf_BCHW[corner], self.features(leaf_BCHW[corner])
         self._painted = seen[0].detach(), [each.detach() for each in seen[1]]
-        losses = self.likeness(images_BCHW, leaf_BCHW, self._real[1], seen[1])
+        losses = self.reconstruction_losses(images_BCHW, leaf_BCHW, self._real[1], seen[1])
         ramp = min(max((progress - CRITIC_ENTERS) / CRITIC_RAMP, 0.0), 1.0)
         self._progress = progress
         self._settled, weight = ramp == 1 or "critic" not in ready, self.options.adversarial * ramp

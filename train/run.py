@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from igpt import checkpoint
 from igpt.cpu import keep_freed_memory
 from igpt.device import pick_device
+from igpt.evaluation.perceptual import LPIPS, EncoderDistance, perceptual
 from igpt.model import GPT
 from igpt.sizes import Grids
 from igpt.token_cache import TokenCache
@@ -37,7 +38,6 @@ from .folder import (
 )
 from .gpt import GPTStage, new_gpt
 from .loop import Schedule, Stage, run
-from .losses import LPIPS, EncoderDistance, perceptual
 from .options import Preset, TrainOptions
 from .state import load_state
 from .tokenizer import TokenizerStage

@@ -13,14 +13,13 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from igpt.evaluation.perceptual import GradientSSIM, perceptual, reconstruction
 from igpt.sizes import Grids
 from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.crops import Crops
 from tokenizer_vq.images import fit_cover, to_picture, to_tensor
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
-from .evaluate import reconstruction
-from .losses import GradientSSIM, perceptual
 from .options import Preset, TrainOptions
 
 WIDEST = 0.7  # crops are taken from pictures scaled to between this and 1 times their native side
@@ -74,19 +73,19 @@ class TokenizerStage:
         self.used_K[quantized.tokens_Bhw.flatten().cpu()] = True
         painted_BCHW, corner = painted_BCHW.float(), another_corner(generator)
         with torch.no_grad():
-            wanted = self.maps(images_BCHW[corner])
-        losses = self.likeness(images_BCHW, painted_BCHW, wanted, self.maps(painted_BCHW[corner]))
+            features = self.features(images_BCHW[corner])
+        losses = self.reconstruction_losses(images_BCHW, painted_BCHW, features, self.features(painted_BCHW[corner]))
         losses["quantizer"] = quantized.loss
         return total(losses), losses
 
-    def maps(self, images_BCHW: Tensor) -> list[Tensor]:
+    def features(self, images_BCHW: Tensor) -> list[Tensor]:
         """The feature maps that the perceptual distance has of pictures; none without weights."""
         if isinstance(self.distance, GradientSSIM):
             return []
-        return self.distance.to(images_BCHW.device).taps(images_BCHW)
+        return self.distance.to(images_BCHW.device).features(images_BCHW)
 
-    def likeness(
-        self, images_BCHW: Tensor, painted_BCHW: Tensor, maps: list[Tensor], painted_maps: list[Tensor]
+    def reconstruction_losses(
+        self, images_BCHW: Tensor, painted_BCHW: Tensor, features: list[Tensor], painted_features: list[Tensor]
     ) -> dict[str, Tensor]:
         """What is summed: L1, edges and structure, and the distance of feature maps where there are any.
 
@@ -98,7 +97,7 @@ class TokenizerStage:
             "structure": self.structure_weight * self.structure(images_BCHW, painted_BCHW).mean(),
         }
         if not isinstance(self.distance, GradientSSIM):
-            losses["perceptual"] = self.distance.between(maps, painted_maps).mean()
+            losses["perceptual"] = self.distance.between(features, painted_features).mean()
         return losses
 
     def pictures(self, indices: list[int]) -> Iterator[Tensor]:
@@ -113,7 +112,7 @@ class TokenizerStage:
         return numbers | {"score": numbers[self.distance.name]}
 
     def measure_all(self, model: nn.Module, indices: list[int] | None = None) -> dict[str, float]:
-        """`evaluate.reconstruction` on all held-out pictures."""
+        """`perceptual.reconstruction` on all held-out pictures."""
         assert isinstance(model, VQTokenizer)
         device = next(model.parameters()).device
         batches = (batch.to(device) for batch in self.pictures(indices or self.all_held_out))
