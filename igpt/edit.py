@@ -251,7 +251,7 @@ def finish_edit(model: Bundle, edit: Edit, seed: int, tokens_hw: Tensor) -> Piec
     begun, grid = edit.begin(seed), (tokens_hw.shape[0], tokens_hw.shape[1])
     painted = finish(model, tokens_hw, edit.size)
     if isinstance(begun, Given):
-        return Piece(put_in(begun, painted), tokens_hw, ~wanted_tokens(model, begun.wanted, grid))
+        return Piece(put_in(model, begun, painted), tokens_hw, ~wanted_tokens(model, begun.wanted, grid))
     on_one_level = begun.known_hw.shape == grid
     return Piece(painted, tokens_hw, begun.known_hw if on_one_level else torch.zeros(grid, dtype=torch.bool))
 
