@@ -12,7 +12,7 @@ from typing import Any
 
 import igpt
 from igpt.config import ANY_LABEL, DEFAULT_MODEL, NO_LABEL, SamplingOptions
-from igpt.recipe import Recipe, read_recipe
+from igpt.recipe import recipe_of
 from igpt.siblings import sibling
 from igpt.sizes import LARGEST_SIDE, SMALLEST_SIDE, parse_size
 from tokenizer_vq.base import UserError
@@ -100,7 +100,7 @@ def _generate(args: argparse.Namespace) -> None:
 
 def _replay(args: argparse.Namespace) -> None:
     files = sibling("generate.files")
-    recipe = _recipe(args.picture)
+    recipe = recipe_of(args.picture)
     output = files.plan_output(args.out, 1)
     # A picture of a stranger may name anything, also a path or an address: only a bare name is looked up.
     if args.model is None and Path(recipe.model).name != recipe.model:
@@ -113,7 +113,7 @@ def _replay(args: argparse.Namespace) -> None:
 
 
 def _show(args: argparse.Namespace) -> None:
-    print(_recipe(args.picture).to_json(indent=2))
+    print(recipe_of(args.picture).to_json(indent=2))
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -144,13 +144,6 @@ def _tokenize(args: argparse.Namespace) -> None:
     sibling("generate.tokenize").tokenize_files(
         tokenizer, sources, measures, out, device=device, force=args.force, quiet=args.quiet
     )
-
-
-def _recipe(picture: str) -> Recipe:
-    recipe = read_recipe(picture)
-    if recipe is None:
-        raise UserError(f"{picture} carries no recipe of igpt")
-    return recipe
 
 
 def _description(model: igpt.ImageGPT) -> list[tuple[str, str]]:
