@@ -136,20 +136,40 @@ def read_recipe(path: str | Path) -> Recipe | None:
     Raises UserError when there is no such picture.
     """
     try:
-        with Image.open(path) as picture:
-            text = getattr(picture, "text", {}).get(CHUNK)
-    except ValueError:  # Pillow's own limit on text chunks
-        log.warning("the text chunks of %s are too large to be looked at", path)
-        return None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no picture that can be read: {reason(error)}") from error
-    if text is None:
-        return None
-    try:
-        return Recipe.from_json(text)
-    except (ValueError, RecursionError) as error:
+        return _inside(path)
+    except _Untrusted as error:
         log.warning("the igpt chunk of %s is ignored: %s", path, error)
         return None
+
+
+def recipe_of(path: str | Path) -> Recipe:
+    """As `read_recipe`, where nothing can be done without a recipe: raises UserError when there is none to trust."""
+    try:
+        recipe = _inside(path)
+    except _Untrusted as error:
+        raise UserError(f"the igpt chunk of {path} cannot be used: {error}") from error
+    if recipe is None:
+        raise UserError(f"{path} carries no recipe of igpt")
+    return recipe
+
+
+class _Untrusted(Exception):
+    """Why what a picture carries is no recipe."""
+
+
+def _inside(path: str | Path) -> Recipe | None:
+    """The recipe inside a picture, if there is any. Raises UserError for no picture, _Untrusted for no recipe."""
+    try:
+        with Image.open(path) as picture:
+            text = getattr(picture, "text", {}).get(CHUNK)
+    except ValueError as error:  # Pillow's own limit on text chunks
+        raise _Untrusted("the text chunks are too large to be looked at") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is no picture that can be read: {reason(error)}") from error
+    try:
+        return None if text is None else Recipe.from_json(text)
+    except (ValueError, RecursionError) as error:
+        raise _Untrusted(error) from error
 
 
 def check_picture(path: str | Path) -> None:

@@ -159,9 +159,11 @@ def to_picture(image_CHW: Tensor) -> Image.Image:
 # Sizes
 
 
-def fit_cover(picture: Image.Image, width: int, height: int) -> Image.Image:
+def fit_cover(
+    picture: Image.Image, width: int, height: int, resample: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
     """The largest centred part with the proportions of width x height, resampled to exactly that."""
-    return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+    return ImageOps.fit(picture, (width, height), resample)
 
 
 def random_crop(picture: Image.Image, size: int, scale: float, rng: random.Random, flip: bool) -> Image.Image:
