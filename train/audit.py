@@ -12,8 +12,8 @@ from PIL import Image
 
 from igpt.image_gpt import ImageGPT
 from igpt.sheet import Row, equal_sheet
-from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.base import UserError
+from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.images import fit_cover, open_picture
 
 from . import features, originality

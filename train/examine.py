@@ -22,8 +22,8 @@ from igpt.image_gpt import ImageGPT
 from igpt.likelihood import bits_per_token
 from igpt.sampling import draw, generators
 from igpt.sheet import equal_sheet
-from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.base import UserError
+from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.images import fit_cover, open_picture, to_tensor
 
 from . import features, fidelity

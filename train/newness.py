@@ -10,7 +10,7 @@ from torch import Tensor
 
 from igpt.image_gpt import ImageGPT
 from igpt.sheet import equal_sheet
-from tokenizer_vq.art_folder import ArtFolder
+from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.images import open_picture
 
 from . import originality

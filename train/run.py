@@ -19,8 +19,8 @@ from igpt.device import pick_device
 from igpt.model import GPT
 from igpt.sizes import Grids
 from igpt.token_cache import TokenCache
-from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.base import UserError
+from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.vq import VQTokenizer
 
 from .card import model_card
