@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import MAX_PIXELS, UserError
 from tokenizer_vq.images import as_rgb, fit_cover, open_picture
 
 from .bundle import Bundle
@@ -34,7 +34,7 @@ from .canvas import (
     wanted_tokens,
 )
 from .config import SamplingOptions, check_anchor, check_share, keep_of
-from .recipe import LARGEST_PICTURE, Recipe, digest, read_recipe
+from .recipe import Recipe, digest, read_recipe
 from .sampling import generators
 
 FIELD = 4  # blobs a side of the pattern in which two pictures are blended
@@ -79,8 +79,9 @@ def open_source(model: Bundle, source: Picture) -> Source:
     Raises UserError when there is no such picture. An igpt chunk that does not fit is ignored with a warning.
     """
     if isinstance(source, Image.Image):
-        if source.width * source.height > LARGEST_PICTURE:
-            raise UserError(f"the picture has {source.width}x{source.height} pixels; at most 100 million are wanted")
+        (width, height), most = source.size, MAX_PIXELS // 10**6
+        if width * height > MAX_PIXELS:
+            raise UserError(f"the picture has {width}x{height} pixels; at most {most} million are wanted")
         return Source(as_rgb(source))
     picture = open_picture(Path(source))
     recipe = read_recipe(source)

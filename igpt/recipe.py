@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import MAX_PIXELS, UserError
 
 from .config import SamplingOptions
 from .sizes import LARGEST_GRID
@@ -26,7 +26,6 @@ from .sizes import LARGEST_GRID
 CHUNK = "igpt"
 RECIPE_VERSION = 3
 LARGEST_RECIPE = 1 << 20  # characters of JSON; a 32x32 grid needs about four thousand
-LARGEST_PICTURE = 100_000_000  # pixels; an edited picture may be larger than one that can be generated
 LARGEST_SEED = 2**63 - 1  # what a torch generator takes
 
 log = logging.getLogger("igpt")
@@ -75,7 +74,7 @@ class Recipe:
             raise ValueError(f"its seed is {seed}")
         if min(rows, columns) < 1 or len(packed) != 2 * tokens or tokens > LARGEST_GRID:
             raise ValueError("its grid and tokens do not agree")
-        if min(width, height) < 1 or width * height > LARGEST_PICTURE:
+        if min(width, height) < 1 or width * height > MAX_PIXELS:
             raise ValueError(f"its size is {width}x{height}")
         return cls(
             model=_typed(record, "model", str),
@@ -181,8 +180,8 @@ def check_picture(path: str | Path) -> None:
                 width, height = picture.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is no picture that can be read: {reason(error)}") from error
-    if width * height > LARGEST_PICTURE:
-        raise UserError(f"{path} has {width}x{height} pixels; at most {LARGEST_PICTURE // 10**6} million are wanted")
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{path} has {width}x{height} pixels; at most {MAX_PIXELS // 10**6} million are wanted")
 
 
 def digest(picture: Image.Image) -> str:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .base import UserError
-from .images import from_levels, to_levels, to_tensor
+from .images import from_uint8, to_tensor, to_uint8
 
 MAX_COLOURS = 4096
 
@@ -62,12 +62,12 @@ class PaletteTokenizer(nn.Module):
 
     def encode(self, images_BCHW: Tensor) -> Tensor:
         """Pictures to int64 tokens [B, H, W]."""
-        levels_BHWC = to_levels(images_BCHW).permute(0, 2, 3, 1)
+        levels_BHWC = to_uint8(images_BCHW).permute(0, 2, 3, 1)
         return _nearest(levels_BHWC.reshape(-1, 3).float(), self.palette_K3.float()).view(levels_BHWC.shape[:3])
 
     def decode(self, tokens_Bhw: Tensor, at: tuple[int, int] = (0, 0)) -> Tensor:
         """Tokens to pictures [B, 3, h, w], float32; where they lie makes no difference."""
-        return from_levels(self.palette_K3[tokens_Bhw].permute(0, 3, 1, 2).contiguous())
+        return from_uint8(self.palette_K3[tokens_Bhw].permute(0, 3, 1, 2).contiguous())
 
     @classmethod
     def fit(cls, pictures: Iterable[Image.Image], colours: int = 512, seed: int = 0) -> PaletteTokenizer:
@@ -148,7 +148,7 @@ def _count_colours(pictures: Iterable[Image.Image]) -> tuple[Tensor, Tensor]:
     """The different colours of the pictures, float32 levels, and how many pixels have each (float64)."""
     counts = torch.zeros(2**24, dtype=torch.int64)
     for picture in pictures:
-        red, green, blue = to_levels(to_tensor(picture)).long().flatten(1)
+        red, green, blue = to_uint8(to_tensor(picture)).long().flatten(1)
         codes = (red << 16) + (green << 8) + blue
         counts.index_add_(0, codes, torch.ones_like(codes))
     codes = counts.nonzero().squeeze(1)
