@@ -32,8 +32,7 @@ class UnreadablePicture(UserError):
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)  # both as args, so that the error survives pickling
-        self.name = name
-        self.reason = reason
+        self.name, self.reason = name, reason
 
     def __str__(self) -> str:
         return f"{self.name} {self.reason}"

@@ -149,19 +149,15 @@ class VQTokenizer(nn.Module):
         if height % self.downsample or width % self.downsample:
             side = f"{self.downsample} pixels a side"
             raise UserError(f"a picture of {width}x{height} pixels does not divide into tokens of {side}")
-        return self.quantize(images_BCHW).tokens_Bhw
+        return self.quantizer(self.to_code(self.encoder(images_BCHW))).tokens_Bhw
 
     def decode(self, tokens_Bhw: Tensor, at: tuple[int, int] = (0, 0)) -> Tensor:
         """Tokens to pictures in about [-1, 1]; `to_picture` clamps them. `at` as in Decoder.forward."""
         return self.decoder(self.from_code(self.quantizer.lookup(tokens_Bhw)), at)
 
-    def quantize(self, images_BCHW: Tensor, generator: Generator | None = None, bypass: bool = False) -> Quantized:
-        """Pictures to codes with straight-through gradients; `generator` and `bypass` as in EMACodebook.forward."""
-        return self.quantizer(self.to_code(self.encoder(images_BCHW)), generator, bypass)
-
     def forward(
         self, images_BCHW: Tensor, generator: Generator | None = None, bypass: bool = False
     ) -> tuple[Tensor, Quantized]:
-        """The reconstruction, and the codes it is made from."""
-        quantized = self.quantize(images_BCHW, generator, bypass)
+        """For training: the reconstruction, and its codes. `generator` and `bypass` as in EMACodebook.forward."""
+        quantized = self.quantizer(self.to_code(self.encoder(images_BCHW)), generator, bypass)
         return self.decoder(self.from_code(quantized.codes_BEhw)), quantized
