@@ -10,8 +10,8 @@ from PIL import Image, ImageOps
 
 from igpt.image_gpt import ImageGPT
 from tests.painting import COLOURS, paint
-from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.base import UserError
+from tokenizer_vq.dataset import ArtFolder
 from train import originality
 from train.features import nets
 from train.fidelity import auc

@@ -10,7 +10,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from tokenizer_vq.art_folder import ArtFolder
+from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.vq import VQTokenizer
 
 from .critic import balanced, discriminator, hinge, mean_score

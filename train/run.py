@@ -20,8 +20,8 @@ from igpt.evaluation.perceptual import LPIPS, EncoderDistance, perceptual
 from igpt.model import GPT
 from igpt.sizes import Grids
 from igpt.token_cache import TokenCache
-from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.base import UserError
+from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.vq import VQTokenizer
 
 from .card import model_card

@@ -15,8 +15,7 @@ from torch.utils.data import Dataset
 
 from igpt.evaluation.perceptual import GradientSSIM, perceptual, reconstruction
 from igpt.sizes import Grids
-from tokenizer_vq.art_folder import ArtFolder
-from tokenizer_vq.crops import Crops
+from tokenizer_vq.dataset import ArtFolder, Crops
 from tokenizer_vq.images import fit_cover, to_picture, to_tensor
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from igpt.checkpoint import Tokenizer
 from igpt.sizes import Grids
 from igpt.token_cache import TokenCache
-from tokenizer_vq.art_folder import ArtFolder
+from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.images import fit_cover, to_tensor
 
 from .interrupt import Interrupt

@@ -72,7 +72,7 @@ class GradientSSIM(nn.Module):
 def normalize_channels(y_BCHW: Tensor, eps: float) -> Tensor:
     """Every vector [:, C] scaled to unit length, in the precision of the map. `eps` is added to every length, and
     bounds the gradient where a vector is zero."""
-    length: Tensor = torch.linalg.vector_norm(y_BCHW, dim=1, keepdim=True, dtype=torch.float32) + eps
+    length = torch.linalg.vector_norm(y_BCHW, dim=1, keepdim=True, dtype=torch.float32) + eps
     return y_BCHW / length.to(y_BCHW.dtype)
 
 

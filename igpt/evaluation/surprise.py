@@ -11,7 +11,7 @@ from torch import Tensor
 from igpt.bundle import Bundle
 from igpt.likelihood import bits_per_token
 from igpt.sheet import sheet
-from tokenizer_vq.images import fit_cover, from_levels, to_picture, to_tensor
+from tokenizer_vq.images import fit_cover, from_uint8, to_picture, to_tensor
 
 # From nothing to much: dark violet, red, orange, pale yellow; brightness rises all the way, so it also reads in grey.
 HEAT = ((20, 11, 52), (100, 26, 90), (177, 56, 82), (232, 117, 44), (252, 255, 200))
@@ -42,7 +42,7 @@ def surprise_map(model: Bundle, picture: Image.Image, label: int, *, orders: int
     )
     scale = max(1, round(SHOWN_SIDE / fitted.width))
     size = fitted.width * scale, fitted.height * scale
-    cells = to_picture(from_levels(heat((bits_hw - low) / max(high - low, 1e-9)).permute(2, 0, 1)))
+    cells = to_picture(from_uint8(heat((bits_hw - low) / max(high - low, 1e-9)).permute(2, 0, 1)))
     images = fitted.resize(size, Image.Resampling.LANCZOS), cells.resize(size, Image.Resampling.NEAREST)
     captions = " ", f"{low:.1f} bits (dark) to {high:.1f} bits (bright)"
     return Surprise(bits_hw, sheet([list(zip(images, captions, strict=True))]), sentence)
