@@ -16,7 +16,7 @@ from igpt import checkpoint
 from igpt.config import DEFAULT_MODEL
 from igpt.image_gpt import ImageGPT
 from igpt.sheet import equal_sheet
-from tokenizer_vq.art_folder import ArtFolder
+from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.images import fit_cover, to_tensor
 
 SEEDS = 8

@@ -95,7 +95,9 @@ def edit_files(model: ImageGPT, job: Job, edit: Edit, stem: str) -> list[Path]:
 # Replay
 
 
-def replay(model: ImageGPT, recipe: Recipe, path: Path, *, from_tokens: bool, force: bool, quiet: bool) -> Path:
+def replay(
+    model: ImageGPT, recipe: Recipe, path: Path, *, from_tokens: bool = False, force: bool = False, quiet: bool = False
+) -> Path:
     """Draws the picture of a recipe again, writes it to `path` and prints where.
 
     It is drawn anew from seed, label and options, and must come out as recorded; with `from_tokens`, and where an edit

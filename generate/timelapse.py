@@ -41,7 +41,10 @@ class Timelapse:
             frames = [frame.quantize(palette=palette) for frame in frames]
         times = [FRAME_TIME] * (len(frames) - 1) + [LAST_TIME]
         data = BytesIO()
-        frames[0].save(data, kind, save_all=True, append_images=frames[1:], duration=times, loop=0, quality=QUALITY)
+        exact = self.model.downsample == 1  # what a lossy WebP does to single pixels is not to be looked at
+        frames[0].save(
+            data, kind, save_all=True, append_images=frames[1:], duration=times, loop=0, quality=QUALITY, lossless=exact
+        )
         return data.getvalue()
 
 

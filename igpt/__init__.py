@@ -43,7 +43,7 @@ def finetune(art: str | Path, out: str | Path, model: str | Path = DEFAULT_MODEL
     `options` are the flags of `igpt finetune`, as in finetune("sketches", "my-style", minutes=5, adapter=True).
     Raises UserError on pictures, options or a base that cannot be used, and where `out` holds something else.
     """
-    return sibling("train.finetune").finetuned(art, out, str(model), options)  # type: ignore[no-any-return]
+    return sibling("train.finetune").finetuned(art, out, str(model), options)
 
 
 def __getattr__(name: str) -> Any:

@@ -28,8 +28,8 @@ from tokenizer_vq.images import fit_cover
 from .bundle import Bundle
 from .config import SamplingOptions
 from .model import to_cells, to_grid
-from .sampling import Step, draw
-from .sizes import LARGEST_SPRITE, Grid
+from .sampling import Known, Step, draw
+from .sizes import Grid
 from .tiling import Span, decode, encode, window_for, wrapped
 
 KEPT = 1  # of every 2x2 cells of an enlarged picture stays; with 2 what is added looks blurred
@@ -60,17 +60,13 @@ class Given(NamedTuple):
 def lay(model: Bundle, picture: Image.Image, grid: Grid, resample: Image.Resampling = LANCZOS) -> Image.Image:
     """A picture in the pixels of a grid: as large as fits into the middle, continued at its edges.
 
-    The inverse of `cover`. Where a token is a pixel nothing is resampled, but every so many pixels one is taken.
+    The inverse of `cover`. BOX is for masks.
     """
     height, width = (side * model.downsample for side in grid)
     if model.downsample == 1:
-        times = model.grids.enlarged(*picture.size) if max(picture.size) > LARGEST_SPRITE else 1
-        times = max(times, -(-picture.width // width), -(-picture.height // height))
-        inner = -(-picture.width // times), -(-picture.height // times)
-        resample = NEAREST if resample == LANCZOS else resample
-    else:
-        scale = min(width / picture.width, height / picture.height)
-        inner = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+        return _laid_pixels(model, picture, grid, mask=resample == BOX)
+    scale = min(width / picture.width, height / picture.height)
+    inner = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     small = picture if picture.size == inner else picture.resize(inner, resample)
     left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
     margins = ((top, height - inner[1] - top), (left, width - inner[0] - left), (0, 0))
@@ -78,15 +74,38 @@ def lay(model: Bundle, picture: Image.Image, grid: Grid, resample: Image.Resampl
     return Image.fromarray(np.pad(values, margins[: values.ndim], mode="edge"))
 
 
+def _laid_pixels(model: Bundle, picture: Image.Image, grid: Grid, mask: bool) -> Image.Image:
+    """`lay` where a token is a pixel. Nothing is resampled: of the pixels that `cover` makes of a token the middle one
+    is taken, of a mask the brightest."""
+    values, (finest, times) = np.asarray(picture), _sprite(model, picture.size)
+    for axis, (tokens, side) in enumerate(zip(grid, finest, strict=True)):
+        length, before = side * times, (side * times - values.shape[axis]) // 2
+        if mask:
+            begins = np.arange(tokens) * length // tokens - before
+            values = np.maximum.reduceat(values, begins.clip(0, values.shape[axis] - 1), axis)
+        else:
+            middles = (2 * np.arange(tokens) + 1) * length // (2 * tokens) - before
+            values = values.take(middles.clip(0, values.shape[axis] - 1), axis)
+    return Image.fromarray(values)
+
+
+def _sprite(model: Bundle, size: tuple[int, int]) -> tuple[Grid, int]:
+    """Where a token is a pixel: the last grid of a picture of that size, and how many pixels a side each token gets."""
+    rows, columns = levels_for(model, size)[-1]
+    return (rows, columns), max(-(-size[0] // columns), -(-size[1] // rows))
+
+
 def cover(model: Bundle, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture of a grid in exactly `size` pixels: its middle, resized. Where a token is a pixel, each becomes a
-    whole number of pixels a side."""
+    """The picture of a grid in exactly `size` pixels: its middle, resized. Where a token is a pixel, each of the last
+    grid becomes a whole number of pixels a side."""
     if model.downsample > 1:
         return fit_cover(picture, *size)
-    times = max(-(-size[0] // picture.width), -(-size[1] // picture.height))
-    picture = picture.resize((picture.width * times, picture.height * times), NEAREST)
-    left, top = (picture.width - size[0]) // 2, (picture.height - size[1]) // 2
-    return picture.crop((left, top, left + size[0], top + size[1]))
+    (rows, columns), times = _sprite(model, size)
+    width, height = columns * times, rows * times
+    left, top = (width - size[0]) // 2, (height - size[1]) // 2
+    across, down = picture.width / width, picture.height / height
+    box = (left * across, top * down, (left + size[0]) * across, (top + size[1]) * down)
+    return picture.resize(size, NEAREST, box)
 
 
 def wanted_tokens(model: Bundle, wanted: Image.Image, grid: Grid) -> Tensor:
@@ -102,12 +121,14 @@ def laid_tokens(model: Bundle, given: Given, grid: Grid) -> Tensor:
     return encode(model, lay(model, given.picture, grid))
 
 
-def put_in(given: Given, painted: Image.Image) -> Image.Image:
+def put_in(model: Bundle, given: Given, painted: Image.Image) -> Image.Image:
     """The given picture with the painted one where it was to be drawn; all other pixels are the given ones.
 
     Within BORDER pixels inside the edge of the drawn part one turns into the other; where the part is too thin for that
-    it is wholly the painted one.
+    it is wholly the painted one, and likewise where a token is a pixel, as mixed colours would be of no palette.
     """
+    if model.downsample == 1:
+        return Image.composite(painted, given.picture, given.wanted)
     depth, inner = Image.new("L", given.wanted.size), given.wanted
     for _ in range(BORDER):  # how many pixels from the edge, up to BORDER
         depth = ImageChops.add(depth, inner.point(lambda level: level and 1))
@@ -173,9 +194,9 @@ def _compose(
     model: Bundle, grid: Grid, labels_B: Tensor, seeds: Sequence[Generator], options: SamplingOptions,
     start: Drawing | None, wraps: bool,
 ) -> Iterator[Step]:  # fmt: skip
-    given = () if start is None else (start.tokens_hw.expand(len(seeds), *grid), start.known_hw)
+    known = None if start is None else Known(start.tokens_hw, start.known_hw)
     step = None
-    for step in draw(model.gpt, labels_B, grid, options, seeds, *given):
+    for step in draw(model.gpt, labels_B, grid, options, seeds, known):
         yield step
     if not wraps or step is None:
         return
@@ -187,7 +208,7 @@ def _compose(
         known_hw.index_fill_(axis, torch.arange((middle - band) * cell, (middle + band) * cell) % length, False)
         shifts.append(middle * cell)
     rolled_Bhw = step.tokens_Bhw.roll(shifts, (1, 2))
-    for step in draw(model.gpt, labels_B, grid, options, seeds, rolled_Bhw, known_hw):
+    for step in draw(model.gpt, labels_B, grid, options, seeds, Known(rolled_Bhw, known_hw)):
         yield Step(*(x.roll([-shift for shift in shifts], (1, 2)) for x in step))
 
 
@@ -244,13 +265,13 @@ def redraw(
                     continue
                 own = replace(options, steps=math.ceil(options.steps * share**0.5))  # what is known helps
                 wanted_Bhwn = wanted_Bhw.unsqueeze(-1).expand(*wanted_Bhw.shape, cell**2)
-                tokens_Bhw, given_Bhw, asked_Bhw = (
+                known = Known(*(
                     to_grid(x.flatten(1, 2), window[0], cell)
                     for x in (tokens_Ln[cells_Bhw], known_Ln[cells_Bhw], wanted_Bhwn)
-                )
+                ))  # fmt: skip
                 *_, step = draw(
                     model.gpt, torch.full((len(some),), label), (window[0] * cell, window[1] * cell), own,
-                    [Generator().manual_seed(numbers[i]) for i in some], tokens_Bhw, given_Bhw, asked_Bhw,
+                    [Generator().manual_seed(numbers[i]) for i in some], known,
                 )  # fmt: skip
                 drawn_Bhwn = to_cells(step.tokens_Bhw, cell).view(*wanted_Bhwn.shape)
                 tokens_Ln[cells_Bhw[wanted_Bhw]] = drawn_Bhwn[wanted_Bhw]

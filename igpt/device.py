@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from functools import cache
 
 import torch
 
 from tokenizer_vq.base import UserError
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # numbers of malloc.h
 
 
 def pick_device(asked: str | None = None) -> torch.device:
@@ -44,21 +40,3 @@ def fast_bf16(device: torch.device | None = None) -> bool:
     processor = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     library = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(processor and library and processor() and library())
-
-
-@cache
-def has_amx() -> bool:
-    """Whether the CPU multiplies matrices in tiles; where torch cannot tell, it is taken for one that does."""
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)())
-
-
-def keep_freed_memory() -> None:
-    """Have the C library keep what torch frees, instead of handing it back to the system after every operation.
-
-    On a CPU a training step allocates the same few gigabytes again and again, and a fifth of its time went to the
-    system, which zeroes every page it gives (EXPERIMENTS.md). Where the C library is not glibc nothing happens.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)

@@ -17,13 +17,24 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Generator, Tensor
 
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import MAX_PIXELS, UserError
 from tokenizer_vq.images import as_rgb, fit_cover, open_picture
 
 from .bundle import Bundle
-from .canvas import Drawing, Given, finish, laid_tokens, levels_for, paint, put_in, wanted_tokens
+from .canvas import (
+    LANCZOS,
+    NEAREST,
+    Drawing,
+    Given,
+    finish,
+    laid_tokens,
+    levels_for,
+    paint,
+    put_in,
+    wanted_tokens,
+)
 from .config import SamplingOptions, check_anchor, check_share, keep_of
-from .recipe import LARGEST_PICTURE, Recipe, digest, read_recipe
+from .recipe import Recipe, digest, read_recipe
 from .sampling import generators
 
 FIELD = 4  # blobs a side of the pattern in which two pictures are blended
@@ -68,8 +79,9 @@ def open_source(model: Bundle, source: Picture) -> Source:
     Raises UserError when there is no such picture. An igpt chunk that does not fit is ignored with a warning.
     """
     if isinstance(source, Image.Image):
-        if source.width * source.height > LARGEST_PICTURE:
-            raise UserError(f"the picture has {source.width}x{source.height} pixels; at most 100 million are wanted")
+        (width, height), most = source.size, MAX_PIXELS // 10**6
+        if width * height > MAX_PIXELS:
+            raise UserError(f"the picture has {width}x{height} pixels; at most {most} million are wanted")
         return Source(as_rgb(source))
     picture = open_picture(Path(source))
     recipe = read_recipe(source)
@@ -193,7 +205,8 @@ def blend(model: Bundle, a: Source, b: Source, mix: float) -> Edit:
     """
     check_share("mix", mix)
     size = a.picture.size
-    other = b.picture if b.picture.size == size else fit_cover(b.picture, *size)
+    resample = NEAREST if model.downsample == 1 else LANCZOS  # where a token is a pixel its colours stay
+    other = b.picture if b.picture.size == size else fit_cover(b.picture, *size, resample)
     same_grid = a.tokens_hw is not None and b.tokens_hw is not None and a.tokens_hw.shape == b.tokens_hw.shape
     own_tokens = same_grid and b.picture.size == size
 
@@ -251,7 +264,7 @@ def finish_edit(model: Bundle, edit: Edit, seed: int, tokens_hw: Tensor) -> Piec
     begun, grid = edit.begin(seed), (tokens_hw.shape[0], tokens_hw.shape[1])
     painted = finish(model, tokens_hw, edit.size)
     if isinstance(begun, Given):
-        return Piece(put_in(begun, painted), tokens_hw, ~wanted_tokens(model, begun.wanted, grid))
+        return Piece(put_in(model, begun, painted), tokens_hw, ~wanted_tokens(model, begun.wanted, grid))
     on_one_level = begun.known_hw.shape == grid
     return Piece(painted, tokens_hw, begun.known_hw if on_one_level else torch.zeros(grid, dtype=torch.bool))
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
-from torch import Tensor
 
 from tokenizer_vq.base import UserError
 
@@ -18,7 +17,7 @@ from .bundle import Bundle
 from .config import ANCHORS, DEFAULT_KEEP, DEFAULT_MIX, DEFAULT_MODEL, DEFAULT_STRENGTH, SamplingOptions
 from .device import fast_bf16, pick_device
 from .edit import Edit, Picture
-from .sampling import Step, draw, generators
+from .sampling import generators
 from .sizes import parse_size
 
 Size = int | str | tuple[int, int]
@@ -163,30 +162,6 @@ class ImageGPT(Bundle):
         options = self._options(options, changes)
         self._check(n, label, options)
         return edit.edited(self, asked, n, label, seed, options)
-
-    # Drawing tokens
-
-    def draw_tokens(
-        self, n: int, grid: tuple[int, int], label: str | None, seed: int, options: SamplingOptions
-    ) -> Tensor:
-        """Token grids [n, h, w], int64; grid i has the seed `seed + i`. The label is as in `generate`."""
-        *_, last = self.stream_tokens(n, grid, label, seed, options)
-        return last.tokens_Bhw
-
-    def stream_tokens(
-        self,
-        n: int,
-        grid: tuple[int, int],
-        label: str | None,
-        seed: int,
-        options: SamplingOptions,
-        given_Bhw: Tensor | None = None,
-        given_hw: Tensor | None = None,
-    ) -> Iterator[Step]:
-        """Token grids after every step. Tokens where the mask `given_hw` is true come from `given_Bhw` unchanged."""
-        self._check(n, label, options)
-        labels_B = self.label_numbers(self.labels_for(label, seed, n))
-        return draw(self.gpt, labels_B, grid, options, generators(seed, n), given_Bhw, given_hw)
 
     def _options(self, options: SamplingOptions | None, changes: dict[str, Any]) -> SamplingOptions:
         """The options, or the model's own, with some of their fields changed. Raises UserError for a field that does

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from tokenizer_vq.base import UserError
 
 from .checkpoint import Checkpoint
+from .cpu import Linear
 from .files import atomic_write
-from .linear import Linear
 from .model import GPT
 
 STRENGTH = 2.0  # of the product, whatever the rank

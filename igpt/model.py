@@ -26,7 +26,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .config import GPTConfig
-from .linear import Linear
+from .cpu import Dropout, Linear, causal_attention
 
 NORM_EPS = 1e-5
 
@@ -69,34 +69,7 @@ def apply_rope(x_BNLE: Tensor, freqs_B1LF: Tensor) -> Tensor:
     return torch.view_as_real(pairs * freqs_B1LF).flatten(-2)
 
 
-# Dropout
-
-
-class Dropout(nn.Dropout):
-    """nn.Dropout, which on a CPU draws a random number for every element: a tenth of a training step.
-
-    Here every element has 16 of a number's 64 bits, so that p is met to 1/65536.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not (self.training and self.p and x.is_cpu):
-            return super().forward(x)
-        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        levels = bits.view(torch.int16)[: x.numel()].view_as(x)  # -32768 to 32767
-        kept = round((1 - self.p) * 65536)
-        return x * (levels < kept - 32768).type_as(x).mul_(65536 / max(1, kept))
-
-
-# Attention
-
-
-def attend(q_BNLE: Tensor, k_BNLE: Tensor, v_BNLE: Tensor) -> Tensor:
-    """Causal attention by plain products, for training in bfloat16 on a CPU: torch's fused kernel there takes two to
-    three times as long, most of it on the way back. Scores are rounded to bfloat16, which only training can bear."""
-    hidden = torch.ones(q_BNLE.shape[-2], k_BNLE.shape[-2], dtype=torch.bool, device=q_BNLE.device).triu(1)
-    scores_BNLL = q_BNLE * q_BNLE.shape[-1] ** -0.5 @ k_BNLE.mT
-    weights_BNLL: Tensor = scores_BNLL.masked_fill(hidden, -torch.inf).softmax(-1).type_as(v_BNLE)
-    return weights_BNLL @ v_BNLE
+# Cache
 
 
 class KVCache:
@@ -153,8 +126,7 @@ class Block(nn.Module):
 
     def mix(self, x_BLD: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
         """The rest of the block once queries, keys and values [B, N, L, E] are there."""
-        learning = causal and q.is_cpu and q.dtype == torch.bfloat16 and q.requires_grad
-        attended = attend(q, k, v) if learning else F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+        attended = causal_attention(q, k, v) if causal else F.scaled_dot_product_attention(q, k, v, mask)
         x_BLD = x_BLD + self.dropout(self.attention_out(rearrange(attended, "b n l e -> b l (n e)")))
         out: Tensor = x_BLD + self.dropout(self.feed_forward(self.norm2(x_BLD)))
         return out

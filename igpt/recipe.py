@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import MAX_PIXELS, UserError
 
 from .config import SamplingOptions
 from .sizes import LARGEST_GRID
@@ -26,7 +26,6 @@ from .sizes import LARGEST_GRID
 CHUNK = "igpt"
 RECIPE_VERSION = 3
 LARGEST_RECIPE = 1 << 20  # characters of JSON; a 32x32 grid needs about four thousand
-LARGEST_PICTURE = 100_000_000  # pixels; an edited picture may be larger than one that can be generated
 LARGEST_SEED = 2**63 - 1  # what a torch generator takes
 
 log = logging.getLogger("igpt")
@@ -75,7 +74,7 @@ class Recipe:
             raise ValueError(f"its seed is {seed}")
         if min(rows, columns) < 1 or len(packed) != 2 * tokens or tokens > LARGEST_GRID:
             raise ValueError("its grid and tokens do not agree")
-        if min(width, height) < 1 or width * height > LARGEST_PICTURE:
+        if min(width, height) < 1 or width * height > MAX_PIXELS:
             raise ValueError(f"its size is {width}x{height}")
         return cls(
             model=_typed(record, "model", str),
@@ -136,20 +135,40 @@ def read_recipe(path: str | Path) -> Recipe | None:
     Raises UserError when there is no such picture.
     """
     try:
-        with Image.open(path) as picture:
-            text = getattr(picture, "text", {}).get(CHUNK)
-    except ValueError:  # Pillow's own limit on text chunks
-        log.warning("the text chunks of %s are too large to be looked at", path)
-        return None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no picture that can be read: {reason(error)}") from error
-    if text is None:
-        return None
-    try:
-        return Recipe.from_json(text)
-    except (ValueError, RecursionError) as error:
+        return _inside(path)
+    except _Untrusted as error:
         log.warning("the igpt chunk of %s is ignored: %s", path, error)
         return None
+
+
+def recipe_of(path: str | Path) -> Recipe:
+    """As `read_recipe`, where nothing can be done without a recipe: raises UserError when there is none to trust."""
+    try:
+        recipe = _inside(path)
+    except _Untrusted as error:
+        raise UserError(f"the igpt chunk of {path} cannot be used: {error}") from error
+    if recipe is None:
+        raise UserError(f"{path} carries no recipe of igpt")
+    return recipe
+
+
+class _Untrusted(Exception):
+    """Why what a picture carries is no recipe."""
+
+
+def _inside(path: str | Path) -> Recipe | None:
+    """The recipe inside a picture, if there is any. Raises UserError for no picture, _Untrusted for no recipe."""
+    try:
+        with Image.open(path) as picture:
+            text = getattr(picture, "text", {}).get(CHUNK)
+    except ValueError as error:  # Pillow's own limit on text chunks
+        raise _Untrusted("the text chunks are too large to be looked at") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is no picture that can be read: {reason(error)}") from error
+    try:
+        return None if text is None else Recipe.from_json(text)
+    except (ValueError, RecursionError) as error:
+        raise _Untrusted(error) from error
 
 
 def check_picture(path: str | Path) -> None:
@@ -161,8 +180,8 @@ def check_picture(path: str | Path) -> None:
                 width, height = picture.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is no picture that can be read: {reason(error)}") from error
-    if width * height > LARGEST_PICTURE:
-        raise UserError(f"{path} has {width}x{height} pixels; at most {LARGEST_PICTURE // 10**6} million are wanted")
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{path} has {width}x{height} pixels; at most {MAX_PIXELS // 10**6} million are wanted")
 
 
 def digest(picture: Image.Image) -> str:

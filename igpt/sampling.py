@@ -98,82 +98,94 @@ def drawing_orders(cells_BL: Tensor, order: str, seeds: Sequence[torch.Generator
     return torch.stack(rows)
 
 
+class GuidedGPT:
+    """A GPT that draws a batch of grids, each a second time without its label where guidance wants to compare."""
+
+    def __init__(self, gpt: GPT, labels_B: Tensor, cells: tuple[int, int], guidance: float):
+        self.gpt, self.batch, self.guidance, self.device = gpt, len(labels_B), guidance, gpt.query.device
+        self.labelled_B11 = (labels_B != gpt.null_label).view(-1, 1, 1)
+        self.copies = 2 if guidance != 1 and bool(self.labelled_B11.any()) else 1
+        both = torch.cat([labels_B, torch.full_like(labels_B, gpt.null_label)][: self.copies])
+        self.positions_L2 = cell_positions(*cells).to(self.device)
+        self.cache = gpt.init_cache(both.to(self.device), len(self.positions_L2))
+
+    def append(self, tokens_BMn: Tensor, cells_BM: Tensor) -> None:
+        """Let the model see these cells."""
+        self.gpt.append(self._copied(tokens_BMn), self._positions(cells_BM), self.cache)
+
+    def answers(self, cells_BM: Tensor) -> Tensor:
+        """What belongs at these cells, for `logits`."""
+        return self.gpt.answers(self._positions(cells_BM), self.cache)
+
+    def logits(self, answers: Tensor, earlier_BMj: Tensor, share: float) -> Tensor:
+        """Logits [B, M, K] on the CPU of the token that follows `earlier` in each cell. Guidance grows with the share
+        that is drawn: strong early guidance would make all pictures alike."""
+        logits = self.gpt.next_token(answers, self._copied(earlier_BMj)).float().cpu()
+        if self.copies == 1:
+            return logits
+        weight_B11 = torch.where(self.labelled_B11, 1 + (self.guidance - 1) * share, 1.0)
+        return guide(logits[: self.batch], logits[self.batch :], weight_B11)
+
+    def _copied(self, tokens: Tensor) -> Tensor:
+        return tokens.to(self.device).repeat(self.copies, 1, 1)
+
+    def _positions(self, cells_BM: Tensor) -> Tensor:
+        return self.positions_L2[cells_BM.to(self.device)].repeat(self.copies, 1, 1)
+
+
+class Known(NamedTuple):
+    """What is there before anything is drawn. Masks are bool, [h, w] or [B, h, w]."""
+
+    tokens_Bhw: Tensor
+    known_hw: Tensor  # tokens that are taken as they are
+    wanted_hw: Tensor | None = None  # only cells in which a token is named are drawn; None: all
+
+
 @torch.inference_mode()
 def draw(
-    gpt: GPT,
-    labels_B: Tensor,
-    grid: tuple[int, int],
-    options: SamplingOptions,
-    seeds: Sequence[torch.Generator],
-    given_Bhw: Tensor | None = None,
-    given_hw: Tensor | None = None,
-    wanted_hw: Tensor | None = None,
-) -> Iterator[Step]:
+    gpt: GPT, labels_B: Tensor, grid: tuple[int, int], options: SamplingOptions, seeds: Sequence[torch.Generator],
+    known: Known | None = None,
+) -> Iterator[Step]:  # fmt: skip
     """Draw len(labels_B) grids of h x w tokens (whole cells), yielding after every step; the last one is complete.
 
-    Tokens where the bool mask `given_hw` is true are taken from `given_Bhw` and never redrawn. The model sees the cells
-    that are given whole; of a cell given in part, the rest is drawn to what comes before it in the cell. With
-    `wanted_hw` only the cells are drawn in which it names a token, and what else is not given stays unknown. Both masks
-    may be [B, h, w] too, with equally many cells to see and to draw in all grids. The first thing yielded is the grid
-    as given, before any step.
+    Given tokens are never redrawn. The model sees the cells that are given whole; of a cell given in part, the rest is
+    drawn to what comes before it in the cell. What is neither given nor wanted stays unknown. All grids of a batch must
+    have equally many cells to see and to draw. The first thing yielded is the grid as given, before any step.
     """
-    batch, device, cell = len(labels_B), gpt.query.device, gpt.config.cell
+    batch, cell = len(labels_B), gpt.config.cell
     rows, columns = grid[0] // cell, grid[1] // cell
-    positions_L2 = cell_positions(rows, columns).to(device)
-
-    def cells_of(mask_hw: Tensor | None, otherwise: bool) -> Tensor:
-        """A mask as [B, L, n]."""
-        mask_hw = torch.full(grid, otherwise) if mask_hw is None else mask_hw.cpu()
-        return to_cells(mask_hw.expand(batch, *grid), cell)
-
-    known_BLn = cells_of(given_hw, False).clone()
-    tokens_BLn = torch.zeros_like(known_BLn, dtype=torch.long)
-    if given_Bhw is not None:
-        tokens_BLn = torch.where(known_BLn, to_cells(given_Bhw.cpu(), cell), 0)
+    known_BLn = torch.zeros(batch, rows * columns, cell**2, dtype=torch.bool)
+    wanted_BLn, tokens_BLn = ~known_BLn, known_BLn.long()
+    if known is not None:
+        known_BLn = to_cells(known.known_hw.cpu().expand(batch, *grid), cell).clone()
+        tokens_BLn = torch.where(known_BLn, to_cells(known.tokens_Bhw.cpu().expand(batch, *grid), cell), 0)
+        if known.wanted_hw is not None:
+            wanted_BLn = to_cells(known.wanted_hw.cpu().expand(batch, *grid), cell)
     whole_BL = known_BLn.all(-1)
-    orders_BM = drawing_orders(cells_of(wanted_hw, True).any(-1) & ~whole_BL, options.order, seeds)
-    total = orders_BM.shape[1]
-    labelled_B11 = (labels_B != gpt.null_label).view(-1, 1, 1)
-    guided = options.guidance != 1 and bool(labelled_B11.any())
-    copies = 2 if guided else 1  # with guidance, every picture is drawn a second time without its label
-    labels_B = labels_B.to(device)
-    cache = gpt.init_cache(torch.cat([labels_B, torch.full_like(labels_B, gpt.null_label)][:copies]), rows * columns)
-
-    def places(cells_BM: Tensor) -> Tensor:
-        return positions_L2[cells_BM.to(device)].repeat(copies, 1, 1)
-
-    def append(cells_BM: Tensor) -> None:
-        """Let the model see these cells."""
-        gpt.append(_at(tokens_BLn, cells_BM).to(device).repeat(copies, 1, 1), places(cells_BM), cache)
-
-    def step() -> Step:
-        return Step(to_grid(tokens_BLn, rows, cell), to_grid(known_BLn, rows, cell))
-
+    orders_BM = drawing_orders(wanted_BLn.any(-1) & ~whole_BL, options.order, seeds)
+    total, drawn = orders_BM.shape[1], 0
+    model = GuidedGPT(gpt, labels_B.cpu(), (rows, columns), options.guidance)
     if whole_BL.any():
-        append(drawing_orders(whole_BL, "random", seeds))
-    yield step()
+        seen_BM = drawing_orders(whole_BL, "random", seeds)
+        model.append(_at(tokens_BLn, seen_BM), seen_BM)
+    yield Step(to_grid(tokens_BLn, rows, cell), to_grid(known_BLn, rows, cell))
 
-    drawn = 0
     for count in cells_per_step(total, total if options.order == "raster" else options.steps):
         cells_BM = orders_BM[:, drawn : drawn + count]
         drawn += count
-        # Guidance grows with the share that is drawn: strong early guidance would make all pictures alike.
-        weight_B11 = torch.where(labelled_B11, 1 + (options.guidance - 1) * drawn / total, 1.0)
-        answers_BMD = gpt.answers(places(cells_BM), cache)
+        answers = model.answers(cells_BM)
         uniform_BMn = torch.stack([torch.rand(count, cell**2, generator=g, dtype=torch.float64) for g in seeds])
         given_BMn, tokens_BMn = _at(known_BLn, cells_BM), _at(tokens_BLn, cells_BM)
         for j in range(cell**2):
-            logits = gpt.next_token(answers_BMD, tokens_BMn[..., :j].to(device).repeat(copies, 1, 1)).float().cpu()
-            if guided:
-                logits = guide(logits[:batch], logits[batch:], weight_B11)
-            token_BM = sample_token(logits, uniform_BMn[..., j], options)
+            logits_BMK = model.logits(answers, tokens_BMn[..., :j], drawn / total)
+            token_BM = sample_token(logits_BMK, uniform_BMn[..., j], options)
             tokens_BMn[..., j] = torch.where(given_BMn[..., j], tokens_BMn[..., j], token_BM)
         places_BMn = cells_BM.unsqueeze(-1).expand_as(tokens_BMn)
         tokens_BLn = tokens_BLn.scatter(1, places_BMn, tokens_BMn)
         known_BLn = known_BLn.scatter(1, places_BMn, True)
-        yield step()
+        yield Step(to_grid(tokens_BLn, rows, cell), to_grid(known_BLn, rows, cell))
         if drawn < total:
-            append(cells_BM)
+            model.append(tokens_BMn, cells_BM)
 
 
 def _at(values_BLn: Tensor, cells_BM: Tensor) -> Tensor:

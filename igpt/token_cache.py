@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from tokenizer_vq.base import UserError
-from tokenizer_vq.crops import shuffled
+from tokenizer_vq.dataset import shuffled
 
 from .config import GPTConfig
 from .files import atomic_write

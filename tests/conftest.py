@@ -1,4 +1,4 @@
-"""Shared by all tests: one tiny model with random weights, saved and loaded once."""
+"""Shared by all tests: two tiny models with random weights, made once."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import nn
 from igpt.config import GPTConfig
 from igpt.image_gpt import ImageGPT
 from igpt.model import GPT
+from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
 
@@ -30,6 +31,14 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def loud(config: GPTConfig) -> GPT:
+    """A GPT of random weights that are large enough: near zero what is drawn would depend on nothing."""
+    gpt = GPT(config)
+    for part in (gpt.head, gpt.tokens, gpt.before):
+        nn.init.normal_(part.weight, std=1.0 if part is gpt.head else 0.5)
+    return gpt
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a model called `tiny`: 32 codes of 4x4 pixels, 16 cells of 2x2 codes, the labels red and blue."""
@@ -37,9 +46,7 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         tokenizer = VQTokenizer(VQConfig(channels=(32,), codes=32, encoder_blocks=1, decoder_blocks=1))
         nn.init.normal_(tokenizer.decoder.head.weight)  # or all that an untrained decoder paints is nearly one grey
-        gpt = GPT(GPTConfig(vocab_size=32, labels=2, layers=2, width=32, heads=2, head_layers=1, cells=16))
-        for part in (gpt.head, gpt.tokens, gpt.before):  # near zero what is drawn would depend on nothing
-            nn.init.normal_(part.weight, std=1.0 if part is gpt.head else 0.5)
+        gpt = loud(GPTConfig(vocab_size=32, labels=2, layers=2, width=32, heads=2, head_layers=1, cells=16))
     folder = tmp_path_factory.mktemp("models") / "tiny"
     ImageGPT(tokenizer, gpt, ["red", "blue"]).save(folder)
     return folder
@@ -49,3 +56,23 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_model(tiny_folder: Path) -> ImageGPT:
     """The same model, loaded on the CPU."""
     return ImageGPT.load(tiny_folder, "cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_pixels(tmp_path_factory: pytest.TempPathFactory) -> ImageGPT:
+    """A model called `pixels` of which a token is a pixel: six colours, 64 cells of 2x2 of them, the labels of
+    `tiny`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        colours = ("#000000", "#ffffff", "#d03030", "#30a030", "#3040d0", "#f0d040")
+        gpt = loud(GPTConfig(len(colours), labels=2, layers=2, width=32, heads=2, head_layers=1, cells=64))
+    folder = tmp_path_factory.mktemp("models") / "pixels"
+    ImageGPT(PaletteTokenizer(PaletteConfig(colours)), gpt, ["red", "blue"]).save(folder)
+    return ImageGPT.load(folder, "cpu")
+
+
+@pytest.fixture(params=["tiny_model", "tiny_pixels"])
+def each_model(request: pytest.FixtureRequest) -> ImageGPT:
+    """Both of them, one after the other."""
+    model: ImageGPT = request.getfixturevalue(request.param)
+    return model

@@ -15,7 +15,7 @@ AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 CHECKS = """
 import torch
 from igpt.device import fast_bf16
-from igpt.linear import Linear, packing_works
+from igpt.cpu import Linear, packing_works
 from train import muon
 
 assert not fast_bf16(torch.device("cpu"))

@@ -15,10 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from igpt.cli.parts import options_of
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from igpt.cli import build_parser, main
-from igpt.cli.parts import options_of
 from igpt.config import SamplingOptions
 from igpt.siblings import sibling
 
@@ -108,16 +109,10 @@ def test_a_label_that_does_not_exist_is_answered_with_those_that_do(desk: Path, 
     assert {"red", "blue"} <= set(refusal(capsys, *GENERATE, "--label", "rad").replace(",", " ").split())
 
 
-def test_a_model_that_does_not_exist_is_answered_with_those_that_do(
-    desk: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import igpt.checkpoint
-
-    boxed = {"watercolours": desk, "woodcuts": desk}
-    monkeypatch.setattr(igpt.checkpoint, "in_the_box", lambda: boxed)
+def test_a_model_that_does_not_exist_is_answered_with_those_that_do(desk: Path, capsys: Capture) -> None:
     for command in (["generate"], ["info"]):
         sentence = refusal(capsys, *command, *(["--model"] if command == ["generate"] else []), "nothing")
-        assert "'nothing'" in sentence and "watercolours" in sentence and "woodcuts" in sentence
+        assert "'nothing'" in sentence and "paintings" in sentence and "pixels" in sentence
 
 
 def spoil(model: Path, how: str) -> None:
@@ -183,6 +178,17 @@ def test_a_picture_without_a_recipe_is_refused(command: str, desk: Path, capsys:
     assert "foreign.png carries no recipe" in refusal(capsys, command, "foreign.png")
     assert "text.png is no picture" in refusal(capsys, command, "text.png")
     assert "missing.png" in refusal(capsys, command, "missing.png")
+
+
+@pytest.mark.parametrize("command", ["show", "replay"])
+def test_a_recipe_of_an_earlier_version_is_refused_by_its_number(command: str, desk: Path, capsys: Capture) -> None:
+    main([*GENERATE, "--seed", "1", "--label", "red"])
+    with Image.open("red-1.png") as picture:
+        record, chunks = json.loads(picture.text["igpt"]), PngInfo()
+        chunks.add_text("igpt", json.dumps(record | {"version": 2}))
+        picture.save("old.png", pnginfo=chunks)
+    said = refusal(capsys, command, "old.png")
+    assert "old.png" in said and "a recipe of version 2, this igpt reads version 3" in said
 
 
 def test_art_that_cannot_be_learned_from_is_refused(desk: Path, capsys: Capture) -> None:
@@ -295,6 +301,22 @@ def test_generate_prints_the_paths_and_writes_the_pictures(desk: Path, capsys: C
     assert Image.open("blue-5.png").size == (16, 16)
 
 
+def test_without_a_size_a_picture_has_the_native_one_of_the_model(desk: Path, capsys: Capture) -> None:
+    assert main(["generate", "--model", "../models/tiny", "--device", "cpu", "--seed", "5", "--label", "red"]) == 0
+    assert Image.open("red-5.png").size == (32, 32)
+
+
+def test_without_a_label_those_are_drawn_that_the_model_draws_well_and_with_any_all(
+    desk: Path, capsys: Capture
+) -> None:
+    config = desk.parent / "models" / "tiny" / "config.json"
+    record = json.loads(config.read_text())
+    config.write_text(json.dumps(record | {"provenance": {"default_labels": ["blue"]}}))
+    for more, labels in (([], {"blue"}), (["--label", "any"], {"red", "blue"})):
+        assert main([*GENERATE, "-n", "12", "--seed", "0", "--out", "new", *more]) == 0
+        assert {Path(line).name.partition("-")[0] for line in capsys.readouterr().out.splitlines()} == labels
+
+
 @pytest.mark.parametrize("command", ["complete", "inpaint", "extend", "vary", "blend"])
 def test_an_edit_prints_the_paths_and_writes_pictures_with_recipes(command: str, desk: Path, capsys: Capture) -> None:
     Image.radial_gradient("L").resize((32, 24)).save("cat.png")
@@ -334,12 +356,12 @@ def test_a_second_run_does_not_overwrite_unless_forced(desk: Path, capsys: Captu
 
 
 def test_every_sampling_option_reaches_the_picture(desk: Path, capsys: Capture) -> None:
-    words = "--steps 3 --temperature 0.5 --top-k 9 --top-p 0.9 --guidance 1.5 --autoguidance 2.5 --order raster".split()
+    words = "--steps 3 --temperature 0.5 --top-k 9 --top-p 0.9 --guidance 1.5 --order raster".split()
     assert main([*GENERATE, "--seed", "1", "--label", "none", *words]) == 0
     capsys.readouterr()
     assert main(["show", "tiny-1.png"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert SamplingOptions(**shown["options"]) == SamplingOptions(3, 0.5, 9, 0.9, 1.5, 2.5, "raster")
+    assert SamplingOptions(**shown["options"]) == SamplingOptions(3, 0.5, 9, 0.9, 1.5, "raster")
     assert (shown["model"], shown["seed"], shown["label"], shown["size"]) == ("tiny", 1, None, [16, 16])
 
 
@@ -350,7 +372,7 @@ def test_progress_is_shown_to_people_only_and_only_if_wanted(
     assert capsys.readouterr().err == "", "a pipe is nobody to watch"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     assert main([*GENERATE, "--seed", "1"]) == 0
-    assert "/16 [" in capsys.readouterr().err
+    assert "/64 [" in capsys.readouterr().err
     assert main([*GENERATE, "--quiet"]) == 0
     assert capsys.readouterr().err == ""
 
@@ -361,7 +383,7 @@ def test_replay_draws_the_same_pixels_and_says_so(more: list[str], desk: Path, c
     capsys.readouterr()
     assert main(["replay", "red-3.png", "--model", "../models/tiny", "--device", "cpu", *more]) == 0
     out, err = capsys.readouterr()
-    assert out == "red-3-replay.png\n" and "16" in err and "recorded" in err
+    assert out == "red-3-replay.png\n" and "64" in err and "recorded" in err
     assert (desk / "red-3-replay.png").read_bytes() == (desk / "red-3.png").read_bytes()
     assert "'tiny'" in refusal(capsys, "replay", "red-3.png"), "the model is not in the box"
 
@@ -378,17 +400,18 @@ def test_info_describes_a_model(desk: Path, capsys: Capture) -> None:
     assert main(["info", "../models/tiny"]) == 0
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert (rows["name"], rows["labels"]) == ("tiny", "2: red, blue")
-    assert "32 tokens of 8x8 pixels" in rows["tokenizer"] and "32x32 pixels" in rows["picture"]
+    assert "32 tokens of 4x4 pixels" in rows["tokenizer"]
+    assert "8x8 tokens, 32x32 pixels" in rows["picture"]
     assert len(rows["weights"]) == 64
 
 
 def test_info_lists_the_models_in_the_box(desk: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     import igpt.checkpoint
 
-    monkeypatch.setattr(igpt.checkpoint, "in_the_box", lambda: {"tiny": desk.parent / "models" / "tiny"})
     assert main(["info"]) == 0
-    (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("tiny: ") and "2 labels" in line
+    paintings, pixels = capsys.readouterr().out.splitlines()
+    assert paintings.startswith("paintings: ") and "67 labels, 32x32 tokens, 256x256 pixels" in paintings
+    assert pixels.startswith("pixels: ") and "21 labels, 32x32 tokens, 32x32 pixels" in pixels
     monkeypatch.setattr(igpt.checkpoint, "in_the_box", dict)
     assert main(["info"]) == 0
     assert capsys.readouterr().out == "no model is in the box\n"
@@ -417,8 +440,8 @@ def test_every_default_comes_from_the_dataclasses() -> None:
 
 
 COMMANDS = (
-    "generate", "train", "finetune", "replay", "show", "info", "complete", "extend", "vary", "evaluate", "audit",
-    "surprise",
+    "generate", "train", "finetune", "replay", "show", "info", "tokenize", "complete", "inpaint", "extend", "vary",
+    "blend", "evaluate", "audit", "surprise",
 )  # fmt: skip
 
 

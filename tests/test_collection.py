@@ -73,7 +73,7 @@ def test_a_folder_as_people_have_them_is_taken_and_every_file_accounted_for(tmp_
 
 
 def test_the_listing_of_a_fine_tuning_is_a_manifest_of_its_split(tmp_path: Path) -> None:
-    from tokenizer_vq.art_folder import ArtFolder
+    from tokenizer_vq.dataset import ArtFolder
 
     collection = gather(flat_folder(tmp_path / "art"))
     collection.write(tmp_path / "pictures.csv")

@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from generate.sheet import contact_sheet, thumbnail
 from PIL import Image, ImageChops
 from PIL.PngImagePlugin import PngInfo
 
-from generate.run import generate_files, replay
-from igpt.config import NO_LABEL, SamplingOptions
+from generate.run import Job, generate_files, replay
+from igpt.config import ANY_LABEL, NO_LABEL, GPTConfig, SamplingOptions
 from igpt.files import plan_output, stem_for, write_picture
 from igpt.image_gpt import ImageGPT
-from igpt.recipe import Recipe, digest, read_recipe
-from igpt.sheet import MARGIN
-from igpt.sizes import LARGEST_SIDE, SMALLEST_SIDE, grid_for, parse_size
+from igpt.model import GPT
+from igpt.recipe import Recipe, digest, read_recipe, recipe_of
+from igpt.sheet import MARGIN, square_sheet
+from igpt.sizes import LARGEST_SIDE, SMALLEST_SIDE, Grids, parse_size
 from tokenizer_vq.base import UserError
 from tokenizer_vq.images import fit_cover
 
@@ -63,17 +63,27 @@ def test_a_recipe_survives_the_way_through_a_png(tmp_path: Path) -> None:
         assert same(picture.convert("RGB"), painted())
 
 
-def test_a_recipe_of_the_first_version_is_still_read(tmp_path: Path) -> None:
-    text = (
+def test_a_recipe_of_an_earlier_version_is_refused_in_a_sentence_that_names_both(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = (
         '{"version": 1, "model": "tiny", "weights_hash": "' + "ab" * 32 + '", "label": "red", "seed": 7, "size": '
         '[48, 32], "options": {"steps": 4, "temperature": 1.0, "top_k": 0, "top_p": 0.95, "guidance": 4.0, '
         '"order": "random"}, "grid": [2, 3], "tokens": "AAABAAIA/wAAAf//"}'
     )
-    recipe = replace(RECIPE, options=replace(OPTIONS, guidance=4.0, autoguidance=1.0))
-    assert read_recipe(with_chunk(tmp_path / "a.png", text)) == recipe
+    second = altered(version=2, options={"steps": 4, "autoguidance": 1.5})
+    for version, text in ((1, first), (2, second)):
+        caplog.clear()
+        path = with_chunk(tmp_path / "a.png", text)
+        assert read_recipe(path) is None
+        (record,) = caplog.records
+        assert f"a recipe of version {version}, this igpt reads version 3" in record.getMessage()
+        with pytest.raises(UserError, match=f"a recipe of version {version}, this igpt reads version 3"):
+            recipe_of(path)
+        assert len(caplog.records) == 1
 
 
-def test_the_cells_that_an_edit_took_over_survive_too() -> None:
+def test_the_tokens_that_an_edit_took_over_survive_too() -> None:
     recipe = replace(RECIPE, command="inpaint", given=(True, False, False, True, True, False), pixels="cd" * 32)
     assert Recipe.from_json(recipe.to_json()) == recipe
 
@@ -118,7 +128,7 @@ HOSTILE = {
     "nested": "[" * 100_000,
     "nested objects": '{"version":' * 100_000,
     "oversized": RECIPE.to_json() + " " * (1 << 20),
-    "a later version": altered(version=3),
+    "a later version": altered(version=4),
     "a version that is true": altered(version=True),
     "no model": altered(model=None),
     "a model that is a list": altered(model=["a"]),
@@ -135,13 +145,15 @@ HOSTILE = {
     "an enormous grid": altered(grid=[10**9, 10**9]),
     "a command that is a number": altered(command=1),
     "a tile that is a number": altered(tile=1),
-    "given cells of another grid": altered(given="AAAA"),
-    "given cells that are no base64": altered(given="%"),
+    "given tokens of another grid": altered(given="AAAA"),
+    "given tokens that are no base64": altered(given="%"),
     "pixels that are a list": altered(pixels=[]),
     "tokens that are a list": altered(tokens=[1, 2]),
     "tokens that are no base64": altered(tokens="%%%"),
     "options that are a list": altered(options=[]),
     "an option that is unknown": altered(options={"colour": 1}),
+    "an option that is no more": altered(options={"autoguidance": 1.0}),
+    "an order that is no more": altered(options={"order": "spread"}),
     "an option that is text": altered(options={"steps": "32"}),
     "an option that is true": altered(options={"steps": True}),
     "an option that is no number": altered(options={"temperature": float("nan")}),
@@ -170,9 +182,9 @@ def test_a_chunk_that_unpacks_to_a_gigabyte_is_treated_as_absent(
     assert len(caplog.records) == 1
 
 
-def test_an_option_that_a_recipe_does_not_name_has_its_default_except_one_that_came_later(tmp_path: Path) -> None:
+def test_an_option_that_a_recipe_does_not_name_has_its_default(tmp_path: Path) -> None:
     recipe = read_recipe(with_chunk(tmp_path / "a.png", altered(options={"steps": 4})))
-    assert recipe is not None and recipe.options == replace(OPTIONS, autoguidance=1.0)
+    assert recipe is not None and recipe.options == SamplingOptions(steps=4)
 
 
 @pytest.mark.parametrize("content", [b"", b"some text", b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n" + b"\0" * 100])
@@ -287,7 +299,8 @@ def test_out_is_a_folder_or_the_exact_name_of_one_picture(tmp_path: Path) -> Non
     assert plan_output(None, 3).picture("red-7") == Path("red-7.png")
     assert plan_output(tmp_path / "new/deep", 3).picture("red-7") == tmp_path / "new/deep/red-7.png"
     exact = plan_output(tmp_path / "Cat.PNG", 1)
-    assert (exact.picture("red-7"), exact.sheet("red-7")) == (tmp_path / "Cat.PNG", tmp_path / "Cat-sheet.png")
+    assert exact.picture("red-7") == tmp_path / "Cat.PNG"
+    assert exact.beside("red-7", "-sheet.png") == tmp_path / "Cat-sheet.png"
     (tmp_path / "album.png").mkdir()
     assert plan_output(tmp_path / "album.png", 3).picture("red-7") == tmp_path / "album.png/red-7.png"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["album.png"], "planning makes nothing"
@@ -305,7 +318,7 @@ def test_an_out_that_cannot_be_meant_is_the_users_error(tmp_path: Path) -> None:
 
 def test_a_sheet_shows_every_picture_in_rows() -> None:
     colours = ["red", "lime", "blue", "black", "yellow"]
-    sheet = contact_sheet([Image.new("RGB", (20, 10), colour) for colour in colours])
+    sheet = square_sheet([(Image.new("RGB", (20, 10), colour), "") for colour in colours])
     assert sheet.size == (3 * 20 + 4 * MARGIN, 2 * 10 + 3 * MARGIN)
     middles = [(MARGIN + 10 + i % 3 * (20 + MARGIN), MARGIN + 5 + i // 3 * (10 + MARGIN)) for i in range(5)]
     shown = [sheet.getpixel(middle) for middle in middles]
@@ -314,8 +327,9 @@ def test_a_sheet_shows_every_picture_in_rows() -> None:
 
 
 def test_a_caption_stays_in_its_cell() -> None:
-    pictures = [Image.new("RGB", (24, 24), "white")] * 2
-    plain, captioned = contact_sheet(pictures, ["", ""]), contact_sheet(pictures, ["a caption far too long", ""])
+    white = Image.new("RGB", (24, 24), "white")
+    captioned = square_sheet([(white, "a caption far too long"), (white, "")])
+    plain = Image.new("RGB", captioned.size, "white")
     written = ImageChops.difference(plain, captioned).getbbox()
     assert written is not None
     left, top, right, _ = written
@@ -323,9 +337,7 @@ def test_a_caption_stays_in_its_cell() -> None:
 
 
 def test_a_sheet_of_many_pictures_stays_a_picture_one_can_open() -> None:
-    small = thumbnail(Image.new("RGB", (1024, 512)), 100)
-    assert small.size == (409, 205)
-    assert max(contact_sheet([small] * 100).size) < 4300
+    assert max(square_sheet([(Image.new("RGB", (1024, 512)), "")] * 100).size) < 4300
 
 
 # Sizes
@@ -348,43 +360,57 @@ def test_any_other_size_is_refused_with_what_was_received(size: str) -> None:
 
 
 def test_the_grid_has_the_aspect_asked_for_and_nearly_as_many_cells_as_the_model_can_draw() -> None:
-    assert grid_for(256, 256, 16, 256) == grid_for(8, 8, 16, 256) == grid_for(1024, 1024, 16, 256) == (16, 16)
-    assert (grid_for(640, 384, 16, 256), grid_for(384, 640, 16, 256)) == ((12, 20), (20, 12))
+    grids = Grids(downsample=8, cell=2, cells=256)
+    assert [grids.composition(side, side) for side in (256, 8, 1024)] == [(32, 32)] * 3
+    assert (grids.composition(640, 384), grids.composition(384, 640)) == ((24, 40), (40, 24))
     for width, height in [(8, 1024), (1024, 8), (300, 299), (800, 600), (1000, 700), (257, 511)]:
-        rows, columns = grid_for(width, height, 16, 256)
-        assert (columns, rows) == grid_for(height, width, 16, 256)
+        rows, columns = grids.composition(width, height)
+        assert (columns, rows) == grids.composition(height, width) and rows % 2 == columns % 2 == 0
+        rows, columns = rows // 2, columns // 2
         assert min(rows, columns) >= 4 and rows * columns <= 256
         seen = min(rows, columns * height / width) * min(columns, rows * width / height)
         if max(width, height) <= 4 * min(width, height):
             assert seen > 220, "cells that are left after cropping to the aspect"
-    assert grid_for(100, 10, 16, 9) == (1, 9), "a model for very few cells"
+    assert Grids(downsample=16, cell=1, cells=9).composition(100, 10) == (1, 9), "a model for very few cells"
+
+
+def test_the_native_size_is_the_square_that_the_model_composes() -> None:
+    grids = Grids(downsample=8, cell=2, cells=256)
+    assert (grids.native, grids.native_size) == ((32, 32), (256, 256))
+    assert grids.composition(*grids.native_size) == grids.native
 
 
 def test_where_a_token_is_a_pixel_small_pictures_are_drawn_pixel_by_pixel() -> None:
-    assert grid_for(24, 32, 1, 1024) == (32, 24)
-    assert grid_for(64, 64, 1, 1024) == (32, 32)
+    grids = Grids(downsample=1, cell=2, cells=256)
+    assert (grids.composition(24, 32), grids.composition(9, 31)) == ((32, 24), (32, 10))
+    assert grids.pyramid(64, 64) == [(32, 32), (64, 64)]
+    assert grids.pyramid(130, 130) == [(26, 26)], "a pixel of 5x5"
 
 
 @pytest.mark.parametrize("size", [(8, 8), (16, 16), (17, 31), (31, 17), (64, 64), (67, 90), (8, 120)])
-def test_a_picture_has_exactly_the_size_asked_for(size: tuple[int, int], tiny_model: ImageGPT) -> None:
-    (picture,) = tiny_model.generate(size=size, seed=3, steps=4)
+def test_a_picture_has_exactly_the_size_asked_for(size: tuple[int, int], each_model: ImageGPT) -> None:
+    (picture,) = each_model.generate(size=size, seed=3, steps=4)
     assert picture.size == size
 
 
-def test_every_size_from_8_to_300_can_be_drawn_and_fitted(tiny_model: ImageGPT) -> None:
+def test_every_size_from_8_to_300_can_be_drawn_and_fitted(tiny_model: ImageGPT, tiny_pixels: ImageGPT) -> None:
     for side in (*range(SMALLEST_SIDE, 301), LARGEST_SIDE):
         for width, height in ((side, side), (side, 2 * side // 3 + 3), (10, side)):
             assert parse_size(f"{width}x{height}") == (width, height)
-            rows, columns = grid_for(width, height, tiny_model.downsample, tiny_model.native_cells)
-            assert 1 <= rows * columns <= tiny_model.native_cells
+            for model in (tiny_model, tiny_pixels):
+                rows, columns = (side // model.gpt.config.cell for side in model.grids.composition(width, height))
+                assert 1 <= rows * columns <= model.gpt.config.cells
 
 
 # Drawing
 
 
 def draw(model: ImageGPT, folder: Path, **more: Any) -> list[Path]:
-    asked: dict[str, Any] = {"n": 1, "size": (24, 24), "label": "red", "seed": 7, "options": OPTIONS, **more}
-    return generate_files(model, output=plan_output(folder, asked["n"]), **asked)
+    fields = {"n": 1, "seed": 7, "options": OPTIONS}
+    fields |= {name: more.pop(name) for name in list(more) if name in Job.__dataclass_fields__}
+    job = Job(output=plan_output(folder, fields["n"]), **fields)
+    size, label = more.pop("size", model.grids.native_size), more.pop("label", "red")
+    return generate_files(model, job, size, label, **more)
 
 
 def test_pictures_are_named_by_label_and_seed_and_printed(
@@ -407,23 +433,57 @@ def test_without_a_label_each_seed_chooses_one_in_any_batch_and_the_recipe_says_
     assert {recipe.label for recipe in recipes if recipe} == {"red", "blue"}
     for path, recipe in zip(paths, recipes, strict=True):
         assert recipe is not None and path.name == f"{recipe.label}-{recipe.seed}.png"
-        (named,) = tiny_model.generate(size=24, label=recipe.label, seed=recipe.seed, options=OPTIONS)
+        (named,) = tiny_model.generate(label=recipe.label, seed=recipe.seed, options=OPTIONS)
         assert same(Image.open(path), named)
-    (chosen,) = tiny_model.generate(size=24, seed=20, options=OPTIONS)
+    (chosen,) = tiny_model.generate(seed=20, options=OPTIONS)
     assert same(Image.open(paths[13]), chosen), "the library chooses as the command does"
 
 
-def test_the_picture_of_a_seed_is_the_same_alone_and_in_any_batch(tiny_model: ImageGPT, tmp_path: Path) -> None:
-    together = draw(tiny_model, tmp_path / "together", n=18)
+def labels_of(paths: list[Path]) -> set[str | None]:
+    recipes = [read_recipe(path) for path in paths]
+    return {recipe.label for recipe in recipes if recipe is not None}
+
+
+def test_a_seed_chooses_among_the_labels_that_are_drawn_well_and_any_chooses_among_all(
+    tiny_model: ImageGPT, tmp_path: Path
+) -> None:
+    def model(defaults: list[str]) -> ImageGPT:
+        parts = tiny_model.tokenizer, tiny_model.gpt, tiny_model.labels
+        return ImageGPT(*parts, name="tuned", provenance={"default_labels": defaults})
+
+    tuned = model(["blue", "gone"])
+    paths = draw(tuned, tmp_path, n=12, label=None)
+    assert labels_of(paths) == {"blue"}
+    any_paths = draw(tuned, tmp_path, n=12, label=ANY_LABEL)
+    assert labels_of(any_paths) == {"red", "blue"}
+    assert labels_of(draw(tuned, tmp_path, n=3, label="red")) == {"red"}
+    for label, path in ((None, paths[5]), (ANY_LABEL, any_paths[5])):
+        (chosen,) = tuned.generate(label=label, seed=12, options=OPTIONS)
+        assert same(Image.open(path), chosen), "the library chooses as the command does"
+    for defaults in ([], ["gone"]):
+        assert set(model(defaults).labels_for(None, 0, 20)) == {"red", "blue"}
+
+
+def test_a_label_that_is_called_any_is_a_label_and_a_model_without_labels_draws_without(tiny_model: ImageGPT) -> None:
+    named = ImageGPT(tiny_model.tokenizer, tiny_model.gpt, ["red", ANY_LABEL])
+    assert named.labels_for(ANY_LABEL, 0, 3) == [ANY_LABEL] * 3
+    gpt = GPT(GPTConfig(32, 0, layers=2, width=32, heads=2, head_layers=1, cells=16))
+    plain = ImageGPT(tiny_model.tokenizer, gpt)
+    for label in (None, ANY_LABEL, NO_LABEL):
+        assert plain.labels_for(label, 0, 2) == [None, None]
+
+
+def test_the_picture_of_a_seed_is_the_same_alone_and_in_any_batch(each_model: ImageGPT, tmp_path: Path) -> None:
+    together = draw(each_model, tmp_path / "together", n=18)
     assert len({Image.open(path).tobytes() for path in together}) > 9, "different seeds draw different pictures"
     for i in (0, 5, 15, 16, 17):
-        (alone,) = draw(tiny_model, tmp_path / "alone", seed=7 + i)
+        (alone,) = draw(each_model, tmp_path / "alone", seed=7 + i)
         assert alone.read_bytes() == together[i].read_bytes()
 
 
-def test_what_the_command_draws_is_what_the_library_draws(tiny_model: ImageGPT, tmp_path: Path) -> None:
-    (path,) = draw(tiny_model, tmp_path, size=(40, 24))
-    (picture,) = tiny_model.generate(size=(40, 24), label="red", seed=7, steps=OPTIONS.steps)
+def test_what_the_command_draws_is_what_the_library_draws(each_model: ImageGPT, tmp_path: Path) -> None:
+    (path,) = draw(each_model, tmp_path, size=(40, 24))
+    (picture,) = each_model.generate(size=(40, 24), label="red", seed=7, steps=OPTIONS.steps)
     assert same(Image.open(path), picture)
 
 
@@ -432,54 +492,58 @@ def test_what_the_command_draws_is_what_the_library_draws(tiny_model: ImageGPT, 
     "asked",
     [
         {"label": NO_LABEL}, {"size": (45, 31), "seed": 2**60},
-        {"options": SamplingOptions(3, 0.7, 9, 0.9, 1.5, 2.5, "raster")},
+        {"options": SamplingOptions(3, 0.7, 9, 0.9, 1.5, "raster")},
     ],
     ids=["without label", "odd size", "raster order"],
 )
 def test_the_recipe_of_a_picture_draws_the_same_pixels_again(
-    asked: dict[str, Any], from_tokens: bool, tiny_model: ImageGPT, tmp_path: Path
+    asked: dict[str, Any], from_tokens: bool, each_model: ImageGPT, tmp_path: Path
 ) -> None:
-    (path,) = draw(tiny_model, tmp_path, **asked)
+    (path,) = draw(each_model, tmp_path, **asked)
     recipe = read_recipe(path)
     assert recipe is not None
-    again = replay(tiny_model, recipe, path=tmp_path / "again.png", from_tokens=from_tokens)
+    again = replay(each_model, recipe, path=tmp_path / "again.png", from_tokens=from_tokens)
     assert same(Image.open(again), Image.open(path))
     assert read_recipe(again) == recipe
 
 
 @pytest.mark.parametrize("asked", [{"size": (72, 40)}, {"tile": True, "size": (48, 32)}], ids=["large", "tile"])
 def test_a_large_picture_and_a_texture_are_drawn_again_from_their_seed(
-    asked: dict[str, Any], tiny_model: ImageGPT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    asked: dict[str, Any], each_model: ImageGPT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (path,) = draw(tiny_model, tmp_path, **asked)
+    (path,) = draw(each_model, tmp_path, **asked)
     recipe = read_recipe(path)
     assert recipe is not None and recipe.pixels == digest(Image.open(path)) and recipe.tile == ("tile" in asked)
-    again = replay(tiny_model, recipe, path=tmp_path / "again.png")
+    again = replay(each_model, recipe, path=tmp_path / "again.png")
     assert again.read_bytes() == path.read_bytes()
     assert "drawn again from seed 7" in capsys.readouterr().err
 
 
-def test_a_picture_that_an_earlier_igpt_enlarged_is_drawn_again_from_its_seed(
+def test_a_recipe_with_a_grid_that_this_igpt_would_not_choose_is_only_decoded(
     tiny_model: ImageGPT, tmp_path: Path
 ) -> None:
     (path,) = draw(tiny_model, tmp_path, size=(32, 32))
     recipe = read_recipe(path)
     assert recipe is not None
-    again = replay(tiny_model, replace(recipe, size=(96, 96), pixels=""), path=tmp_path / "again.png")
+    other = replace(recipe, size=(96, 96), pixels="")
+    with pytest.raises(UserError, match="8x8 tokens is not that on which a picture of 96x96 pixels is drawn"):
+        replay(tiny_model, other, path=tmp_path / "again.png")
+    again = replay(tiny_model, other, path=tmp_path / "again.png", from_tokens=True)
     assert same(Image.open(again), fit_cover(Image.open(path), 96, 96))
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp"])
 def test_a_timelapse_lies_beside_its_picture_and_ends_with_it(
-    kind: str, tiny_model: ImageGPT, tmp_path: Path
+    kind: str, each_model: ImageGPT, tmp_path: Path
 ) -> None:
-    picture, film = draw(tiny_model, tmp_path, size=(48, 48), timelapse=kind)
+    picture, film = draw(each_model, tmp_path, size=(48, 48), timelapse=kind)
     assert film.name == f"red-7-timelapse.{kind}"
     with Image.open(film) as frames:
         assert frames.n_frames > 3 and frames.size == (48, 48)
         frames.seek(frames.n_frames - 1)
         last = np.asarray(frames.convert("RGB")).astype(float)
-    assert np.abs(last - np.asarray(Image.open(picture))).mean() < 12, "but for what the format loses"
+    lost = np.abs(last - np.asarray(Image.open(picture)))
+    assert lost.mean() < 12 and (each_model.downsample > 1 or lost.max() == 0), "but for what the format loses"
 
 
 def test_an_interruption_leaves_finished_files_whole_and_no_half_file(
@@ -523,9 +587,10 @@ def test_replay_refuses_another_model_and_tokens_that_come_out_differently(
     assert not out.exists()
 
 
-def test_previews_show_what_is_drawn_and_end_with_the_picture(tiny_model: ImageGPT) -> None:
+def test_previews_show_what_is_drawn_and_end_with_the_picture(each_model: ImageGPT) -> None:
     """Previews were once made by writing into inference tensors, and every one of them died."""
-    frames = list(tiny_model.stream(n=2, size=(40, 32), seed=3, steps=4))
-    assert len(frames) == 5 and all(picture.size == (40, 32) for frame in frames for picture in frame)
+    size = (40, 32) if each_model.downsample > 1 else (16, 13)
+    frames = list(each_model.stream(n=2, size=size, seed=3, steps=4))
+    assert len(frames) == 5 and all(picture.size == size for frame in frames for picture in frame)
     assert len(frames[0][0].getcolors() or []) == 1  # nothing is drawn yet: mid-grey
-    assert frames[-1][1].tobytes() == tiny_model.generate(2, size=(40, 32), seed=3, steps=4)[1].tobytes()
+    assert frames[-1][1].tobytes() == each_model.generate(2, size=size, seed=3, steps=4)[1].tobytes()

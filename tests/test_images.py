@@ -14,9 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import MAX_PIXELS, UserError
 from tokenizer_vq.images import (
-    MAX_PIXELS,
     UnreadablePicture,
     fit_cover,
     open_picture,
@@ -71,35 +70,37 @@ def test_damaged_exif_does_not_damage_the_picture() -> None:
     assert open_picture(packed(picture, exif=b"Exif\x00\x00no tiff header")).tobytes() == picture.tobytes()
 
 
+def row_of(colours: list[Any], mode: str) -> Image.Image:
+    picture = Image.new(mode, (len(colours), 1))
+    for x, colour in enumerate(colours):
+        picture.putpixel((x, 0), colour)
+    return picture
+
+
+def opened_row(content: bytes) -> list[Any]:
+    opened = open_picture(content)
+    return [opened.getpixel((x, 0)) for x in range(opened.width)]
+
+
+def grey(*levels: int) -> list[tuple[int, int, int]]:
+    return [(level, level, level) for level in levels]
+
+
 def test_transparency_is_laid_on_white() -> None:
-    picture = Image.new("RGBA", (3, 1))
-    for x, alpha in enumerate((0, 128, 255)):
-        picture.putpixel((x, 0), (*RED, alpha))
-    clear, half, solid = (open_picture(packed(picture)).getpixel((x, 0)) for x in range(3))
-    assert (clear, half, solid) == (WHITE, (255, 127, 127), RED)
-
-
-def test_grey_with_transparency_is_laid_on_white() -> None:
-    picture = Image.new("LA", (2, 1), (50, 255))
-    picture.putpixel((1, 0), (50, 0))
-    opened = open_picture(packed(picture))
-    assert (opened.getpixel((0, 0)), opened.getpixel((1, 0))) == ((50, 50, 50), WHITE)
+    picture = row_of([(*RED, alpha) for alpha in (0, 128, 255)], "RGBA")
+    assert opened_row(packed(picture)) == [WHITE, (255, 127, 127), RED]
+    assert opened_row(packed(row_of([(50, 255), (50, 0)], "LA"))) == grey(50, 255)
 
 
 @pytest.mark.parametrize("format", ["PNG", "GIF"])
 def test_the_transparent_colour_of_a_palette_becomes_white(format: str) -> None:
-    picture = Image.new("P", (2, 1))
+    picture = row_of([0, 1], "P")
     picture.putpalette([*BLUE, *GREEN])
-    picture.putpixel((1, 0), 1)
-    opened = open_picture(packed(picture, format, transparency=1))
-    assert (opened.getpixel((0, 0)), opened.getpixel((1, 0))) == (BLUE, WHITE)
+    assert opened_row(packed(picture, format, transparency=1)) == [BLUE, WHITE]
 
 
 def test_the_transparent_colour_of_an_rgb_png_becomes_white() -> None:
-    picture = Image.new("RGB", (2, 1), BLUE)
-    picture.putpixel((1, 0), GREEN)
-    opened = open_picture(packed(picture, transparency=GREEN))
-    assert (opened.getpixel((0, 0)), opened.getpixel((1, 0))) == (BLUE, WHITE)
+    assert opened_row(packed(row_of([BLUE, GREEN], "RGB"), transparency=GREEN)) == [BLUE, WHITE]
 
 
 def test_a_cmyk_jpeg_becomes_rgb_in_its_own_colours() -> None:
@@ -109,27 +110,17 @@ def test_a_cmyk_jpeg_becomes_rgb_in_its_own_colours() -> None:
 
 @pytest.mark.parametrize(("mode", "format"), [("I;16", "PNG"), ("I;16", "TIFF"), ("I", "TIFF")])
 def test_a_grey_picture_of_16_bit_is_scaled_and_not_clipped(mode: str, format: str) -> None:
-    deep = Image.new(mode, (4, 1))
-    for x, grey in enumerate((0, 257 * 100, 257 * 200, 65535)):
-        deep.putpixel((x, 0), grey)
-    opened = open_picture(packed(deep, format))
-    assert [opened.getpixel((x, 0)) for x in range(4)] == [(0,) * 3, (100,) * 3, (200,) * 3, WHITE]
+    deep = row_of([0, 257 * 100, 257 * 200, 65535], mode)
+    assert opened_row(packed(deep, format)) == grey(0, 100, 200, 255)
 
 
 @pytest.mark.parametrize("white", [1.0, 255.0])
 def test_a_grey_tiff_of_floats_keeps_its_range(white: float) -> None:
-    deep = Image.new("F", (3, 1))
-    for x, grey in enumerate((0.0, 0.4, 1.0)):
-        deep.putpixel((x, 0), grey * white)
-    opened = open_picture(packed(deep, "TIFF"))
-    assert [opened.getpixel((x, 0)) for x in range(3)] == [(0,) * 3, (102,) * 3, WHITE]
+    assert opened_row(packed(row_of([0.0, 0.4 * white, white], "F"), "TIFF")) == grey(0, 102, 255)
 
 
 def test_a_picture_of_one_bit_becomes_black_and_white() -> None:
-    picture = Image.new("1", (2, 1))
-    picture.putpixel((1, 0), 1)
-    opened = open_picture(packed(picture))
-    assert (opened.getpixel((0, 0)), opened.getpixel((1, 0))) == ((0, 0, 0), WHITE)
+    assert opened_row(packed(row_of([0, 1], "1"))) == grey(0, 255)
 
 
 @pytest.mark.parametrize("format", ["GIF", "PNG"])

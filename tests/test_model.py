@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from igpt import checkpoint
 from igpt.config import GPTConfig
-from igpt.model import GPT, Dropout, apply_rope, attend, cell_positions, freqs_cis, to_cells, to_grid
+from igpt.cpu import Dropout, causal_attention
+from igpt.model import GPT, apply_rope, cell_positions, freqs_cis, to_cells, to_grid
 
 PARITY = Path(__file__).parent / "data"
 
@@ -138,7 +139,7 @@ def test_attention_in_training_is_torchs_own_up_to_rounding_and_learns_the_same(
     generator = torch.Generator().manual_seed(0)
     q, k, v, wanted = (torch.randn(2, 3, 17, 8, generator=generator).bfloat16() for _ in range(4))
     found = []
-    for attention in (attend, lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True)):
+    for attention in (causal_attention, lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True)):
         leaves = [x.clone().requires_grad_() for x in (q, k, v)]
         out = attention(*leaves)
         found.append([out, *torch.autograd.grad(out, leaves, wanted)])

@@ -39,8 +39,8 @@ def test_the_reconstruction_is_written_beside_the_original_and_measured(
     psnr, ssim = (float(re.search(rf"{name} (-?[\d.e-]+)", said)[1]) for name in ("PSNR", "SSIM"))  # type: ignore[index]
     assert psnr == pytest.approx(peak_signal_noise_ratio(left, right), abs=0.01)
     assert ssim == pytest.approx(structural_similarity(left, right, channel_axis=-1), abs=1e-3)
-    assert "70 tokens (10x7)" in said  # of 8x8 pixels, the last row and column half outside
-    assert f"{70 * math.log2(32) / (75 * 50):.4f} bits per pixel" in said
+    assert "247 tokens (19x13)" in said  # of 4x4 pixels, the last row and column partly outside
+    assert f"{247 * math.log2(32) / (75 * 50):.4f} bits per pixel" in said
 
 
 def test_several_pictures_go_into_one_folder_and_nothing_is_overwritten(

@@ -12,7 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokenizer_vq.base import UserError
-from tokenizer_vq.layers import NoiseInjection, ShuffleUp, fixed_noise, kept_noise
+from tokenizer_vq.layers import NoiseInjection, ShuffleUp, cached_noise, fixed_noise
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
 
@@ -139,31 +139,28 @@ def test_the_fixed_noise_is_noise() -> None:
     spectrum = torch.fft.rfft2(noise).abs().square() / noise.numel()
     assert float(spectrum.max()) < 20  # of white noise: none of 32,000 powers of mean 1 stands out
     assert float((noise * fixed_noise(0, 0, 256, 256, seed=48)).mean().abs()) < 0.02
-    assert [round(float(x), 3) for x in fixed_noise(3, 5, 1, 3, seed=1)[0]] == [
-        -0.02,
-        0.535,
-        -0.386,
-    ]  # on every machine
+    on_every_machine = torch.tensor([[-0.0203, 0.5345, -0.3857]])
+    assert torch.allclose(fixed_noise(3, 5, 1, 3, seed=1), on_every_machine, atol=1e-4)
 
 
 @torch.no_grad()
 def test_a_second_picture_of_a_size_makes_no_noise_anew_and_has_the_same_pixels() -> None:
-    kept_noise.cache_clear()
+    cached_noise.cache_clear()
     tokenizer, tokens_Bhw = textured(), torch.full((1, 4, 6), 7)
     first = tokenizer.decode(tokens_Bhw)
-    made = kept_noise.cache_info().misses
+    made = cached_noise.cache_info().misses
     assert made == len(tokenizer.decoder.grains)
-    assert torch.equal(tokenizer.decode(tokens_Bhw), first) and kept_noise.cache_info().misses == made
+    assert torch.equal(tokenizer.decode(tokens_Bhw), first) and cached_noise.cache_info().misses == made
     tokenizer.decode(tokens_Bhw, at=(0, 1))
-    assert kept_noise.cache_info().misses == 2 * made
+    assert cached_noise.cache_info().misses == 2 * made
 
 
-def test_kept_noise_is_bounded_and_of_use_where_gradients_flow() -> None:
-    kept_noise.cache_clear()
+def test_cached_noise_is_bounded_and_of_use_where_gradients_flow() -> None:
+    cached_noise.cache_clear()
     noise = NoiseInjection(3).eval()
     with torch.inference_mode():
         noise(torch.zeros(1, 3, 513, 512), 0, 0)
-        assert kept_noise.cache_info().currsize == 0
+        assert cached_noise.cache_info().currsize == 0
         noise(torch.zeros(1, 3, 8, 8), 0, 0)
     noise(torch.zeros(1, 3, 8, 8), 0, 0).sum().backward()
-    assert noise.strength.grad is not None and kept_noise.cache_info().hits == 1
+    assert noise.strength.grad is not None and cached_noise.cache_info().hits == 1

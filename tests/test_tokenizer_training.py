@@ -12,8 +12,8 @@ from PIL import Image
 from igpt.checkpoint import load
 from tests.painting import art_folder, paint
 from tests.test_training import QUIET, TOY, schedule
-from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.base import UserError
+from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 from train.decoder import DecoderStage, swap
 from train.loop import run

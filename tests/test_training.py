@@ -22,9 +22,8 @@ from igpt.config import GPTConfig
 from igpt.siblings import sibling
 from igpt.token_cache import TokenCache, TokenWindows, window
 from tests.painting import art_folder
-from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.base import UserError
-from tokenizer_vq.crops import Crops, shuffled
+from tokenizer_vq.dataset import ArtFolder, Crops, shuffled
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 from train.decoder import DecoderStage
 from train.gpt import GPTStage, new_gpt

@@ -1,6 +1,6 @@
-"""What every tokenizer promises, the one error a user can cause, and the legend of shape letters.
+"""The interface of a tokenizer, the error for what a user can correct, and the legend of shape letters.
 
-Shape letters used all over the project, as suffixes of tensor names:
+Suffixes of tensor names in the whole project are their shapes:
 
     B batch    C channels    H, W picture height and width in pixels    h, w token grid rows and columns
     L sequence length    D model width    N attention heads    E width of one head or of one code    K vocabulary
@@ -17,21 +17,22 @@ if TYPE_CHECKING:
 
 
 MAX_CODES = 65536  # of a tokenizer: tokens are stored in 16 bits
+MAX_PIXELS = 100_000_000  # of a picture; a file of a few bytes may declare any size
 
 
 class UserError(ValueError):
-    """Something the user can put right. The message is one plain sentence: what was received, what is wanted."""
+    """Something the user can correct. The message is one sentence: what was received, what is wanted."""
 
 
 class ImageTokenizer(Protocol):
-    """Pictures in [-1, 1] to integer grids and back. The GPT never knows whether a token is a colour or a code."""
+    """Pictures in [-1, 1] to integer grids and back. The GPT does not know whether a token is a colour or a code."""
 
     kind: str
     """Name of the tokenizer in config.json: "vq" or "palette"."""
 
     @property
     def vocab_size(self) -> int:
-        """How many different tokens there are."""
+        """Number of different tokens."""
 
     @property
     def downsample(self) -> int:
@@ -43,5 +44,5 @@ class ImageTokenizer(Protocol):
     def decode(self, tokens_Bhw: Tensor, at: tuple[int, int] = (0, 0)) -> Tensor:
         """Tokens [B, h, w] to pictures [B, 3, h * downsample, w * downsample] in [-1, 1].
 
-        A window of a larger picture says with `at` which row and column its first token has there.
+        `at`: row and column of the first token, where the tokens are a window of a larger grid.
         """

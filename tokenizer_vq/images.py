@@ -17,23 +17,13 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from .base import UserError
+from .base import MAX_PIXELS, UserError
 
-MAX_PIXELS = 100_000_000
-"""Larger pictures are refused before they are decoded: a file of a few bytes may declare any size."""
-
-# fmt: off
-PICTURE_SUFFIXES = frozenset((
-    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif",
-    ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2",
-))
-"""Endings of file names, in lower case, that promise a picture."""
-
+PICTURE_SUFFIXES = frozenset(  # in lower case
+    ".png .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff .avif .heic .heif .ppm .pgm .pbm .pnm .tga .jp2".split()
+)
 # Pillow opens far more, among them EPS, for which it would start Ghostscript on a stranger's file.
-_FORMATS = frozenset((
-    "PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "PPM", "TGA", "JPEG2000",
-))
-# fmt: on
+_FORMATS = frozenset("PNG JPEG MPO WEBP GIF BMP DIB TIFF AVIF HEIF PPM TGA JPEG2000".split())
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -42,8 +32,7 @@ class UnreadablePicture(UserError):
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)  # both as args, so that the error survives pickling
-        self.name = name
-        self.reason = reason
+        self.name, self.reason = name, reason
 
     def __str__(self) -> str:
         return f"{self.name} {self.reason}"
@@ -81,11 +70,6 @@ def open_picture(source: Path | bytes, name: str | None = None) -> Image.Image:
         raise UnreadablePicture(name, f"is broken: {str(error) or type(error).__name__}") from error
 
 
-def as_rgb(picture: Image.Image) -> Image.Image:
-    """A picture of any mode, already in memory, as `open_picture` gives it."""
-    return _plain_rgb(_upright(picture))
-
-
 def _why_unknown(source: Path | bytes) -> str:
     """What to say of a file that Pillow does not recognise."""
     if isinstance(source, Path):
@@ -98,22 +82,17 @@ def _why_unknown(source: Path | bytes) -> str:
     return "is no picture that can be read: PNG, JPEG, WebP, GIF, BMP or TIFF is wanted" if head else "is empty"
 
 
-def _upright(picture: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF orientation asks."""
-    with suppress(Exception):  # damaged EXIF raises almost anything, and says nothing against the pixels
-        return ImageOps.exif_transpose(picture)
-    return picture
-
-
-def _plain_rgb(picture: Image.Image) -> Image.Image:
-    """Any mode of Pillow's to RGB without metadata; deep greys scaled to 8 bit, transparency laid on white."""
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """A picture of any mode to upright RGB without metadata: greys scaled to 8 bit, transparency laid on white."""
+    with suppress(Exception):  # damaged EXIF raises almost anything, and the pixels may be good
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":
         picture = _eight_bit(picture)
     if "transparency" in picture.info or picture.mode in ("LA", "PA", "RGBA"):
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     picture = picture.convert("RGB")
-    picture.info.clear()  # a colour profile or an EXIF block of the source must not end up in what is drawn from it
+    picture.info.clear()  # a colour profile or EXIF of the source must not end up in what is drawn from it
     return picture
 
 
@@ -121,65 +100,62 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
     """Greys of 16 bit, or floats up to 1 or 255, to 8 bit: Pillow's own conversion would clip them to white."""
     if picture.mode == "F":
         highest = max(float(grey) for grey in picture.getextrema() if not isinstance(grey, tuple))
-        white = 1.0 if highest <= 1 else 255.0
-        picture = picture.point(lambda grey: grey * (255 / white) + 0.5)
+        scale = 255.0 if highest <= 1 else 1.0
     else:
-        picture = picture.convert("I").point(lambda grey: grey * (1 / 257) + 0.5)
-    picture.info.pop("transparency", None)  # it names a 16-bit grey, which no longer exists
+        picture, scale = picture.convert("I"), 1 / 257
+    picture = picture.point(lambda grey: grey * scale + 0.5)
+    picture.info.pop("transparency", None)  # it is a 16-bit grey, which no longer exists
     return picture.convert("L")
 
 
 # Pictures and tensors
 
 
-def from_levels(levels: Tensor) -> Tensor:
-    """8-bit levels 0 to 255, in any shape, to float32 in [-1, 1]. The inverse of `to_levels`."""
-    return levels.float() / 127.5 - 1
+def from_uint8(values: Tensor) -> Tensor:
+    """8-bit values, in any shape, to float32 in [-1, 1]. The inverse of `to_uint8`."""
+    return values.float() / 127.5 - 1
 
 
-def to_levels(values: Tensor) -> Tensor:
-    """Values in [-1, 1], in any shape, to uint8 levels; what lies beyond is clamped. The inverse of `from_levels`."""
+def to_uint8(values: Tensor) -> Tensor:
+    """Values in [-1, 1], in any shape, to 8 bit; values beyond are clamped. The inverse of `from_uint8`."""
     return ((values.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def to_tensor(picture: Image.Image) -> Tensor:
     """A picture to [3, H, W], float32 in [-1, 1]. The inverse of `to_picture`."""
     pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
-    return from_levels(pixels.view(picture.height, picture.width, 3).permute(2, 0, 1).contiguous())
+    return from_uint8(pixels.view(picture.height, picture.width, 3).permute(2, 0, 1).contiguous())
 
 
 def to_picture(image_CHW: Tensor) -> Image.Image:
     """[3, H, W] in [-1, 1] to a picture; values beyond are clamped. The inverse of `to_tensor`."""
     if image_CHW.dim() != 3 or image_CHW.shape[0] != 3:
         raise ValueError(f"got a tensor of shape {tuple(image_CHW.shape)}, wanted [3, H, W]")
-    levels_HWC = to_levels(image_CHW.detach()).permute(1, 2, 0).contiguous().cpu()
-    return Image.frombytes("RGB", (levels_HWC.shape[1], levels_HWC.shape[0]), levels_HWC.numpy().tobytes())
+    pixels_HWC = to_uint8(image_CHW.detach()).permute(1, 2, 0).contiguous().cpu()
+    return Image.frombytes("RGB", (pixels_HWC.shape[1], pixels_HWC.shape[0]), pixels_HWC.numpy().tobytes())
 
 
 # Sizes
 
 
-def fit_cover(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """The largest centred part with the proportions of width x height, resampled to exactly that."""
-    return ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS)
+def fit_cover(
+    picture: Image.Image, width: int, height: int, resample: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
+    """The largest centred part with the aspect ratio of width x height, resampled to exactly that size."""
+    return ImageOps.fit(picture, (width, height), resample)
 
 
 def random_crop(picture: Image.Image, size: int, scale: float, rng: random.Random, flip: bool) -> Image.Image:
-    """A random square of `size` pixels from the picture as it is when its short side is `size * scale`.
+    """A random square of `size` pixels a side, from the picture resampled to a short side of `size * scale`.
 
-    `scale` is at least 1. With `flip`, every other crop on average is mirrored.
+    `scale` is at least 1. With `flip`, half of the crops on average are mirrored.
     """
     if scale < 1:
         raise ValueError(f"got scale {scale}, wanted at least 1")
     width, height = picture.size
     zoom = size * scale / min(width, height)
-    zoomed_width, zoomed_height = max(size, round(width * zoom)), max(size, round(height * zoom))
-    left, top = rng.randint(0, zoomed_width - size), rng.randint(0, zoomed_height - size)
-    box = (
-        left * width / zoomed_width,
-        top * height / zoomed_height,
-        (left + size) * width / zoomed_width,
-        (top + size) * height / zoomed_height,
-    )
+    wide, high = max(size, round(width * zoom)), max(size, round(height * zoom))
+    left, top = rng.randint(0, wide - size), rng.randint(0, high - size)
+    box = (left * width / wide, top * height / high, (left + size) * width / wide, (top + size) * height / high)
     crop = picture.resize((size, size), Image.Resampling.LANCZOS, box)
     return ImageOps.mirror(crop) if flip and rng.random() < 0.5 else crop

@@ -1,9 +1,8 @@
 """Convolutional parts of the VQ tokenizer: residual block, down- and upsampling, noise.
 
-The parts are those of the VQGAN family (Esser et al. 2021, arXiv 2012.09841, table 7): GroupNorm and SiLU before
-every convolution, strided convolutions down, resizing plus a convolution up. Two of StyleGAN2's (Karras et al. 2020,
-arXiv 1912.04958, section 2) keep lattices out: every doubling is smooth, and texture is made of noise
-(`NoiseInjection`).
+The layers are those of VQGAN (Esser et al. 2021, arXiv 2012.09841, table 7): GroupNorm and SiLU before every
+convolution, strided convolutions down, interpolation plus a convolution up. Two ideas of StyleGAN2 (Karras et al. 2020,
+arXiv 1912.04958, section 2) prevent grid artifacts: upsampling with a low-pass filter, and noise to make texture of.
 """
 
 from __future__ import annotations
@@ -14,12 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CPU = torch.device("cpu")
-KEPT_PIXELS = 512 * 512  # a larger piece of noise (1 MB) is not kept
+CACHED_PIXELS = 512 * 512  # a larger piece of noise (1 MB) is not cached
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups as in VQGAN; narrow networks have fewer, or a group of two channels would lose its very colour."""
+    """32 groups as in VQGAN, fewer for few channels: with one or two a group the mean colour would be lost."""
     return nn.GroupNorm(32 if channels >= 128 else max(1, channels // 32), channels, eps=1e-6)
 
 
@@ -36,13 +34,11 @@ class ResBlock(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         y_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
-        y_BCHW = self.conv2(F.silu(self.norm2(y_BCHW)))
-        out: Tensor = self.skip(x_BCHW) + y_BCHW
-        return out
+        return self.skip(x_BCHW) + self.conv2(F.silu(self.norm2(y_BCHW)))
 
 
 class Downsample(nn.Module):
-    """Halves both sides. Pads right and below only, as VQGAN does."""
+    """Halves both sides with a strided convolution; pads right and below only, as VQGAN does."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -51,27 +47,25 @@ class Downsample(nn.Module):
     def forward(self, x_BCHW: Tensor) -> Tensor:
         width = x_BCHW.shape[-1] // 2
         # Never one column alone: in bfloat16 on CPUs with AMX, oneDNN then reads memory that nobody has written.
-        out: Tensor = self.conv(F.pad(x_BCHW, (0, 3 if width == 1 else 1, 0, 1)))
-        return out[..., :width]
+        return self.conv(F.pad(x_BCHW, (0, 3 if width == 1 else 1, 0, 1)))[..., :width]
 
 
 class Upsample(nn.Module):
-    """Doubles both sides smoothly, then a convolution."""
+    """Doubles both sides by bilinear interpolation, then a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        out: Tensor = self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="bilinear"))
-        return out
+        return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="bilinear"))
 
 
 class ShuffleUp(nn.Module):
-    """Doubles both sides where channels are few: a convolution at the low side whose channels become pixels.
+    """Doubles both sides by a sub-pixel convolution, which is cheap where channels are few, and a blur.
 
-    The four convolutions start alike (ICNR, Aitken et al. 2017, arXiv 1707.02937), so that no checkerboard is there to
-    unlearn. A blur of [1 2 1] follows, which lets none come: what repeats every 2 pixels is gone.
+    The four phases of the convolution are initialised alike (ICNR, Aitken et al. 2017, arXiv 1707.02937): no
+    checkerboard at the start. The blur, [1 2 1] / 4 in each direction, is zero at a period of 2 pixels: none later.
     """
 
     def __init__(self, channels_in: int, channels_out: int):
@@ -86,47 +80,44 @@ class ShuffleUp(nn.Module):
         return F.avg_pool2d(F.avg_pool2d(padded_BCHW, 2, 1), 2, 1)  # [1 1] / 2 twice is [1 2 1] / 4
 
 
-class NoiseInjection(nn.Module):
-    """Adds noise, as strong in each channel as that learned: canvas, strokes and foliage that no code can spell out.
+def fixed_noise(top: int, left: int, height: int, width: int, seed: int, device: torch.device | str = "cpu") -> Tensor:
+    """Nearly normal noise [height, width], a function of row, column and `seed` alone, the same on every machine.
 
-    Without it a decoder that is to paint texture from smooth features can only repeat a pattern. In training the noise
-    is fresh; a finished model has the same at the same place always, so that tokens give the same picture.
+    A 32-bit hash of the position; the sum of its four bytes is scaled to mean 0 and variance 1.
+    """
+    rows = torch.arange(top, top + height, device="cpu").unsqueeze(1)
+    columns = torch.arange(left, left + width, device="cpu")
+    hash_HW = (rows * 0x9E3779B1 ^ columns * 0x85EBCA77 ^ seed * 0xC2B2AE3D) & 0xFFFFFFFF
+    for _ in range(2):
+        hash_HW = ((hash_HW ^ (hash_HW >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
+    hash_HW ^= hash_HW >> 16
+    sum_HW = torch.stack([(hash_HW >> shift) & 255 for shift in (0, 8, 16, 24)]).sum(0)
+    return ((sum_HW - 510) / 147.8).to(device)  # a byte has mean 127.5 and variance 5461
+
+
+# A decoder needs the same few pieces for every picture of a size. No inference tensors: gradients may flow through.
+cached_noise = lru_cache(maxsize=32)(torch.inference_mode(False)(fixed_noise))
+
+
+class NoiseInjection(nn.Module):
+    """x + 10 * strength * noise, with one learned strength per channel: fine texture that the codes do not describe.
+
+    Without noise a decoder can make texture from smooth features only by repeating a pattern. In training the noise is
+    fresh; in evaluation it is a function of the position, so that the same tokens give the same picture.
     """
 
-    LR_MULTIPLIER = 10.0  # strengths are small numbers that start at zero: they learn so much faster than weights
+    LR_MULTIPLIER = 10.0  # of the strengths over the weights: they start at zero and are to grow faster
 
     def __init__(self, channels: int):
         super().__init__()
         self.strength = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x_BCHW: Tensor, top: int, left: int) -> Tensor:
-        """`top` and `left`: where in the whole picture x lies, at this scale; windows of a picture share its noise."""
+        """`top` and `left`: position of x in the whole picture at this scale, for windows with the same noise."""
         batch, channels, height, width = x_BCHW.shape
         if self.training:
             noise = torch.randn(batch, 1, height, width, device=x_BCHW.device)
         else:
-            make = kept_noise if height * width <= KEPT_PIXELS else fixed_noise
+            make = cached_noise if height * width <= CACHED_PIXELS else fixed_noise
             noise = make(top, left, height, width, channels, x_BCHW.device)
         return x_BCHW + (noise * (self.LR_MULTIPLIER * self.strength).view(1, -1, 1, 1)).to(x_BCHW.dtype)
-
-
-def fixed_noise(top: int, left: int, height: int, width: int, seed: int, device: torch.device = CPU) -> Tensor:
-    """About normal noise [height, width] that depends on row, column and `seed` alone, the same on every machine.
-
-    The four bytes of a hash of the place, added up: mean 0, variance 1.
-    """
-    rows = torch.arange(top, top + height, device=CPU).unsqueeze(1)
-    columns = torch.arange(left, left + width, device=CPU)
-    mixed = (rows * 0x9E3779B1 ^ columns * 0x85EBCA77 ^ seed * 0xC2B2AE3D) & 0xFFFFFFFF
-    for _ in range(2):
-        mixed = ((mixed ^ (mixed >> 16)) * 0x45D9F3B) & 0xFFFFFFFF
-    mixed ^= mixed >> 16
-    total = torch.stack([(mixed >> shift) & 255 for shift in (0, 8, 16, 24)]).sum(0)
-    return ((total - 510) / 147.8).to(device)  # a byte has mean 127.5 and variance 5461
-
-
-@lru_cache(maxsize=32)
-@torch.inference_mode(False)  # what was made while drawing must also do where gradients flow
-def kept_noise(top: int, left: int, height: int, width: int, seed: int, device: torch.device) -> Tensor:
-    """`fixed_noise` made once: for every picture of a size a decoder asks for the same few pieces."""
-    return fixed_noise(top, left, height, width, seed, device)

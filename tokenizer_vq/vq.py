@@ -1,12 +1,13 @@
-"""A convolutional VQ-VAE that turns a picture into a grid of codes and back.
+"""A convolutional VQ-VAE (van den Oord et al. 2017, arXiv 1711.00937): a picture to a grid of codes and back.
 
-Notable choices: most channels sit at 1/4 and 1/8 of the picture's side, where they are cheap, and the picture enters
-and leaves by (un)shuffling pixels into channels (`patch`); no attention, so any size encodes and decodes; the codebook
-is small, low-dimensional and l2-normalised.
+Notable choices: pixels are (un)shuffled into channels at both ends (`patch`), so that most of the network works at 1/4
+and 1/8 of the picture's side, where it is cheap; no attention, so any size encodes and decodes; the codebook is small,
+low-dimensional and l2-normalised.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -20,14 +21,14 @@ from .quantizer import EMACodebook, Quantized
 
 @dataclass(frozen=True)
 class VQConfig:
-    """Shape of the tokenizer. Its token side is `patch * 2 ** (len(channels) - 1)` pixels."""
+    """Shape of the tokenizer. A token is a square of `patch * 2 ** (len(channels) - 1)` pixels a side."""
 
-    patch: int = 4  # pixels of a patch side folded into channels at the stem
-    channels: tuple[int, ...] = (160, 256)  # per level, finest first
-    encoder_blocks: int = 2  # residual blocks a level
+    patch: int = 4  # pixels a side that the encoder unshuffles into channels, a power of two
+    channels: tuple[int, ...] = (160, 256)  # of each level, finest first
+    encoder_blocks: int = 2  # residual blocks in each level
     decoder_blocks: int = 2
-    head: tuple[int, ...] = (48, 16)  # channels after each doubling that unfolds a patch
-    codes: int = 4096
+    head: tuple[int, ...] = (48, 16)  # channels after each of the decoder's log2(patch) last doublings
+    codes: int = 4096  # size of the codebook
     code_width: int = 8
 
     def __post_init__(self) -> None:
@@ -43,16 +44,28 @@ class VQConfig:
         if 2**self.doublings != self.patch:
             raise UserError(f"the patch of a tokenizer has {self.patch} pixels a side; a power of two is wanted")
         if len(self.head) < self.doublings:
-            raise UserError(
-                f"the head of a tokenizer is {self.head}; a patch of {self.patch} pixels wants {self.doublings} numbers"
-            )
+            wanted = f"a patch of {self.patch} pixels wants {self.doublings} numbers"
+            raise UserError(f"the head of a tokenizer is {self.head}; {wanted}")
         if not 2 <= self.codes <= MAX_CODES:
             raise UserError(f"a tokenizer has {self.codes} codes; 2 to {MAX_CODES} are wanted")
 
     @property
     def doublings(self) -> int:
-        """Steps in which the decoder unfolds a patch."""
+        """log2(patch): the doublings after the last level of the decoder."""
         return self.patch.bit_length() - 1
+
+
+def _blocks(channels_in: int, channels_out: int, count: int) -> nn.Sequential:
+    """Residual blocks, the first of which changes the width."""
+    return nn.Sequential(*(ResBlock(channels_in if i == 0 else channels_out, channels_out) for i in range(count)))
+
+
+def _levels(widths: tuple[int, ...], blocks: int, resize: Callable[[int], nn.Module]) -> nn.Sequential:
+    """Residual blocks at each level, and between two levels a change of the resolution."""
+    levels = [_blocks(*pair, blocks) for pair in pairwise((widths[0], *widths))]
+    for level, width in zip(levels[:-1], widths[:-1], strict=True):
+        level.append(resize(width))
+    return nn.Sequential(*levels)
 
 
 class Encoder(nn.Module):
@@ -63,48 +76,40 @@ class Encoder(nn.Module):
         self.patch = config.patch
         widths = config.channels
         self.stem = nn.Conv2d(3 * config.patch**2, widths[0], 3, padding=1)
-        levels = [_blocks(*pair, config.encoder_blocks) for pair in pairwise((widths[0], *widths))]
-        for level, width in zip(levels[:-1], widths[:-1], strict=True):
-            level.append(Downsample(width))
-        self.levels = nn.Sequential(*levels)
+        self.levels = _levels(widths, config.encoder_blocks, Downsample)
         self.bottom = _blocks(widths[-1], widths[-1], 2)
         self.norm = group_norm(widths[-1])
         self.head = nn.Conv2d(widths[-1], widths[-1], 3, padding=1)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
         x = self.stem(F.pixel_unshuffle(images_BCHW, self.patch))
-        out: Tensor = self.head(F.silu(self.norm(self.bottom(self.levels(x)))))
-        return out
+        return self.head(F.silu(self.norm(self.bottom(self.levels(x)))))
 
 
 class Decoder(nn.Module):
-    """Features [B, C, h, w] to [B, 3, H, W]. The same parts as the encoder in reverse."""
+    """Features [B, C, h, w] to [B, 3, H, W]: the encoder in reverse, with noise after every level and doubling."""
 
     def __init__(self, config: VQConfig):
         super().__init__()
         widths = config.channels[::-1]
         self.stem = nn.Conv2d(widths[0], widths[0], 3, padding=1)
         self.bottom = _blocks(widths[0], widths[0], 2)
-        levels = [_blocks(*pair, config.decoder_blocks) for pair in pairwise((widths[0], *widths))]
-        for level, width in zip(levels[:-1], widths[:-1], strict=True):
-            level.append(Upsample(width))
-        self.levels = nn.Sequential(*levels)
+        self.levels = _levels(widths, config.decoder_blocks, Upsample)
         self.norm = group_norm(widths[-1])
-        # Doubling in steps, with a convolution between, lets neighbouring patches agree; unfolded at once they show.
+        # Several doublings with convolutions between them: shuffled to pixels at once, the edges of patches would show.
         tops = (widths[-1], *config.head[: config.doublings])
         self.upscale = nn.ModuleList(ShuffleUp(*pair) for pair in pairwise(tops))
         noises = (NoiseInjection(width) for width in (*widths, *tops[1:]))
-        self.grains = nn.ModuleList(noises)  # model files know them by this name
+        self.grains = nn.ModuleList(noises)  # their name in model files
         self.head = nn.Conv2d(tops[-1], 3, 3, padding=1)
 
     def forward(self, z_BChw: Tensor, at: tuple[int, int] = (0, 0)) -> Tensor:
-        """`at`: row and column of z in the grid of the whole picture."""
+        """`at`: row and column of z in the token grid of the whole picture."""
         noises = iter(self.grains)
 
         def add_noise(x_BCHW: Tensor) -> Tensor:
             scale = x_BCHW.shape[-1] // z_BChw.shape[-1]
-            noisy_BCHW: Tensor = next(noises)(x_BCHW, at[0] * scale, at[1] * scale)
-            return noisy_BCHW
+            return next(noises)(x_BCHW, at[0] * scale, at[1] * scale)
 
         x = self.bottom(self.stem(z_BChw))
         for level in self.levels:
@@ -112,17 +117,11 @@ class Decoder(nn.Module):
         x = F.silu(self.norm(x))
         for double in self.upscale:
             x = F.silu(add_noise(double(x)))
-        images_BCHW: Tensor = self.head(x)
-        return images_BCHW
-
-
-def _blocks(channels_in: int, channels_out: int, count: int) -> nn.Sequential:
-    """Residual blocks, of which the first changes the width."""
-    return nn.Sequential(*(ResBlock(channels_in if i == 0 else channels_out, channels_out) for i in range(count)))
+        return self.head(x)
 
 
 class VQTokenizer(nn.Module):
-    """Encoder, codebook, decoder. Pictures are [B, 3, H, W] in [-1, 1], tokens are [B, h, w] integers."""
+    """Encoder, codebook and decoder. Pictures are [B, 3, H, W] in [-1, 1], tokens are [B, h, w] integers."""
 
     kind = "vq"
 
@@ -142,31 +141,23 @@ class VQTokenizer(nn.Module):
 
     @property
     def downsample(self) -> int:
-        return int(self.config.patch * 2 ** (len(self.config.channels) - 1))
+        return self.config.patch * 2 ** (len(self.config.channels) - 1)
 
     def encode(self, images_BCHW: Tensor) -> Tensor:
         """Pictures to tokens [B, h, w]. Raises UserError where a side is no multiple of `downsample`."""
         height, width = images_BCHW.shape[-2:]
         if height % self.downsample or width % self.downsample:
-            raise UserError(
-                f"a picture of {width}x{height} pixels does not divide into tokens of {self.downsample} pixels a side"
-            )
-        tokens_Bhw: Tensor = self.quantize(images_BCHW).tokens_Bhw
-        return tokens_Bhw
+            side = f"{self.downsample} pixels a side"
+            raise UserError(f"a picture of {width}x{height} pixels does not divide into tokens of {side}")
+        return self.quantizer(self.to_code(self.encoder(images_BCHW))).tokens_Bhw
 
     def decode(self, tokens_Bhw: Tensor, at: tuple[int, int] = (0, 0)) -> Tensor:
-        """Tokens to pictures in about [-1, 1] (clamped when they become PIL pictures)."""
-        images_BCHW: Tensor = self.decoder(self.from_code(self.quantizer.lookup(tokens_Bhw)), at)
-        return images_BCHW
-
-    def quantize(self, images_BCHW: Tensor, generator: Generator | None = None, bypass: bool = False) -> Quantized:
-        """Pictures to codes with straight-through gradients, for training; the arguments are the quantizer's."""
-        quantized: Quantized = self.quantizer(self.to_code(self.encoder(images_BCHW)), generator, bypass)
-        return quantized
+        """Tokens to pictures in about [-1, 1]; `to_picture` clamps them. `at` as in Decoder.forward."""
+        return self.decoder(self.from_code(self.quantizer.lookup(tokens_Bhw)), at)
 
     def forward(
         self, images_BCHW: Tensor, generator: Generator | None = None, bypass: bool = False
     ) -> tuple[Tensor, Quantized]:
-        """Reconstruction through the codes, and the codes."""
-        quantized = self.quantize(images_BCHW, generator, bypass)
+        """For training: the reconstruction, and its codes. `generator` and `bypass` as in EMACodebook.forward."""
+        quantized = self.quantizer(self.to_code(self.encoder(images_BCHW)), generator, bypass)
         return self.decoder(self.from_code(quantized.codes_BEhw)), quantized

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from igpt import checkpoint
 from igpt.files import atomic_write
-from tokenizer_vq.art_folder import ArtFolder, Skipped
 from tokenizer_vq.base import UserError
+from tokenizer_vq.dataset import ArtFolder, Skipped
 from tokenizer_vq.images import to_tensor
 
 HASH = 16  # cells a side of the hash

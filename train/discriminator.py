@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .losses import LPIPS, Perceptual
+from igpt.evaluation.perceptual import LPIPS, Distance
 
 
 class PatchDiscriminator(nn.Module):
@@ -44,7 +44,7 @@ class FeatureDiscriminator(nn.Module):
 
     def __init__(self, distance: LPIPS, width: int = 64):
         super().__init__()
-        channels = [distance.linear(layer).numel() for layer in self.LAYERS]
+        channels = [distance.linear[layer].numel() for layer in self.LAYERS]
         self.heads = nn.ModuleList(_head(count, width) for count in channels)
 
     def forward(self, images_BCHW: Tensor, features: list[Tensor]) -> list[Tensor]:
@@ -71,7 +71,7 @@ class MultiDiscriminator(nn.Module):
         return [scores for member in self.members for scores in member(images_BCHW, features)]
 
 
-def discriminator_for(distance: Perceptual) -> nn.Module:
+def discriminator_for(distance: Distance) -> nn.Module:
     """On pixels, which show what falls between the strides of LPIPS; with LPIPS also on its features."""
     if isinstance(distance, LPIPS):
         return MultiDiscriminator(FeatureDiscriminator(distance), PatchDiscriminator())

@@ -21,7 +21,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from igpt import checkpoint
-from igpt.device import keep_freed_memory, pick_device
+from igpt.cpu import keep_freed_memory
+from igpt.device import pick_device
 from igpt.files import atomic_write
 from igpt.image_gpt import ImageGPT
 from igpt.lora import largest_rank, merged, save_adapter, with_labels

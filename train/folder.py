@@ -15,12 +15,12 @@ from torch import nn
 
 from igpt import checkpoint
 from igpt.device import fast_bf16
+from igpt.evaluation.perceptual import Distance, perceptual
 from igpt.files import atomic_write, check_writable
-from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.base import UserError
+from tokenizer_vq.dataset import ArtFolder
 
 from .loop import Schedule, Task
-from .losses import LPIPS, EncoderDistance, GradientSSIM, perceptual
 from .options import LearningOptions, Preset, TrainOptions
 from .state import peek
 
@@ -40,7 +40,7 @@ class Run:
     work: Path
 
     @cached_property
-    def perceptual(self) -> LPIPS | EncoderDistance | GradientSSIM:
+    def perceptual(self) -> Distance:
         """What judges reconstructions."""
         return perceptual(self.options.perceptual)
 

@@ -1,4 +1,4 @@
-"""What a training and a look back at it can be told. Every default is written here, once; imports no torch."""
+"""What a training can be told. Every default is written here, once; imports no torch."""
 
 from __future__ import annotations
 
@@ -169,34 +169,3 @@ class TuneOptions(LearningOptions):
             raise UserError("--rank is of --method lora")
         if self.manifest and not self.remember:
             raise UserError("--manifest tells the split of the art given with --remember, which is missing")
-
-
-@dataclass(frozen=True)
-class AuditOptions:
-    """Flags of `igpt audit`; each field is one."""
-
-    features: str | None = option(None, "folder with feature nets (default: torchvision's, if downloaded before, else "
-                                         "the model's own tokenizer)")  # fmt: skip
-    manifest: str | None = option(None, "CSV with columns id and split (train, val): the held-out pictures")
-    limit: int | None = option(None, "look at so many training and so many held-out pictures at most (default: all)")
-
-    def check(self) -> None:
-        """Raises UserError, with the value received, on options that cannot be meant."""
-        if self.limit is not None and self.limit < 1:
-            raise UserError(f"--limit {self.limit} is too few; 1 or more is wanted")
-
-
-@dataclass(frozen=True)
-class EvaluateOptions(AuditOptions):
-    """Flags of `igpt evaluate`; each field is one, with those of `igpt audit`."""
-
-    samples: int = option(200, "how many pictures to draw; a Frechet distance wants thousands, KID works with 200")
-    seed: int = option(0, "every random draw of the evaluation follows from it")
-    perceptual: str | None = option(None, "folder with LPIPS weights; without it a weight-free distance is used")
-
-    def check(self) -> None:
-        super().check()
-        if not 1 <= self.samples <= 100_000:
-            raise UserError(f"--samples {self.samples} cannot be; 1 to 100000 pictures are wanted")
-        if not 0 <= self.seed < 2**31:
-            raise UserError(f"--seed {self.seed} is out of reach; 0 to 2**31 - 1 is wanted")

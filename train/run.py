@@ -13,10 +13,12 @@ import torch
 from torch import nn
 
 from igpt import checkpoint
-from igpt.device import keep_freed_memory, pick_device
+from igpt.cpu import keep_freed_memory
+from igpt.device import pick_device
+from igpt.evaluation.perceptual import LPIPS, EncoderDistance
 from igpt.model import GPT
-from tokenizer_vq.art_folder import ArtFolder
 from tokenizer_vq.base import UserError
+from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.vq import VQTokenizer
 
 from . import loop
@@ -34,7 +36,6 @@ from .folder import (
     work_folder,
 )
 from .gpt import GPTTask, new_gpt
-from .losses import LPIPS, EncoderDistance
 from .options import TrainOptions
 from .state import load_state
 from .tokenizer import TokenizerTask

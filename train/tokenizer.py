@@ -12,14 +12,13 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from igpt.evaluation.perceptual import GradientSSIM, reconstruction
 from igpt.sizes import Grids
-from tokenizer_vq.crops import Crops
+from tokenizer_vq.dataset import Crops
 from tokenizer_vq.images import fit_cover, to_picture, to_tensor
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
-from .evaluate import reconstruction
 from .folder import Run
-from .losses import GradientSSIM
 from .state import seeded
 
 WIDEST = 0.7  # crops are taken from pictures scaled to between this and 1 times their native side
@@ -72,7 +71,7 @@ class TokenizerTask:
         """The feature maps that the perceptual distance has of pictures; none without weights."""
         if isinstance(self.distance, GradientSSIM):
             return []
-        return self.distance.to(images_BCHW.device).taps(images_BCHW)
+        return self.distance.to(images_BCHW.device).features(images_BCHW)
 
     def reconstruction_losses(
         self, images_BCHW: Tensor, recon_BCHW: Tensor, features: list[Tensor], recon_features: list[Tensor]
@@ -106,7 +105,7 @@ class TokenizerTask:
         return metrics | {"score": metrics[self.distance.name]}
 
     def reconstruction(self, model: nn.Module, indices: list[int]) -> dict[str, float]:
-        """`evaluate.reconstruction` of some pictures."""
+        """`perceptual.reconstruction` of some pictures."""
         device = next(model.parameters()).device
         return reconstruction(self.tokenizer(model), self.pictures(indices, device), self.distance.to(device))
 

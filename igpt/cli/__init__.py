@@ -26,6 +26,9 @@ def build_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns the exit status: 0, 2 for what the user can put right, 130 when interrupted."""
+    # Before torch loads: threads that wait for a sibling which a busy machine has put aside sleep instead of spinning,
+    # or two busy cores are four times slower than one.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["train"] and words[1:2] and words[1] in learn.STAGES:
         words[1] = f"--stage={words[1]}"  # a positional that may be missing is more than argparse can tell apart

@@ -26,7 +26,7 @@ from igpt.config import (
     keep_of,
 )
 from igpt.files import Output, plan_output
-from igpt.recipe import Recipe, check_picture, read_recipe
+from igpt.recipe import check_picture, recipe_of
 from igpt.siblings import sibling
 from igpt.sizes import LARGEST_SIDE, SMALLEST_SIDE, parse_size
 from tokenizer_vq.base import UserError
@@ -215,7 +215,7 @@ def _add_replay(commands: Any) -> None:
 
 
 def _replay(args: argparse.Namespace) -> None:
-    recipe = _recipe(args.picture)
+    recipe = recipe_of(args.picture)
     output = plan_output(args.out, 1)
     # A picture of a stranger may name anything, also a path or an address: only a bare name is looked up.
     if args.model is None and Path(recipe.model).name != recipe.model:
@@ -227,14 +227,7 @@ def _replay(args: argparse.Namespace) -> None:
 
 
 def _show(args: argparse.Namespace) -> None:
-    print(_recipe(args.picture).to_json(indent=2))
-
-
-def _recipe(picture: str) -> Recipe:
-    recipe = read_recipe(picture)
-    if recipe is None:
-        raise UserError(f"{picture} carries no recipe of igpt")
-    return recipe
+    print(recipe_of(args.picture).to_json(indent=2))
 
 
 def _tokenize(args: argparse.Namespace) -> None:
@@ -245,10 +238,8 @@ def _tokenize(args: argparse.Namespace) -> None:
     out: Output | None = None if args.out is None else plan_output(args.out, len(sources))
     device = pick_device(args.device)
     tokenizer = checkpoint.load(args.model).tokenizer.to(device)
-    evaluate = sibling("train.evaluate")
-    measures = {"PSNR": evaluate.psnr, "SSIM": evaluate.ssim}
     sibling("generate.tokenize").tokenize_files(
-        tokenizer, sources, measures, out, device=device, force=args.force, quiet=args.quiet
+        tokenizer, sources, out, device=device, force=args.force, quiet=args.quiet
     )
 
 

@@ -1,4 +1,6 @@
-"""A linear layer that is fast for a few rows on a CPU, which is what drawing a few cells at a time needs.
+"""What a CPU needs to be fast: a linear layer for a few rows, dropout, attention in training, and kept memory.
+
+Drawing a few cells at a time multiplies a few rows at a time.
 
 `F.linear` in float32 with 1 to 32 rows spends most of its time walking the weights in an order that suits large
 products: 11 ms for the 48 layers of a 37M model with 8 rows, against 4 ms with weights laid out by oneDNN beforehand
@@ -11,16 +13,20 @@ CPUs that multiply bfloat16 in hardware are faster in it with 64 rows and more: 
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-
-from .device import has_amx
 
 ROWS = 8  # the layout is chosen for about so many rows
 ROWS_AT_ONCE = 64  # in bfloat16 with AMX
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # numbers of malloc.h
+
+# Products
 
 
 class Linear(nn.Linear):
@@ -35,7 +41,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight
         if not (torch.is_inference_mode_enabled() and x.dtype == torch.float32 and _can_pack(weight)):
-            return nn.functional.linear(x, weight)
+            return F.linear(x, weight)
         dtype = self.drawing_dtype if packing_works(self.drawing_dtype) else torch.float32
         now = (weight.data_ptr(), weight._version, dtype)
         if self._packed is None or self._packed_from != now:
@@ -83,7 +89,7 @@ def _rough_product(x: Tensor, packed: Tensor) -> Tensor:
         return _product(x.bfloat16(), packed).to(x.dtype)
     rows_NI = x.bfloat16().flatten(0, -2)
     *whole, rest = torch.split(rows_NI, ROWS_AT_ONCE)
-    rest = nn.functional.pad(rest, (0, 0, 0, ROWS_AT_ONCE - len(rest)))
+    rest = F.pad(rest, (0, 0, 0, ROWS_AT_ONCE - len(rest)))
     parts = [_product(part, packed) for part in (*whole, rest)]
     out_NO = (torch.cat(parts) if whole else parts[0])[: len(rows_NI)]
     return out_NO.to(x.dtype).view(*x.shape[:-1], -1)
@@ -96,6 +102,56 @@ def packing_works(dtype: torch.dtype) -> bool:
     with torch.inference_mode():
         weight, x = torch.linspace(-1, 1, 32 * 64).view(32, 64), torch.linspace(1, -1, 3 * 64).view(1, 3, 64)
         try:
-            return torch.allclose(product(x, _pack(weight.to(dtype))), nn.functional.linear(x, weight), rtol, atol)
+            return torch.allclose(product(x, _pack(weight.to(dtype))), F.linear(x, weight), rtol, atol)
         except (AttributeError, RuntimeError, TypeError):
             return False
+
+
+@cache
+def has_amx() -> bool:
+    """Whether the CPU multiplies matrices in tiles; where torch cannot tell, it is taken for one that does."""
+    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)())
+
+
+# Training
+
+
+class Dropout(nn.Dropout):
+    """nn.Dropout, which on a CPU draws a random number for every element: a tenth of a training step.
+
+    Here every element has 16 of a number's 64 bits, so that p is met to 1/65536.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.p and x.is_cpu):
+            return super().forward(x)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        levels = bits.view(torch.int16)[: x.numel()].view_as(x)  # -32768 to 32767
+        kept = round((1 - self.p) * 65536)
+        return x * (levels < kept - 32768).type_as(x).mul_(65536 / max(1, kept))
+
+
+def causal_attention(q_BNLE: Tensor, k_BNLE: Tensor, v_BNLE: Tensor) -> Tensor:
+    """softmax(Q K^T / sqrt(E)) V, each query with the keys up to its own.
+
+    For training in bfloat16 on a CPU by plain products: torch's fused kernel there takes two to three times as long,
+    most of it on the way back. Scores are rounded to bfloat16, which only training can bear.
+    """
+    if not (q_BNLE.is_cpu and q_BNLE.dtype == torch.bfloat16 and q_BNLE.requires_grad):
+        return F.scaled_dot_product_attention(q_BNLE, k_BNLE, v_BNLE, is_causal=True)
+    hidden = torch.ones(q_BNLE.shape[-2], k_BNLE.shape[-2], dtype=torch.bool, device=q_BNLE.device).triu(1)
+    scores_BNLL = q_BNLE * q_BNLE.shape[-1] ** -0.5 @ k_BNLE.mT
+    weights_BNLL: Tensor = scores_BNLL.masked_fill(hidden, -torch.inf).softmax(-1).type_as(v_BNLE)
+    return weights_BNLL @ v_BNLE
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what torch frees, instead of handing it back to the system after every operation.
+
+    On a CPU a training step allocates the same few gigabytes again and again, and a fifth of its time went to the
+    system, which zeroes every page it gives (EXPERIMENTS.md). Where the C library is not glibc nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)

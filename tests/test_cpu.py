@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from igpt import linear
+from igpt import cpu
+from igpt.cpu import Linear, packing_works
 from igpt.device import fast_bf16
-from igpt.linear import Linear, packing_works
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 100])
@@ -74,8 +74,8 @@ def test_weights_changed_by_a_fused_optimizer_are_packed_anew() -> None:
 
 
 def test_where_packing_does_not_work_the_plain_product_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "packing_works", lambda dtype: False)
-    monkeypatch.setattr(linear, "_product", lambda *_: pytest.fail("the packed product was used"))
+    monkeypatch.setattr(cpu, "packing_works", lambda dtype: False)
+    monkeypatch.setattr(cpu, "_product", lambda *_: pytest.fail("the packed product was used"))
     layer, x = Linear(16, 8), torch.ones(1, 2, 16)
     with torch.inference_mode():
         assert torch.equal(layer(x), F.linear(x, layer.weight))
@@ -88,8 +88,8 @@ def test_where_only_float32_can_be_packed_a_layer_told_to_draw_in_bfloat16_draws
     layer, x = Linear(16, 8), torch.randn(1, 2, 16)
     with torch.inference_mode():
         exact = layer(x)
-        monkeypatch.setattr(linear, "packing_works", lambda dtype: dtype == torch.float32)
-        monkeypatch.setattr(linear, "_rough_product", lambda *_: pytest.fail("the product was rounded"))
+        monkeypatch.setattr(cpu, "packing_works", lambda dtype: dtype == torch.float32)
+        monkeypatch.setattr(cpu, "_rough_product", lambda *_: pytest.fail("the product was rounded"))
         layer.drawing_dtype = torch.bfloat16
         assert torch.equal(layer(x), exact)
 
