@@ -14,11 +14,11 @@ from tokenizer_vq.vq import VQTokenizer
 from .discriminator import adaptive_gan_gradient, discriminator_for, hinge_loss, mean_score
 from .folder import Run
 from .state import seeded
-from .tokenizer import TokenizerTask, adamw, random_corner
+from .tokenizer import TokenizerTask, adamw
 
 CORRUPTED = 0.03  # share of the tokens exchanged for others of the same batch
 STRUCTURE = 0.3  # weight of edges and SSIM beside a discriminator, which they contradict: they reward blur
-ENTERS, RAMP = 0.1, 0.2  # the weight of the discriminator grows from this share of the run on, over this share
+ENTERS, RAMP = 0.1, 0.2  # shares of the run after which the discriminator counts, and over which its weight grows
 DISCRIMINATOR_LR = 0.5  # over that of the decoder
 WINNING = 0.1  # below this hinge loss a discriminator is never wrong, and teaches nothing
 
@@ -51,7 +51,7 @@ def corrupt_tokens(tokens_Bhw: Tensor, share: float, generator: torch.Generator)
 
 
 def discriminator_share(progress: float) -> float:
-    """Of its full weight, which the discriminator has at this share of the run: it is not blind when it enters."""
+    """Weight of the discriminator over its full weight: 0 while it still knows nothing, then a ramp to 1."""
     return min(max((progress - ENTERS) / RAMP, 0.0), 1.0)
 
 
@@ -80,21 +80,16 @@ class DecoderTask(TokenizerTask):
         images_BCHW = batch.contiguous(memory_format=torch.channels_last)
         recon_BCHW = modules["model"](images_BCHW, generator).float()
         leaf_BCHW = recon_BCHW.detach().requires_grad_()
-        corner = random_corner(generator)  # the discriminator, too, looks from another corner every time
-        real, fake = images_BCHW[corner], leaf_BCHW[corner]
-        with torch.no_grad():
-            real_features = self.features(real)
-        fake_features = self.features(fake)
-        losses = self.reconstruction_losses(images_BCHW, leaf_BCHW, real_features, fake_features)
+        losses, real, fake = self.compare(images_BCHW, leaf_BCHW, generator)
         total, g_loss = torch.stack(list(losses.values())).sum(), None
         weight = self.options.adversarial * discriminator_share(progress)
-        if weight:  # the bare module, as the one that is distributed would wait for gradients of its own weights
-            losses["g_loss"] = g_loss = -mean_score(self.modules["discriminator"](fake, fake_features))
+        if weight:  # the bare module, as a distributed one would wait for gradients of its own weights
+            losses["g_loss"] = g_loss = -mean_score(self.modules["discriminator"](*fake))
         gradient_BCHW = adaptive_gan_gradient(total, g_loss, weight, leaf_BCHW)
         loss = (recon_BCHW * gradient_BCHW).sum()  # of which this is the gradient
         if "discriminator" in modules:
-            real_scores = modules["discriminator"](real, real_features)
-            fake_scores = modules["discriminator"](fake.detach(), [each.detach() for each in fake_features])
+            real_scores = modules["discriminator"](*real)
+            fake_scores = modules["discriminator"](fake[0].detach(), [each.detach() for each in fake[1]])
             d_loss = hinge_loss(real_scores, fake_scores)
             losses |= {"d_loss": d_loss, "d_real": mean_score(real_scores), "d_fake": mean_score(fake_scores)}
             loss = loss + d_loss

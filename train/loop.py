@@ -183,6 +183,7 @@ class Trainer:
         self.latest: dict[str, float] = {}  # metrics
         self.seconds_before = 0.0  # of learning, when the training was last stopped
         self.began = self.saved_at = time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
         self.state_path, self.best_path = (folder / f"{task.name}-{which}.safetensors" for which in ("state", "best"))
         if self.state_path.is_file():
             self._resume()

@@ -47,7 +47,6 @@ def save_state(
         for i, slots in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{name}/{i}/{k}": v.cpu() for k, v in slots.items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as part:
             save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata)
     except (OSError, SafetensorError) as error:

@@ -27,6 +27,8 @@ MEASURED, SHOWN = 96, 8  # held-out pictures during training, and on a sheet
 JITTER = 4  # pixels: the perceptual distance looks from another corner every time, up to this far in
 COLLAPSED = 0.5  # share of the codes in use below which a warning is given
 
+Seen = tuple[Tensor, list[Tensor]]  # pictures, and the feature maps that the perceptual distance has of them
+
 
 class TokenizerTask:
     """A `loop.Task`: encoder, codebook and decoder."""
@@ -60,33 +62,32 @@ class TokenizerTask:
         recon_BCHW, quantized = modules["model"](images_BCHW, generator, progress < QUANTIZED_AFTER)
         self.used_K = self.used_K.to(images_BCHW.device)
         self.used_K[quantized.tokens_Bhw.flatten()] = True
-        recon_BCHW, corner = recon_BCHW.float(), random_corner(generator)
-        with torch.no_grad():
-            features = self.features(images_BCHW[corner])
-        losses = self.reconstruction_losses(images_BCHW, recon_BCHW, features, self.features(recon_BCHW[corner]))
+        losses, *_ = self.compare(images_BCHW, recon_BCHW.float(), generator)
         losses["quantizer"] = quantized.loss
         return torch.stack(list(losses.values())).sum(), losses
 
-    def features(self, images_BCHW: Tensor) -> list[Tensor]:
-        """The feature maps that the perceptual distance has of pictures; none without weights."""
-        if isinstance(self.distance, GradientSSIM):
-            return []
-        return self.distance.to(images_BCHW.device).features(images_BCHW)
-
-    def reconstruction_losses(
-        self, images_BCHW: Tensor, recon_BCHW: Tensor, features: list[Tensor], recon_features: list[Tensor]
-    ) -> dict[str, Tensor]:
-        """To be summed: L1, edges and SSIM, and the distance of feature maps where there are any.
+    def compare(
+        self, images_BCHW: Tensor, recon_BCHW: Tensor, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], Seen, Seen]:
+        """The losses of reconstructions, to be summed; and what the perceptual distance has seen of both.
 
         LPIPS alone leaves a pattern in every token, as it does not see what falls between the strides of its network.
+        L1, edges and SSIM do, and it looks from another corner every time.
         """
+        y, x = torch.randint(JITTER, (2,), generator=generator).tolist()
+        real_BCHW, fake_BCHW = images_BCHW[..., y:, x:], recon_BCHW[..., y:, x:]
         losses = {
             "l1": F.l1_loss(recon_BCHW, images_BCHW),
             "structure": self.structure_weight * self.structure(images_BCHW, recon_BCHW).mean(),
         }
-        if not isinstance(self.distance, GradientSSIM):
-            losses["perceptual"] = self.distance.between(features, recon_features).mean()
-        return losses
+        if isinstance(self.distance, GradientSSIM):
+            return losses, (real_BCHW, []), (fake_BCHW, [])
+        distance = self.distance.to(images_BCHW.device)
+        with torch.no_grad():
+            real_features = distance.features(real_BCHW)
+        fake_features = distance.features(fake_BCHW)
+        losses["perceptual"] = distance.between(real_features, fake_features).mean()
+        return losses, (real_BCHW, real_features), (fake_BCHW, fake_features)
 
     def tokenizer(self, model: nn.Module) -> VQTokenizer:
         """The tokenizer in what is learned."""
@@ -133,12 +134,6 @@ def adamw(module: nn.Module, lr: float, beta: float = 0.9) -> torch.optim.Optimi
     parameters = [p for p in module.parameters() if p.requires_grad]
     fused = parameters[0].device.type != "mps"  # which older versions of torch cannot do
     return torch.optim.AdamW(parameters, lr=lr, betas=(beta, 0.95), weight_decay=0.01, fused=fused)
-
-
-def random_corner(generator: torch.Generator) -> tuple[Any, ...]:
-    """What to cut from pictures so that they begin up to JITTER - 1 pixels further in."""
-    y, x = torch.randint(JITTER, (2,), generator=generator).tolist()
-    return ..., slice(y, None), slice(x, None)
 
 
 def spread(indices: list[int], n: int) -> list[int]:
