@@ -76,7 +76,7 @@ def numbers_of(stage: Stage, batch: int, work: Path) -> dict[str, Any]:
     """What is known of a stage, also of one that is not through: its best measurement, and what it has seen."""
     best, state = (peek(state_file(work, stage, which)) for which in ("best", "state"))
     last = max(state, best, key=lambda told: int(told.get("step", 0)))  # the state may be older than the best, or none
-    kept = best.keys() - {"stale", "best_score", "score", "seconds", "identity"}
+    kept = best.keys() - {"steps", "looked", "stale", "best_score", "score", "seconds", "identity"}
     numbers: dict[str, Any] = {k: float(best[k]) for k in sorted(kept)}
     return numbers | {"samples": int(last["step"]) * batch, "batch": batch, "seconds": float(last["seconds"])}
 

@@ -82,7 +82,7 @@ class GPTStage:
         return []
 
     @torch.no_grad()
-    def sheet(self, model: nn.Module) -> Image:
+    def sheet(self, model: nn.Module) -> Image | None:
         """Samples of labels spread over the list, two of each, always from the same seeds."""
         assert isinstance(model, GPT)
         numbers = [i * max(1, len(self.labels)) // (SHOWN // 2) for i in range(SHOWN // 2) for _ in range(2)]

@@ -7,6 +7,7 @@ training stands is one number, the step, and a killed run goes on to the same we
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import sys
@@ -36,6 +37,7 @@ FLOOR = 0.02  # last learning rate over the peak
 CLIP = 1.0
 LOOKS = 20  # how often a run measures itself on held-out data and paints a sheet, unless it is told otherwise
 LOG_EVERY = 25  # steps
+FIRST_FIT = 5  # steps after which the pace is known well enough to say how many fit into a time
 
 
 class Stage(Protocol):
@@ -63,15 +65,15 @@ class Stage(Protocol):
     def worries(self, progress: float, numbers: dict[str, float]) -> list[str]:
         """What a person should know of the numbers last measured and logged, in plain words."""
 
-    def sheet(self, model: nn.Module) -> Image:
-        """A picture for people to look at, always from the same seed."""
+    def sheet(self, model: nn.Module) -> Image | None:
+        """A picture for people to look at, always from the same seed; None where there is none to see yet."""
 
 
 @dataclass(frozen=True)
 class Schedule:
     """How long, how much at once, how often to look."""
 
-    steps: int
+    steps: int  # with `seconds` a first guess: the pace decides
     batch: int
     save_seconds: float
     patience: int
@@ -80,6 +82,7 @@ class Schedule:
     workers: int = 0
     quiet: bool = False
     looks: int = LOOKS
+    seconds: float = math.inf  # that it may take, looks included
 
 
 def rate(progress: float) -> float:
@@ -102,18 +105,15 @@ def average(averaged: nn.Module, model: nn.Module, step: int) -> None:
 
 
 class _Numbers:
-    """Batches of sample numbers for one process, from `step` on."""
+    """Batches of sample numbers for one process, from `step` on without end."""
 
-    def __init__(self, step: int, steps: int, batch: int, rank: int, world: int):
-        self.range, self.batch, self.rank, self.world = range(step, steps), batch, rank, world
+    def __init__(self, step: int, batch: int, rank: int, world: int):
+        self.step, self.batch, self.rank, self.world = step, batch, rank, world
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in self.range:
+        for step in itertools.count(self.step):
             first = (step * self.world + self.rank) * self.batch
             yield list(range(first, first + self.batch))
-
-    def __len__(self) -> int:
-        return len(self.range)
 
 
 def _parts(batch: Any, count: int) -> Iterator[tuple[Any, float]]:
@@ -164,29 +164,33 @@ def run(stage: Stage, schedule: Schedule, folder: Path, notes: dict[str, str]) -
     """
     training = _Training(stage, schedule, folder, notes)
     training.resume()
-    log = _Log(folder / "metrics.jsonl", stage.name, training.step, schedule.steps, schedule.quiet or not training.main)
-    look_every = max(LOG_EVERY, schedule.steps // schedule.looks)
+    log = _Log(folder / "metrics.jsonl", stage.name, training.step, training.steps, schedule.quiet or not training.main)
     saved_at = time.monotonic()
     with Interrupt() as interrupt:
         for batch in training.batches():
             logs = training.update(batch)
             training.step += 1
-            last = training.step == schedule.steps
+            if training.step == FIRST_FIT:
+                training.fit()
+            last = training.step >= training.steps or training.seconds_taken > schedule.seconds
             log.step(training.step, logs, written=training.main and (last or training.step % LOG_EVERY == 0))
-            if last or training.step % look_every == 0:
+            if last or training.look_is_due:
                 measured = training.look(last)
+                training.fit()
                 if training.main:
                     log.write(training.step, measured)
-                    for sentence in stage.worries(training.step / schedule.steps, log.latest):
+                    for sentence in stage.worries(training.progress, log.latest):
                         log.say(f"warning: {sentence}")
-            if training.stale >= schedule.patience:
-                training.step = schedule.steps  # the best weights are on disk: what follows would only overfit
-                last = True
+            # Where the best weights are on disk, what follows would only overfit.
+            last = last or training.stale >= schedule.patience
+            if last:
+                training.steps = training.step
+            log.bar.total = training.steps
             if last or interrupt.asked or time.monotonic() - saved_at > schedule.save_seconds:
                 training.save()
                 saved_at = time.monotonic()
             if interrupt.asked:
-                log.say(f"stopped at step {training.step} of {schedule.steps}; the same command goes on from there")
+                log.say(f"stopped at step {training.step} of {training.steps}; the same command goes on from there")
                 raise KeyboardInterrupt
             if last:
                 break
@@ -208,6 +212,7 @@ class _Training:
         self.peaks = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
         self.ready: dict[str, nn.Module] = {}
         self.step, self.best_score, self.stale, self.parts = 0, math.inf, 0, 1
+        self.steps, self.looked = schedule.steps, 0  # of this run, and when it last looked
         self.seconds, self.began = 0.0, time.monotonic()
 
     def resume(self) -> None:
@@ -219,14 +224,16 @@ class _Training:
                 raise UserError(f"the training state {path} is of other pictures or tokens; use another --out")
             self.step, self.best_score, self.stale = int(told["step"]), float(told["best_score"]), int(told["stale"])
             self.seconds = float(told["seconds"])
+            self.steps, self.looked = int(told["steps"]), int(told["looked"])
         self.ready = {name: self.accelerator.prepare(module.train()) for name, module in self.raw.items()}
         self.optimizers = {name: self.accelerator.prepare(optimizer) for name, optimizer in self.optimizers.items()}
 
     def batches(self) -> Iterable[Any]:
-        """The batches of all steps that are still to be done."""
+        """The batches of the steps that are still to be done, and more: `run` knows when to stop."""
         accelerator, schedule = self.accelerator, self.schedule
-        rank, world = accelerator.process_index, accelerator.num_processes
-        numbers = _Numbers(self.step, schedule.steps, schedule.batch, rank, world)
+        if self.step >= self.steps:
+            return []
+        numbers = _Numbers(self.step, schedule.batch, accelerator.process_index, accelerator.num_processes)
         pin = self.device.type == "cuda"
         loader: DataLoader[Any] = DataLoader(
             self.stage.dataset, batch_sampler=numbers, num_workers=schedule.workers, pin_memory=pin
@@ -235,7 +242,7 @@ class _Training:
 
     def update(self, batch: Any) -> dict[str, Tensor]:
         """One step of every module whose turn it is."""
-        progress, seed = self.step / self.schedule.steps, self.schedule.seed * 1_000_003 + self.step
+        progress, seed = self.progress, self.schedule.seed * 1_000_003 + self.step
         batch = send_to_device(batch, self.device, non_blocking=True)
         # Dropout draws from torch's own generator: seeding it by the step makes a resumed run the same run.
         torch.manual_seed(seed * 131 + self.accelerator.process_index)
@@ -280,8 +287,28 @@ class _Training:
                 torch.cuda.empty_cache()
             print(f"out of memory: going on with {self.schedule.batch // self.parts} samples at once", file=sys.stderr)
 
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done."""
+        return self.step / self.steps
+
+    @property
+    def seconds_taken(self) -> float:
+        """Of learning, looks included, also before the training was stopped and begun again."""
+        return self.seconds + time.monotonic() - self.began
+
+    @property
+    def look_is_due(self) -> bool:
+        return self.step >= self.looked + max(LOG_EVERY, self.steps // self.schedule.looks)
+
+    def fit(self) -> None:
+        """Where there is a time limit: as many steps as fit into it at the pace so far."""
+        if self.schedule.seconds < math.inf:
+            self.steps = max(self.step + 1, int(self.step * self.schedule.seconds / self.seconds_taken))
+
     def look(self, last: bool) -> dict[str, float]:
         """Measure the averaged model, paint a sheet, keep the weights if they are the best so far."""
+        self.looked = self.step
         with self.accelerator.autocast():
             measured = self.stage.measure(self.averaged)
         better = measured.get("score", math.inf) < self.best_score or (last and self.best_score == math.inf)
@@ -289,7 +316,8 @@ class _Training:
             self.stale = 0 if better else self.stale + 1
             self.best_score = min(self.best_score, measured["score"])
         if self.main:
-            self.stage.sheet(self.averaged).save(self.folder / f"{self.stage.name}-{self.step:07d}.png")
+            if (sheet := self.stage.sheet(self.averaged)) is not None:
+                sheet.save(self.folder / f"{self.stage.name}-{self.step:07d}.png")
             if better:
                 told = self.told() | {k: f"{v:.5f}" for k, v in measured.items()}
                 save_state(self._best_path, {"model": self.averaged}, {}, told)
@@ -302,10 +330,9 @@ class _Training:
 
     def told(self) -> dict[str, str]:
         """Where the training stands, as notes for the files."""
-        seconds = self.seconds + time.monotonic() - self.began
         return self.notes | {
-            "step": str(self.step), "stale": str(self.stale), "best_score": repr(self.best_score),
-            "seconds": f"{seconds:.0f}",
+            "step": str(self.step), "steps": str(self.steps), "looked": str(self.looked),
+            "stale": str(self.stale), "best_score": repr(self.best_score), "seconds": f"{self.seconds_taken:.0f}",
         }  # fmt: skip
 
     def best(self) -> nn.Module:
