@@ -1,7 +1,7 @@
 """Small changes to a GPT: low-rank layers (LoRA), new labels, and the adapter file that carries both for one base.
 
-LoRA (Hu et al. 2021, arXiv 2106.09685, section 4.1): the weights of a linear layer stay as they are, and the product of
-two thin matrices that are learned is added to them. `merged` adds it for good.
+LoRA (Hu et al. 2021, arXiv 2106.09685, section 4.1): the matrix of a linear layer stays as it is, and the product of
+two thin matrices that learn is added to it. Vectors (norms, query, slots) and labels are small and learn themselves.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,76 +27,78 @@ from .cpu import Linear
 from .files import atomic_write
 from .model import GPT
 
-STRENGTH = 2.0  # of the product, whatever the rank
+SCALE = 2.0  # of the product, whatever the rank: alpha / r in the paper
 ADAPTER_BYTES = 4_000_000  # the largest adapter file, which must be easy to send
-LABELS = "labels.weight"  # the rows of all labels, old and new, travel with an adapter: 1 kB each
-NUMBER = torch.float16  # of the tensors in a file: finer steps than bfloat16, and nothing in them is large
+HEADER_BYTES = 100_000  # of it, for names of tensors and provenance
+ADAPTER_DTYPE = torch.float16  # finer steps than bfloat16, and nothing in an adapter is large
+FROZEN = (".base.weight", "tokens.weight")  # ends of the names of what stays as it is
 
 # Layers
 
 
-class LowRank(nn.Module):
+class LoRALinear(nn.Module):
     """A linear layer that stays as it is, and a product of two thin matrices beside it that learns."""
 
-    def __init__(self, base: Linear, rank: int):
+    def __init__(self, base: Linear, rank: int, generator: torch.Generator):
         super().__init__()
         self.base = base
-        self.down = nn.Parameter(torch.randn(rank, base.in_features) / base.in_features**0.5)
-        self.up = nn.Parameter(torch.zeros(base.out_features, rank))  # nothing is changed yet
+        weight, down = base.weight.detach(), torch.randn(rank, base.in_features, generator=generator)
+        self.down = nn.Parameter(down.to(weight) / base.in_features**0.5)
+        self.up = nn.Parameter(weight.new_zeros(base.out_features, rank))  # nothing is changed yet
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.base(x) + F.linear(F.linear(x, self.down), self.up) * STRENGTH
+        out: Tensor = self.base(x) + F.linear(F.linear(x, self.down), self.up) * SCALE
         return out
 
-    def merged(self) -> Tensor:
-        """The weights [out, in] of the one plain layer that does the same."""
-        return self.base.weight + self.up @ self.down * STRENGTH
+
+def apply_lora(gpt: GPT, rank: int, seed: int = 0) -> GPT:
+    """Put low-rank layers around all linear ones, in place. All matrices but these and the labels stay as they are."""
+    generator = torch.Generator().manual_seed(seed)
+    for parent in list(gpt.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, Linear):
+                setattr(parent, name, LoRALinear(layer, rank, generator))
+    for name, parameter in gpt.named_parameters():
+        parameter.requires_grad_(not name.endswith(FROZEN))
+    return gpt
 
 
-def add_low_rank(gpt: GPT, rank: int) -> None:
-    """Put low-rank layers around all linear ones, in place. Only these and the labels learn from here on."""
-    gpt.requires_grad_(False)
-    gpt.labels.weight.requires_grad_(True)
-    for parent, name, layer in list(_linear_layers(gpt)):
-        setattr(parent, name, LowRank(layer, rank))
-
-
-def merged(gpt: GPT) -> GPT:
-    """A plain GPT that does what `gpt` with its low-rank layers does; a copy."""
+def merge_lora(gpt: GPT) -> GPT:
+    """The plain GPT that does the same as one with low-rank layers; a copy."""
     plain = copy.deepcopy(gpt)
     for parent in list(plain.modules()):
         for name, layer in list(parent.named_children()):
-            if isinstance(layer, LowRank):
+            if isinstance(layer, LoRALinear):
                 with torch.no_grad():
-                    layer.base.weight.copy_(layer.merged())
+                    layer.base.weight.add_(layer.up @ layer.down * SCALE)
                 setattr(parent, name, layer.base)
     return plain.requires_grad_(True)
 
 
 def largest_rank(gpt: GPT) -> int:
-    """The highest rank at which an adapter stays within ADAPTER_BYTES (with room for many labels), at least 1."""
-    per_rank = sum(layer.in_features + layer.out_features for _, _, layer in _linear_layers(gpt)) * 2
-    return max(1, int(0.9 * ADAPTER_BYTES) // per_rank)
-
-
-def _linear_layers(gpt: GPT) -> Iterator[tuple[nn.Module, str, Linear]]:
-    """Every linear layer, with its parent and its name there."""
-    for parent in gpt.modules():
-        for name, layer in parent.named_children():
-            if isinstance(layer, Linear) and not isinstance(parent, LowRank):
-                yield parent, name, layer
+    """The highest rank at which an adapter for `gpt`, its labels included, stays within ADAPTER_BYTES; at least 1."""
+    layers = [layer for layer in gpt.modules() if isinstance(layer, Linear)]
+    matrices = sum(layer.weight.numel() for layer in layers) + gpt.tokens.weight.numel()
+    rest = sum(parameter.numel() for parameter in gpt.parameters()) - matrices
+    room = (ADAPTER_BYTES - HEADER_BYTES) // ADAPTER_DTYPE.itemsize - rest
+    return max(1, room // sum(layer.in_features + layer.out_features for layer in layers))
 
 
 # Labels
 
 
-def with_labels(gpt: GPT, rows_ND: Tensor) -> GPT:
-    """A copy that knows N more labels, behind its own and before the null label, with these embeddings."""
-    wider = GPT(replace(gpt.config, labels=gpt.config.labels + len(rows_ND)))
-    old = gpt.labels.weight.detach()
-    table = torch.cat([old[:-1], rows_ND.to(old), old[-1:]])
-    wider.load_state_dict(gpt.state_dict() | {LABELS: table})
-    return wider.to(old.device)
+def with_labels(gpt: GPT, count: int) -> GPT:
+    """A copy that knows `count` more labels, behind its own and before the null label.
+
+    Each begins as the mean of the others: as good as the nearest of them, which would first have to be found.
+    """
+    table = gpt.labels.weight.detach()
+    mean = table[: max(1, len(table) - 1)].mean(0, keepdim=True)
+    wider = copy.deepcopy(gpt)
+    wider.config = replace(gpt.config, labels=gpt.config.labels + count)
+    wider.labels.num_embeddings = wider.config.labels + 1
+    wider.labels.weight = nn.Parameter(torch.cat([table[:-1], mean.expand(count, -1), table[-1:]]))
+    return wider
 
 
 # The file
@@ -108,24 +110,29 @@ class _Header(NamedTuple):
     base: str  # name and weights hash of the model that it changes
     base_hash: str
     labels: list[str]  # all of them, those of the base first
+    rank: int
     provenance: dict[str, Any]
 
 
+def _learned(gpt: GPT) -> dict[str, nn.Parameter]:
+    """What an adapter carries of a GPT with low-rank layers."""
+    return {name: parameter for name, parameter in gpt.named_parameters() if not name.endswith(FROZEN)}
+
+
 def save_adapter(
-    path: Path, gpt: GPT, labels: list[str], base: str, base_hash: str, provenance: dict[str, Any]
+    path: Path, gpt: GPT, labels: Sequence[str], base: tuple[str, str], provenance: dict[str, Any]
 ) -> None:
-    """Write what `add_low_rank` and training made of the base. Raises UserError where the disk refuses."""
-    tensors = {
-        f"{name}.{part}": getattr(layer, part).detach()
-        for name, layer in gpt.named_modules() if isinstance(layer, LowRank) for part in ("down", "up")
-    }  # fmt: skip
-    tensors[LABELS] = gpt.labels.weight.detach()
-    header = _Header(base, base_hash, labels, provenance)
+    """Write what `apply_lora` and training made of the base, which is given by its name and weights hash.
+
+    Raises UserError where the disk refuses, and for more than ADAPTER_BYTES.
+    """
+    rank = next(len(layer.down) for layer in gpt.modules() if isinstance(layer, LoRALinear))
+    header = json.dumps(_Header(*base, list(labels), rank, provenance)._asdict(), ensure_ascii=False)
+    tensors = {name: value.detach().cpu().to(ADAPTER_DTYPE).contiguous() for name, value in _learned(gpt).items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as beside:
-            small = {name: value.cpu().to(NUMBER).contiguous() for name, value in tensors.items()}
-            save_file(small, beside, {"igpt-adapter": json.dumps(header._asdict(), ensure_ascii=False)})
+            save_file(tensors, beside, {"igpt-adapter": header})
             if (size := beside.stat().st_size) > ADAPTER_BYTES:
                 raise UserError(f"the adapter would be {size / 1e6:.1f} MB, more than 4; a smaller --rank is wanted")
     except (OSError, SafetensorError) as error:
@@ -141,21 +148,18 @@ def with_adapter(found: Checkpoint, path: Path) -> Checkpoint:
             f"model has weights {found.weights_hash[:12]}; an adapter works with the very model it was made for"
         )
     assert found.gpt is not None
-    known, rows = len(found.labels), tensors.pop(LABELS, torch.zeros(0)).float()
     try:
-        gpt = with_labels(found.gpt, rows[known:-1])
-        if len(header.labels) != gpt.config.labels:
-            raise ValueError(f"{len(header.labels)} labels")
-        weights = dict(gpt.named_parameters())
+        gpt = apply_lora(with_labels(found.gpt, len(header.labels) - len(found.labels)), header.rank)
+        learned = _learned(gpt)
+        if {k: v.shape for k, v in learned.items()} != {k: v.shape for k, v in tensors.items()}:
+            raise ValueError("its tensors have other names or shapes")
         with torch.no_grad():
-            weights[LABELS].copy_(rows)
-            for name in (key.removesuffix(".down") for key in tensors if key.endswith(".down")):
-                change = tensors[f"{name}.up"].float() @ tensors[f"{name}.down"].float()
-                weights[f"{name}.weight"].add_(change * STRENGTH)
-    except (KeyError, ValueError, RuntimeError) as error:
+            for name, parameter in learned.items():
+                parameter.copy_(tensors[name])
+    except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"the adapter {path} does not fit the model it names: {error}") from error
     both = hashlib.sha256(f"{found.weights_hash}+{digest}".encode()).hexdigest()
-    return Checkpoint(found.tokenizer, gpt.eval(), header.labels, header.provenance, both)
+    return Checkpoint(found.tokenizer, merge_lora(gpt).eval(), header.labels, header.provenance, both)
 
 
 def _read(path: Path) -> tuple[_Header, dict[str, Tensor], str]:

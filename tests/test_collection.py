@@ -14,8 +14,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from tests.painting import art_folder, paint
 from tokenizer_vq.base import UserError
-from train.collection import Collection, gather, near_duplicates
-from train.tokens import free_view
+from train.collection import Collection, gather, near_duplicates, shrunk
 
 
 def flat_folder(folder: Path, count: int = 12, size: tuple[int, int] = (64, 64)) -> Path:
@@ -98,8 +97,6 @@ def test_different_pictures_of_one_shape_are_not_taken_for_duplicates() -> None:
     """Faces of one yellow, as emoji are: only the middle differs."""
     from PIL import ImageDraw
 
-    from train.collection import _shrunk
-
     pictures = []
     for i in (0, 1, 2, 3, 5):
         face = Image.new("RGB", (128, 128), "white")
@@ -107,7 +104,7 @@ def test_different_pictures_of_one_shape_are_not_taken_for_duplicates() -> None:
         pen.ellipse((8, 8, 120, 120), fill=(250, 200, 50))
         pen.rectangle((30 + 8 * i, 30 + 10 * (i % 3), 60 + 8 * i, 60), fill=(90, 50, 10))
         pen.line((30, 70 + 6 * i, 98, 100 - 4 * i), fill=(120, 20, 20), width=9)
-        pictures.append(_shrunk(face))
+        pictures.append(shrunk(face))
     assert near_duplicates(torch.stack(pictures)) == list(range(5))
 
 
@@ -156,26 +153,13 @@ def test_what_cannot_be_learned_from_is_refused_with_what_was_found(tmp_path: Pa
     refused(tiny_folder, "is a model, not a folder of pictures")
 
 
-def test_views_beyond_the_first_two_are_crops_of_the_picture_that_follow_from_their_number() -> None:
-    from random import Random
-
-    from igpt.sizes import grid_for
-
-    picture = Image.radial_gradient("L").convert("RGB").resize((200, 64))
-    h, w = grid_for(200, 64, 16, 64)
-    views = [free_view(picture, view, 64, 16, True, Random(f"{view}")) for view in range(6)]
-    assert {tuple(view.shape) for view in views} == {(3, 16 * h, 16 * w), (3, 128, 128)} and w > h
-    again = free_view(picture, 5, 64, 16, True, Random("5"))
-    assert torch.equal(views[5], again) and not torch.equal(views[5], views[3])
-
-
-def test_pixel_art_is_enlarged_to_crisp_squares() -> None:
-    from random import Random
-
-    checks = Image.new("L", (16, 16))
-    checks.putdata([255 * ((x + y) % 2) for y in range(16) for x in range(16)])
-    view = free_view(checks.convert("RGB"), 1, 256, 16, False, Random(0))
-    assert (view.abs() > 0.9).float().mean() > 0.9, "smoothed, most of it would be grey"
+def test_many_labels_and_long_ones_do_not_flood_the_table(tmp_path: Path) -> None:
+    for i in range(30):
+        (tmp_path / "art" / f"{i:02}{'x' * 100}").mkdir(parents=True)
+        paint(i, (40, 160, 60)).save(tmp_path / "art" / f"{i:02}{'x' * 100}" / "1.png")
+    lines = gather(tmp_path / "art").table().splitlines()
+    assert len(lines) == 23 and lines[-2] == "and 10 more labels" and lines[-1].split()[:3] == ["in", "all", "30"]
+    assert max(map(len, lines)) < 100 and lines[1].startswith("00xx") and "..." in lines[1]
 
 
 def test_a_skipped_file_is_counted_with_the_pictures_it_lies_beside(tmp_path: Path) -> None:

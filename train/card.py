@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+COPIED = 0.1  # share of copies among drawn pictures at which a person is warned
+
 
 def model_card(name: str, provenance: dict[str, Any], labels: list[str]) -> str:
     """Markdown, every number taken from the training's own measurements on held-out pictures."""
@@ -43,7 +45,7 @@ def model_card(name: str, provenance: dict[str, Any], labels: list[str]) -> str:
 
 def tuned_card(name: str, provenance: dict[str, Any], labels: list[str], new: list[str]) -> str:
     """The card of a fine-tuned model: what it was, what it learned since, what that gave."""
-    facts, gpt = provenance["finetune"], provenance.get("gpt", {})
+    gpt = provenance.get("gpt", {})
     lines = [
         f"# {name}",
         "",
@@ -54,22 +56,34 @@ def tuned_card(name: str, provenance: dict[str, Any], labels: list[str], new: li
         provenance["command"],
         "```",
         "",
-        f"Machine: {provenance['machine']}. {_count(gpt, 'samples')} samples seen, {_minutes(gpt)} of learning.",
+        f"Machine: {provenance['machine']}. {_count(gpt, 'samples')} crops seen, {_minutes(gpt)} of learning.",
         "",
-        "| measure | value |",
-        "| --- | --- |",
+        *(f"- {sentence}" for sentence in summary(provenance["finetune"])),
+        "",
+        f"New labels: {', '.join(new) or 'none'}.",
+        f"Labels of the base: {', '.join(label for label in labels if label not in new) or 'none'}.",
     ]
-    names = {
-        "base_bits": "bits a token of validation pictures, the base at its best", "bits": "the same, now",
-        "bits_training": "the same of training pictures, now",
-        "forgetting_before": "bits a token of the art of the base, before", "forgetting_after": "the same, now",
-        "decoder_psnr_before": "PSNR of validation pictures through the codes, before", "decoder_psnr_after": "now",
-        "copied": f"copies among {facts.get('drawn', 0)} drawn pictures",
-    }  # fmt: skip
-    lines += [f"| {text} | {facts[key]:.4g} |" for key, text in names.items() if key in facts]
-    known = [label for label in labels if label not in new]
-    lines += ["", f"New labels: {', '.join(new) or 'none'}.", f"Labels of the base: {', '.join(known) or 'none'}."]
     return "\n".join(lines) + "\n"
+
+
+def summary(facts: dict[str, Any]) -> list[str]:
+    """What a fine-tuning has measured so far, each number beside its yardstick, and warnings."""
+    told = []
+    if "bits" in facts:
+        told.append(
+            f"a token of pictures kept for validation costs {facts['bits']:.2f} bits; the base, with the label nearest "
+            f"to them ({facts['nearest']}), needed {facts['base_bits']:.2f}"
+        )
+    if "decoder" in facts:
+        told.append(facts["decoder"])
+    if "copied" in facts:
+        told.append(f"{facts['copied']} of {facts['drawn']} drawn pictures are nearly the same as a training picture")
+        if facts["copied"] > COPIED * facts["drawn"]:
+            told.append("warning: it repeats its training pictures; fewer --samples or more pictures help")
+    if "minutes" in facts:
+        memory = f" and {facts['peak_memory_gb']} GB of memory at most" if facts["peak_memory_gb"] else ""
+        told.append(f"it took {facts['minutes']} minutes{memory}")
+    return told
 
 
 def _count(numbers: dict[str, Any], key: str) -> str:

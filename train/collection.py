@@ -34,6 +34,7 @@ FEWEST = 3  # different pictures
 VALIDATION = 0.1  # share
 MOST_VALIDATION = 64  # pictures: more only cost time
 BLOCK = 256  # pictures compared with all others at once
+ROWS, LONGEST = 20, 40  # labels in the table, and letters of each
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Collection:
     skipped: list[Skipped]
     mirror_asymmetry: float  # how alike left and right differ in all pictures: 0 not at all, 1 always
     near_duplicates: int
+    small_NCHW: Tensor  # the pictures to learn from, as near-duplicates are told
 
     @property
     def flip_is_wise(self) -> bool:
@@ -54,18 +56,20 @@ class Collection:
 
     def table(self) -> str:
         """What was taken, skipped and split off, label by label, as text."""
-        parts = {"to learn from": self.train, "for validation": self.validation}
-        counts = {name: Counter(self.art.label_of[i] for i in part) for name, part in parts.items()}
+        labels = [self.art.labels[number] for number in self.art.label_of]
+        told, kept = (Counter(labels[i] for i in part) for part in (self.train, self.validation))
         skipped = Counter(_label(skip.name, self.art) for skip in self.skipped)
         names = sorted({*self.art.labels, *skipped})
-        width = max(16, *(len(name) + 2 for name in names))
+        shown = names[:ROWS] if len(names) > 1 else []
+        rows = [(f"{name[:LONGEST]}..." if len(name) > LONGEST + 3 else name, told[name], kept[name], skipped[name])
+                for name in shown]  # fmt: skip
+        rows.append(("in all", told.total(), kept.total(), len(self.skipped)))
+        width = max(16, *(len(name) + 2 for name, *_ in rows))
         lines = [f"{'':{width}}{'taken':>8}{'to learn from':>16}{'for validation':>16}{'skipped':>10}"]
-        for name in (*names, "in all"):
-            number = self.art.labels.index(name) if name in self.art.labels else -1
-            told, held = (c.total() if name == "in all" else c[number] for c in counts.values())
-            left = len(self.skipped) if name == "in all" else skipped[name]
-            lines.append(f"{name:{width}}{told + held:>8}{told:>16}{held:>16}{left:>10}")
-        return "\n".join(lines if len(names) > 1 else [lines[0], *lines[-1:]])
+        lines += [f"{name:{width}}{n + held:>8}{n:>16}{held:>16}{left:>10}" for name, n, held, left in rows]
+        if shown and len(names) > len(shown):
+            lines.insert(-1, f"and {len(names) - len(shown)} more labels")
+        return "\n".join(lines)
 
     def write(self, path: Path) -> None:
         """One line a file: its name, its use, and why it is skipped if it is. It also is a manifest of the split."""
@@ -100,7 +104,8 @@ def gather(art: str | Path) -> Collection:
     train, validation = _split(folder, taken, groups)
     lean_CHW = pictures - pictures.flip(3)
     asymmetry = float(lean_CHW.mean(0).pow(2).sum() / lean_CHW.pow(2).sum((1, 2, 3)).mean().clamp(min=1e-9))
-    return Collection(folder, train, validation, skipped, asymmetry, len(taken) - len(set(groups)))
+    duplicates, small_NCHW = len(taken) - len(set(groups)), pictures[[taken.index(i) for i in train]]
+    return Collection(folder, train, validation, skipped, asymmetry, duplicates, small_NCHW)
 
 
 def _refuse_a_model(art: Path) -> None:
@@ -114,10 +119,11 @@ def _refuse_a_model(art: Path) -> None:
 
 def _small(art: ArtFolder, indices: Sequence[int]) -> Tensor:
     """The pictures as [N, 3, HASH, HASH], whatever their shape."""
-    return torch.stack([_shrunk(art.picture(i)) for i in indices])
+    return torch.stack([shrunk(art.picture(i)) for i in indices])
 
 
-def _shrunk(picture: Image) -> Tensor:
+def shrunk(picture: Image) -> Tensor:
+    """A picture as near-duplicates are told: [3, HASH, HASH]."""
     return to_tensor(picture.resize((HASH, HASH), Resampling.BOX, reducing_gap=2.0))
 
 

@@ -1,171 +1,104 @@
-"""What a fine-tuning will do: chosen from the number of pictures, the speed of the machine and the time it may take."""
+"""What a fine-tuning will do: shared out from the time it may take, the speed of the machine and the pictures."""
 
 from __future__ import annotations
 
-import copy
-import json
+import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
-from PIL.Image import Image
-from torch import Tensor, nn
-
-from igpt.checkpoint import Tokenizer
-from igpt.files import atomic_write
-from igpt.model import GPT, cell_positions
-from tokenizer_vq.base import UserError
+from igpt.likelihood import CELLS_ASKED
+from igpt.model import GPT
 
 from .collection import Collection
-from .gpt import TABLES, cross_entropy
-from .muon import muon
 from .options import TuneOptions
 
-BATCH, SMALL_BATCH, FEW = 16, 8, 20  # with few pictures, many small steps go further than few large ones
-RATES = {"full": 3e-3, "lora": 1e-2}  # peak learning rates; measured in EXPERIMENTS.md
-RANKS = ((30, 8), (100, 16), (10**9, 32))  # pictures below which a rank is enough
-PASSES = 120  # over every picture, at most
-ENCODING = 0.15  # share of the time that goes into crops
-FEWEST_VIEWS, MOST_VIEWS = 4, 24
-FEWEST_STEPS = 20
-REHEARSED = 4  # pictures the base draws for each of its labels
-REPAINTING, MOST_REPAINTED = 0.12, 1200  # share of the time that goes into the decoder, and its crops at most
-A_CROP = 0.8  # time in which the decoder learns from a crop, over that of a sample for the GPT
-
-# Time that the rest takes, in units of a training step of 16 samples (two CPU cores, 256 cells, VQ of 17 GFLOP)
-A_FORWARD = 0.33 / 16
-A_LOOK, LOOKS = 2.5, 20
-A_DRAWING = 0.25  # one picture, drawn and decoded
-A_REHEARSAL = 0.1  # one picture, drawn only
-DRAWN = 48  # pictures for sheets and the copy check
-
-
-ViewOf = Callable[[Image, int, int], Tensor]  # a picture, its number, the number of the view
+LOOKING, DRAWING, ASKING = 0.1, 0.12, 0.03  # shares of the time: validation, the sheet and the copy check, the baseline
+LOOKS, FEWEST_LOOKS, MOST_LOOKS = 6, 2, 20  # at validation; before there are so many, each takes fewer pictures
+COLUMNS, DRAWN, FEWEST_DRAWN = 8, 24, 3  # pictures of a row of the sheet, drawn by the tuned model, and the least
+FEWEST_STEPS = 10
+FORWARD = 1 / 3  # of what learning from a grid costs
+WRITING = 5.0  # seconds, the model and its states
 
 
 class Speeds(NamedTuple):
-    """What this machine does in a second."""
+    """Seconds that this machine takes."""
 
-    crops: float  # cut and encoded
-    samples: float  # learned from
+    grid: float  # to learn from one
+    drawing: float  # to draw one picture
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that was chosen. `seconds` is the estimate of the whole."""
+    """Everything that was chosen from the time there is. Times are in seconds."""
 
-    method: str
-    rank: int
-    flip: bool
-    views: int
-    samples: int
-    batch: int
-    lr: float
-    decoder_crops: int
-    seconds: float
+    asked: int  # pictures by which the nearest label of the base is found
+    windows: int  # of validation pictures at a look
+    looks: int
+    columns: int  # of the sheet
+    drawn: int  # pictures by the tuned model
+    samples: int  # a guess, where the time decides
+    learning: float  # looks included
+    ending: float  # drawing and writing, after it
+    fewest: float  # of learning: FEWEST_STEPS and FEWEST_LOOKS
+    least: float  # in all
 
-    def sentences(self, collection: Collection, speeds: Speeds) -> list[str]:
+    def sentences(self, options: TuneOptions, collection: Collection, speeds: Speeds, flip: bool) -> list[str]:
         """What is going to be done and why, in plain words."""
-        n, side = len(collection.train), "mirrored at random" if self.flip else "not mirrored"
-        why = "" if self.flip else ": left and right differ in the same way in all of them"
-        what = f"additions of rank {self.rank} to its weights (LoRA)" if self.method == "lora" else "all its weights"
-        decoder = f"; then the decoder from {self.decoder_crops:,} crops" if self.decoder_crops else ""
-        return [
-            f"{self.views} crops of each picture, {side}{why}",
-            f"the GPT learns {what}: {self.samples:,} samples, {self.samples / n:.0f} a picture, {self.batch} at once, "
-            f"at a rate of {self.lr:g}{decoder}",
-            f"this machine encodes {speeds.crops:.0f} crops and learns from {speeds.samples:.1f} samples a second: "
-            f"about {_minutes(self.seconds)} in all, less if it stops learning anything new before",
+        crops, n, kept = 1 / speeds.grid, len(collection.train), len(collection.validation)
+        mirrored = "mirrored at random" if flip else "not mirrored"
+        told = [
+            f"this machine learns from {crops:,.{int(crops < 10)}f} crops a second and draws a picture in "
+            f"{speeds.drawing:.1f} seconds",
+            f"about {self.samples:,} crops to learn from, {self.samples / n:.0f} of each picture, {options.batch} at "
+            f"once, {mirrored}; {self.looks} looks at the {kept} kept for validation; {self.drawn} drawings in the end",
         ]
+        if options.samples:
+            return [*told, f"--samples decides, not --minutes: about {_say(options.samples * speeds.grid)} of learning"]
+        if self.learning > self.fewest:
+            return [*told, f"{_say(60 * options.minutes)} in all, less if it stops getting better before"]
+        drawings = self.columns + self.drawn
+        return [
+            *told, f"--minutes {options.minutes:g} is too little on this machine: {_say(self.least)} is the least, for "
+            f"{FEWEST_STEPS} steps, {FEWEST_LOOKS + 1} looks and {drawings} drawings",
+        ]  # fmt: skip
 
-    def save(self, path: Path) -> None:
-        """Raises UserError where the disk refuses."""
-        try:
-            with atomic_write(path) as beside:
-                beside.write_text(json.dumps(asdict(self), indent=2), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"the plan cannot be written to {path}: {error.strerror}") from error
-
-    @classmethod
-    def load(cls, path: Path) -> Plan:
-        """Raises UserError for a damaged plan."""
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise UserError(f"{path} is damaged; delete it to go on, or use another --out") from error
+    def after(self, seconds: float, minutes: float) -> Plan:
+        """The plan once it is `seconds` after the start and learning begins."""
+        return replace(self, learning=max(self.fewest, 60 * minutes - seconds - self.ending))
 
 
-def choose(
-    options: TuneOptions, collection: Collection, speeds: Speeds, *, labels: int, largest_rank: int
-) -> Plan:
-    """The plan for a collection on a machine. `labels` are those of the base. What the options say stays as said."""
-    n = len(collection.train)
-    wanted = options.rank or next(rank for below, rank in RANKS if n < below)
-    rank = min(wanted, largest_rank) if options.adapter else wanted
-    if options.rank and rank < wanted:
-        raise UserError(f"--rank {wanted} makes an adapter of more than 4 MB; {rank} is the most for this base")
-    batch = options.batch or (BATCH if n >= FEW else SMALL_BATCH)
-    pictures = n + len(collection.validation)
-    seconds = 60 * options.minutes
-    fitting = int(ENCODING * seconds * speeds.crops / pictures)
-    views = max(2, options.views or min(MOST_VIEWS, max(FEWEST_VIEWS, fitting)))
-    step = BATCH / speeds.samples
-    new = len(collection.art.labels)
-    overhead = pictures * views / speeds.crops + 3 * min(n, 300) / speeds.crops
-    overhead += step * (A_FORWARD * (labels * (6 + 2 * max(new, 4)) + 500) + A_LOOK * LOOKS + A_DRAWING * DRAWN)
-    overhead += step * A_REHEARSAL * REHEARSED * labels * (options.rehearse > 0)
-    decoder_crops = options.decoder_crops
-    if decoder_crops is None:
-        fitting = int(REPAINTING * seconds * speeds.samples / A_CROP)
-        decoder_crops = 0 if options.adapter else min(MOST_REPAINTED, fitting) // batch * batch
-    overhead += decoder_crops * A_CROP / speeds.samples
-    samples = options.samples or int(min(PASSES * n, max(0.0, seconds - overhead) * speeds.samples))
-    samples = max(1 if options.samples else FEWEST_STEPS, samples // batch) * batch
-    return Plan(
-        options.method, rank, collection.flip_is_wise if options.flip is None else options.flip, views, samples, batch,
-        options.lr or RATES[options.method], decoder_crops, overhead + samples / speeds.samples,
-    )  # fmt: skip
+def choose(options: TuneOptions, speeds: Speeds, spent: float, windows: int, gpt: GPT) -> Plan:
+    """The plan for a machine, `spent` seconds after the start; there are so many windows of validation pictures."""
+    forward, total = speeds.grid * FORWARD, 60 * options.minutes
+    asking = forward * (gpt.config.labels + 1) * min(1, CELLS_ASKED / gpt.config.cells)
+    asked = _between(1, ASKING * total / asking, 4)
+    drawings = DRAWING * total / speeds.drawing
+    columns = _between(FEWEST_DRAWN, drawings / 3, COLUMNS)
+    drawn = _between(columns, drawings - columns, DRAWN)
+    windows = _between(1, LOOKING * total / forward / LOOKS, windows)
+    look = windows * forward
+    looks = _between(FEWEST_LOOKS, LOOKING * total / look - 1, MOST_LOOKS)
+    ending = (columns + drawn) * speeds.drawing + WRITING
+    fewest = FEWEST_STEPS * options.batch * speeds.grid + FEWEST_LOOKS * look
+    before = spent + asked * asking + look
+    learning = max(fewest, total - before - ending)
+    samples = options.samples or max(1, int((learning - looks * look) / speeds.grid))
+    return Plan(asked, windows, looks, columns, drawn, samples, learning, ending, fewest, before + fewest + ending)
 
 
-def measure_speeds(
-    gpt: GPT, tokenizer: Tokenizer, pictures: list[Image], view: ViewOf, *, device: torch.device, bf16: bool
-) -> Speeds:
-    """Encodes a few crops and takes a few steps that are thrown away."""
-    def encode(i: int) -> None:
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            tokenizer.encode(view(pictures[i % len(pictures)], i, i).unsqueeze(0).to(device)).cpu()
-
-    model, cells = copy.deepcopy(gpt).to(device).train(), gpt.config.cells
-    optimizer = muon(model, 1e-9, 0.0, TABLES)
-    side = int(cells**0.5)
-    positions_BL2 = cell_positions(side, side, True).expand(BATCH, -1, -1).to(device)
-    tokens_BL = torch.randint(gpt.config.vocab_size, (BATCH, side * side), generator=torch.Generator().manual_seed(0))
-
-    def step(_: int) -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            loss = cross_entropy(
-                model(tokens_BL.to(device), positions_BL2, tokens_BL[:, 0].to(device) * 0), tokens_BL.to(device)
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        float(loss.detach())  # waits for a GPU
-
-    return Speeds(1 / _time_of(encode, 6), BATCH / _time_of(step, 3))
-
-
-def _time_of(work: Callable[[int], None], times: int) -> float:
-    """Seconds that `work` takes once it is warm."""
-    work(0)
+def seconds_for(work: Callable[[], object]) -> float:
+    """How long `work` takes once it is warm."""
+    work()
     began = time.perf_counter()
-    for i in range(1, times):
-        work(i)
-    return max(1e-6, (time.perf_counter() - began) / (times - 1))
+    work()
+    return max(1e-6, time.perf_counter() - began)
 
 
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.1f} minutes" if seconds >= 90 else f"{seconds:.0f} seconds"
+def _between(least: int, wanted: float, most: int) -> int:
+    return max(least, min(most, int(wanted)))
+
+
+def _say(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds >= 90 else f"{math.ceil(seconds)} seconds"

@@ -1,191 +1,228 @@
-"""The stage of a fine-tuning: a GPT that can draw already learns a few pictures more, and is watched for copying."""
+"""The parts of a fine-tuning: views of a few pictures, the stage that learns them, what is drawn to look at.
+
+Notable choices:
+- views are cut and encoded when they are first learned from, so that nothing is encoded that there is no time to learn;
+- AdamW: orthogonal steps (Muon) cost as much as five grids, and so few steps gain nothing from them;
+- where a token is a pixel a view is the sprite itself on the ground colour: resampled, it would have other pixels.
+"""
 
 from __future__ import annotations
 
-import math
+import copy
+import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import torch
-from PIL import Image
+from accelerate.utils import send_to_device
+from PIL import Image, ImageOps
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
-from igpt.checkpoint import Tokenizer
-from igpt.config import SamplingOptions
-from igpt.lora import add_low_rank, with_labels
+from igpt.bundle import Bundle
+from igpt.evaluation.perceptual import NO_WEIGHTS
+from igpt.likelihood import bits_per_token
 from igpt.model import GPT
 from igpt.sampling import draw, generators
-from igpt.sheet import equal_sheet
-from igpt.token_cache import TokenCache, TokenWindows
-from tokenizer_vq.images import to_picture
+from igpt.sheet import equal_sheet, sheet
+from igpt.sizes import LARGEST_SPRITE, SMALLEST_SIDE, Grid
+from igpt.token_cache import TokenCache, window
+from tokenizer_vq.images import to_tensor
+from tokenizer_vq.vq import VQTokenizer
 
-from .gpt import LABEL_DROPOUT, SHEET_SEED, GPTStage, bits_a_token
-from .options import TuneOptions
-from .plan import REHEARSED, Plan
+from .collection import Collection, near_duplicates, shrunk
+from .decoder import DecoderTask
+from .folder import Run, schedule_for, use_bf16
+from .gpt import TABLES, WEIGHT_DECAY, GPTTask
+from .loop import run
+from .options import PRESETS, TrainOptions, TuneOptions
+from .tokens import free_view
 
-WATCHED, COMPARED = 48, 24  # windows of validation and of training pictures at every look
-BY_HEART = 1.0  # bits a token that training pictures may be easier than unseen ones
-SHOWN, QUICK = 4, 16  # pictures on a sheet while it learns, and the steps that draw them
-SCANNED = 6  # windows by which the labels of the base are ranked
-DRAWN_AT_ONCE = 16
+VIEWS = 16  # of a picture: 0 as a whole, 1 its middle square, the others free
+KEPT_SIDE = 512  # pixels of the short side of a picture that is kept at hand for more views
+TILE = 160  # pixels of a picture on the sheet, about
+DRAWN_AT_ONCE = 8
+CROP, DECODER_LR = 128, 2e-4  # pixels a side
+WORTH_IT = 0.1  # SSIM that unseen pictures must gain by the decoder that learned: less is only softness
 
-# Windows
-
-
-def whole_and_square(cache: TokenCache, pictures: Sequence[int], labels: Sequence[int] | None = None) -> TokenCache:
-    """The plain views of some pictures, the whole and its middle square, one grid each; with these labels or theirs."""
-    labels = labels or [cache.labels[i] for i in pictures]
-    places = [i * cache.views + view for i in pictures for view in (0, 1)]
-    return TokenCache(
-        1, [label for label in labels for _ in (0, 1)], [cache.shapes[p] for p in places],
-        [cache.grids[p] for p in places],
-    )  # fmt: skip
+# Views
 
 
-def bits_of(gpt: nn.Module, plain: TokenCache, seed: int, most: int) -> float:
-    """Bits a token of about `most` windows of plain views in random orders: each view equally often."""
-    assert isinstance(gpt, GPT)
-    count = len(plain) * max(1, most // len(plain)) if len(plain) < most else most
-    windows = TokenWindows(plain, list(range(len(plain))), gpt.config, seed + 1, random_orders=1)
-    return bits_a_token(gpt, windows, count)
+def true_pixels(picture: Image.Image) -> Image.Image:
+    """The sprite that was enlarged by a whole number to make this picture, which is larger than any sprite; or itself.
+    Pixel art is mostly shared like that."""
+    width, height = picture.size
+    largest = min(picture.size) // SMALLEST_SIDE if max(picture.size) > LARGEST_SPRITE else 1
+    for times in range(largest, 1, -1):
+        if width % times == height % times == 0:
+            small = picture.resize((width // times, height // times), Image.Resampling.NEAREST)
+            if small.resize(picture.size, Image.Resampling.NEAREST).tobytes() == picture.tobytes():
+                return small
+    return picture
 
 
-def ranked_labels(gpt: GPT, plain: TokenCache, seed: int) -> list[tuple[float, int]]:
-    """All labels of a model and the null label, the one that finds these pictures least surprising first."""
-    found = []
-    for label in range(gpt.config.labels + 1):
-        same = TokenCache(1, [label] * len(plain), plain.shapes, plain.grids)
-        found.append((bits_of(gpt, same, seed, SCANNED), label))
-    return sorted(found)
+def sprite_view(picture: Image.Image, cell: int, mirrored: bool) -> Tensor:
+    """The picture pixel by pixel in the middle of whole cells of white, [3, H, W]."""
+    width, height = (-(-side // cell) * cell for side in picture.size)
+    page = Image.new("RGB", (width, height), "white")
+    left, top = (width - picture.width) // 2, (height - picture.height) // 2
+    page.paste(ImageOps.mirror(picture) if mirrored else picture, (left, top))
+    return to_tensor(page)
 
 
-# Before it learns
+class Views(TokenCache):
+    """The views of a collection's pictures in the tokens of a model, each encoded when it is first asked for."""
 
+    def __init__(self, collection: Collection, labels: list[int], model: Bundle, flip: bool, options: TuneOptions):
+        super().__init__(VIEWS if model.downsample > 1 else 1 + flip, labels, [], [])
+        self.art, self.model, self.flip = collection.art, model, flip
+        self.seed, self.bf16 = options.seed, use_bf16(options)
+        self.plain = 2 if model.downsample > 1 else 1  # how many views, the first ones, show a picture as it is
+        self.known: dict[tuple[int, int], Tensor] = {}
+        self._picture = functools.lru_cache(maxsize=256)(self._opened)
 
-def prepared(base: GPT, starts: Sequence[int], method: str, rank: int, options: TuneOptions) -> GPT:
-    """The base with a new label for every one of `starts`, which says whose embedding it begins with."""
-    torch.manual_seed(options.seed)
-    gpt = with_labels(base, base.labels.weight.detach()[list(starts)])
-    for part in gpt.modules():
-        if isinstance(part, nn.Dropout):
-            part.p = options.dropout
-    if method == "lora":
-        add_low_rank(gpt, rank)
-    return gpt
+    def _opened(self, picture: int) -> Image.Image:
+        opened = self.art.picture(picture)
+        if self.model.downsample == 1:
+            return true_pixels(opened)
+        scale = KEPT_SIDE / min(opened.size)
+        width, height = (round(side * scale) for side in opened.size)
+        return opened.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0) if scale < 1 else opened
 
-
-def rehearsal(gpt: GPT, views: int, seed: int) -> TokenCache:
-    """What the base draws of each of its labels, to be learned along (deep generative replay, Shin et al. 2017, arXiv
-    1705.08690): one "picture" a label, whose views are REHEARSED drawings again and again."""
-    side = math.isqrt(gpt.config.cells)
-    faithful = SamplingOptions(guidance=1, autoguidance=1, top_p=1)  # the model as it is, not prettier
-    labels = torch.arange(gpt.config.labels).repeat_interleave(REHEARSED)
-    grids: list[Tensor] = []
-    for first in range(0, len(labels), DRAWN_AT_ONCE):
-        part = labels[first : first + DRAWN_AT_ONCE]
-        *_, last = draw(gpt, part, (side, side), faithful, generators(seed + first, len(part)))
-        grids += list(last.tokens_Bhw.flatten(1).to(torch.uint16))
-    numbers = range(gpt.config.labels)
-    chosen = [grids[label * REHEARSED + view % REHEARSED] for label in numbers for view in range(views)]
-    return TokenCache(views, list(numbers), [(side, side)] * len(chosen), chosen)
-
-
-def together(
-    own: TokenCache, rehearsed: TokenCache, train: Sequence[int], share: float
-) -> tuple[TokenCache, list[int]]:
-    """Both caches in one, and the pictures of a pass over it: about `share` of them rehearsed."""
-    both = TokenCache(
-        own.views, own.labels + rehearsed.labels, own.shapes + rehearsed.shapes, own.grids + rehearsed.grids
-    )
-    others = list(range(len(own), len(both)))
-    if not others or not share:
-        return own, list(train)
-    times = max(1, round(len(others) * (1 - share) / share / len(train)))
-    wanted = round(times * len(train) * share / (1 - share))
-    return both, list(train) * times + [others[i % len(others)] for i in range(max(1, wanted))]
+    @torch.no_grad()
+    def grid(self, picture: int, view: int) -> Tensor:
+        """Tokens [h, w] of one view of a picture, int64."""
+        if (picture, view) not in self.known:
+            opened, model = self._picture(picture), self.model
+            if model.downsample > 1:
+                rng = Random(f"view/{self.seed}/{picture}/{view}")
+                image_CHW = free_view(opened, view, model.grids, self.flip, rng)
+            else:
+                image_CHW = sprite_view(opened, model.grids.cell, mirrored=view == 1)
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=self.bf16):
+                tokens_hw = model.tokenizer.encode(image_CHW[None].to(model.device))[0]
+            self.known[picture, view] = tokens_hw.to("cpu", torch.uint16)
+        return self.known[picture, view].long()
 
 
 # While it learns
 
 
-class TuneStage(GPTStage):
-    """A `loop.Stage`: the GPT on the crops of a few pictures, with some of its own drawings between them."""
+def plain_windows(views: Views, pictures: Sequence[int], count: int) -> list[tuple[Tensor, int]]:
+    """`count` windows of plain views, spread over the pictures, each with its label: the same every time."""
+    places = [(picture, view) for view in range(views.plain) for picture in pictures]
+    chosen = [places[i * len(places) // count] for i in range(count)]
+    config = views.model.gpt.config
+    return [(window(views.grid(*place), config, Random(0)), views.labels[place[0]]) for place in chosen]
+
+
+def bits_of(gpt: GPT, windows: Sequence[tuple[Tensor, int]]) -> float:
+    """Mean bits a token of grids of any shapes under their labels, in random orders that are the same every time."""
+    bits = []
+    for shape in dict.fromkeys(grid_hw.shape for grid_hw, _ in windows):
+        grids, labels = zip(*((grid_hw, label) for grid_hw, label in windows if grid_hw.shape == shape), strict=True)
+        bits.append(bits_per_token(gpt, torch.stack(grids), torch.tensor(labels)).flatten())
+    return float(torch.cat(bits).mean())
+
+
+class TuneTask(GPTTask):
+    """A `loop.Task`: the GPT on the views of a few pictures. Its score is bits a token of validation windows."""
 
     name = "finetune"
 
-    def __init__(
-        self, cache: TokenCache, tokenizer: Tokenizer, labels: list[str], train: list[int], validation: list[int],
-        model: GPT, options: TuneOptions, plan: Plan, rehearsed: TokenCache | None,
-    ):  # fmt: skip
-        super().__init__(cache, tokenizer, labels, train, validation, model, options, plan.lr)
-        both, pictures = cache, train
-        if rehearsed is not None:
-            both, pictures = together(cache, rehearsed, train, options.rehearse)
-        self.dataset = TokenWindows(
-            both, pictures, model.config, options.seed, random_orders=options.random_orders,
-            noise=options.token_noise, label_dropout=LABEL_DROPOUT,
-        )  # fmt: skip
-        self.validation = whole_and_square(cache, validation)
-        self.training = whole_and_square(cache, train[:: max(1, len(train) // (COMPARED // 2))])
-        self.drawn = sorted({cache.labels[i] for i in train})
-        self._before = self._bits(model.eval())
+    def __init__(self, views: Views, train: list[int], model: GPT, options: TuneOptions):
+        super().__init__(views, (train, []), views.model.tokenizer, model, options, options.peak_lr)
+        self.options: TuneOptions = options
+        self.windows: list[tuple[Tensor, int]] = []  # of validation pictures, as many as there will be time for
 
-    def _bits(self, model: nn.Module) -> dict[str, float]:
-        return {
-            "bits_validation": bits_of(model, self.validation, self.options.seed, WATCHED),
-            "bits_training": bits_of(model, self.training, self.options.seed, COMPARED),
-        }
-
-    @torch.no_grad()
-    def measure(self, model: nn.Module) -> dict[str, float]:
-        """Bits a token of the validation pictures, and of as many training pictures."""
-        bits = self._bits(model)
-        return bits | {"score": bits["bits_validation"]}
-
-    def worries(self, progress: float, numbers: dict[str, float]) -> list[str]:
-        """Learning by heart, in plain words: training pictures became far easier than unseen ones of the folder."""
-        lead = numbers["bits_validation"] - numbers["bits_training"]
-        before = self._before["bits_validation"] - self._before["bits_training"]
-        if lead - before <= BY_HEART:
-            return []
-        return [
-            f"a token of its training pictures costs it {lead:.1f} bits less than one of the pictures kept for "
-            "validation: it begins to learn them by heart and may repeat them; more pictures or fewer --samples help"
+    def optimizer(self, name: str) -> torch.optim.Optimizer:
+        learning = {key: p for key, p in self.modules[name].named_parameters() if p.requires_grad}
+        decayed = {key for key, p in learning.items() if p.dim() == 2 and key not in TABLES}
+        groups = [
+            {"params": [p for key, p in learning.items() if (key in decayed) == (decay > 0)], "weight_decay": decay}
+            for decay in (WEIGHT_DECAY, 0.0)
         ]
+        return torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.95), fused=True)
 
     @torch.no_grad()
-    def sheet(self, model: nn.Module) -> Image.Image:
-        """A few quick samples of the folder's labels, always from the same seeds."""
+    def measure(self, model: nn.Module, progress: float = 1.0) -> dict[str, float]:
         assert isinstance(model, GPT)
-        labels = [self.drawn[i % len(self.drawn)] for i in range(SHOWN)]
-        side = math.isqrt(self.config.cells)
-        pictures = draw_pictures(model, self.tokenizer, labels, (side, side), SHEET_SEED, SamplingOptions(steps=QUICK))
-        return equal_sheet([[(picture, "") for picture in pictures]], 128)
+        bits = bits_of(model, self.windows)
+        return {"bits": bits, "score": bits}
+
+    def sheet(self, model: nn.Module) -> None:
+        """None before the end: drawing takes the time in which more could be learned."""
+
+    def try_step(self, first: int) -> None:
+        """What a step costs, for a clock: a batch there and back, of which nothing stays."""
+        model, samples = self.modules["model"].train(), [self.dataset[first + k] for k in range(self.options.batch)]
+        batch = send_to_device(default_collate(samples), next(model.parameters()).device)
+        loss, _ = self.loss(self.modules, batch, 0.0, torch.Generator())
+        loss.backward()  # type: ignore[no-untyped-call]
+        model.zero_grad(set_to_none=True)
 
 
-@torch.no_grad()
-def draw_pictures(
-    gpt: GPT, tokenizer: Tokenizer, labels: Sequence[int], grid: tuple[int, int], seed: int,
-    options: SamplingOptions | None = None,
-) -> list[Image.Image]:  # fmt: skip
-    """One picture for each label; picture i is drawn from seed + i."""
-    pictures, device = [], next(gpt.parameters()).device
-    tokenizer = tokenizer.to(device)
+# What is looked at
+
+
+def draw_pictures(model: Bundle, labels: Sequence[int], grid: Grid, seed: int) -> list[Image.Image]:
+    """One picture for each label, as the model draws where nothing else is said; picture i is drawn from seed + i."""
+    pictures: list[Image.Image] = []
     for first in range(0, len(labels), DRAWN_AT_ONCE):
         labels_B = torch.tensor(labels[first : first + DRAWN_AT_ONCE])
-        *_, last = draw(gpt, labels_B, grid, options or SamplingOptions(), generators(seed + first, len(labels_B)))
-        for tokens_hw in last.tokens_Bhw:
-            pictures.append(to_picture(tokenizer.decode(tokens_hw.unsqueeze(0).to(device))[0].float()))
+        *_, last = draw(model.gpt, labels_B, grid, model.sampling, generators(seed + first, len(labels_B)))
+        pictures += model.decode(last.tokens_Bhw)
     return pictures
 
 
-def write_sheet(path: Path, pictures: list[Image.Image], before: list[Image.Image], after: list[Image.Image]) -> None:
-    """Pictures of the folder above what was drawn before and after from the same seeds."""
-    side = 160
-    tall = round(side * before[0].height / before[0].width)
-    names = ("the folder", "before", "after")
-    rows = [
-        [(p, name if i == 0 else " ") for i, p in enumerate(row)]
-        for name, row in zip(names, (pictures, before, after), strict=True)
-    ]
-    equal_sheet(rows, side, tall).save(path, "JPEG", quality=88)
+def write_sheet(path: Path, rows: dict[str, list[Image.Image]], sprites: bool) -> None:
+    """Rows of pictures, each with its name below the first one. Sprites are enlarged by whole numbers."""
+    named = [[(p, name if i == 0 else " ") for i, p in enumerate(row)] for name, row in rows.items()]
+    if sprites:
+        page = sheet([[(_enlarged(p), name) for p, name in row] for row in named])
+    else:
+        last = named[-1][0][0]
+        page = equal_sheet(named, TILE, round(TILE * last.height / last.width))
+    page.save(path, "JPEG", quality=90)
+
+
+def _enlarged(sprite: Image.Image) -> Image.Image:
+    times = max(1, TILE // max(sprite.size))
+    return sprite.resize((sprite.width * times, sprite.height * times), Image.Resampling.NEAREST)
+
+
+def copies(collection: Collection, drawn: Sequence[Image.Image]) -> int:
+    """How many drawn pictures are near-duplicates of training pictures, as those of a folder are found."""
+    told_NCHW = collection.small_NCHW
+    groups = near_duplicates(torch.cat([told_NCHW, torch.stack([shrunk(picture) for picture in drawn])]))
+    return sum(group < len(told_NCHW) for group in groups[len(told_NCHW) :])
+
+
+# The decoder
+
+
+def tune_decoder(
+    tokenizer: VQTokenizer, collection: Collection, options: TuneOptions, flip: bool, work: Path
+) -> tuple[VQTokenizer, str]:
+    """A copy whose decoder learned the training pictures, and a sentence about it. Codes stay, so that tokens and
+    recipes stay good. Without a discriminator, which so few pictures would make blind, a decoder also grows softer:
+    the old one comes back where unseen pictures do not gain much."""
+    how = TrainOptions(
+        seed=options.seed, adversarial=0.0, tokenizer_lr=DECODER_LR, flip=flip, precision=options.precision,
+        quiet=options.quiet, perceptual=NO_WEIGHTS,
+    )  # fmt: skip
+    preset = replace(PRESETS["small"], crop=CROP)
+    about = Run(collection.art, collection.train, collection.validation, preset, how, work)
+    task = DecoderTask(about, copy.deepcopy(tokenizer))
+    before = task.measure(task.modules["model"].eval())
+    schedule = schedule_for(options.decoder_crops, options.batch, options)
+    learned = run(task, schedule, work, {"identity": collection.art.fingerprint})
+    after = task.measure(learned)
+    kept = after["ssim"] >= before["ssim"] + WORTH_IT
+    told = (
+        f"through the codes and back, pictures kept for validation had an SSIM of {before['ssim']:.2f} and have "
+        f"{after['ssim']:.2f} with the decoder that learned, which is {'' if kept else 'too little: it is not '}kept"
+    )
+    return (task.tokenizer(learned) if kept else tokenizer), told
