@@ -19,7 +19,7 @@ from tokenizer_vq.base import UserError
 from tokenizer_vq.images import fit_cover, to_tensor
 from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
 from train import features
-from train.features import BATCH, FeatureCache, FeatureNet, extract, nets
+from train.features import BATCH, SAVED_EVERY, FeatureCache, FeatureNet, extract, nets
 
 ROOT = Path(__file__).parent.parent
 FEATURES = Path(os.environ.get("IGPT_FEATURES", ROOT.parent / "shared" / "features"))
@@ -75,9 +75,7 @@ def test_what_was_seen_before_is_not_extracted_again_even_by_another_run(tmp_pat
     assert net.seen == 25 and len(list(again.folder.iterdir())) == 2, "a file for each run that had something new"
 
 
-def test_a_cache_is_saved_in_the_middle_and_an_interrupted_extraction_keeps_what_it_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cache_is_saved_in_the_middle_and_an_interrupted_extraction_keeps_what_it_has(tmp_path: Path) -> None:
     def stream() -> Iterator[Image.Image]:
         yield from pictures(BATCH)
         raise KeyboardInterrupt
@@ -86,11 +84,10 @@ def test_a_cache_is_saved_in_the_middle_and_an_interrupted_extraction_keeps_what
     with pytest.raises(KeyboardInterrupt):
         extract(net, stream(), 40, device=CPU, cache=FeatureCache.of(net, tmp_path))
     assert len(FeatureCache.of(net, tmp_path).known) == BATCH
-    monkeypatch.setattr(features, "SAVED_EVERY", 3)
     cache = FeatureCache.of(net, tmp_path / "other")
-    for i in range(4):
-        cache.put(bytes([i] * 16), torch.ones(3))
-    assert len(FeatureCache.of(net, tmp_path / "other").known) == 3
+    for i in range(SAVED_EVERY + 5):
+        cache.put(i.to_bytes(16, "big"), torch.ones(3))
+    assert len(FeatureCache.of(net, tmp_path / "other").known) == SAVED_EVERY
 
 
 def test_a_damaged_cache_or_one_that_cannot_be_written_is_no_obstacle(

@@ -60,7 +60,7 @@ def test_evaluate_prints_a_table_and_writes_json_and_a_page_that_needs_nothing_e
     assert {"reconstruction", "likelihood", "fidelity and diversity", "originality", "creativity"} <= sections.keys()
     assert sections["likelihood"]["bits per token, random order"].keys() == {"training", "held-out"}
     bits = sections["likelihood"]["bits per token, raster order"]["training"]
-    assert sections["likelihood"]["bits per pixel, raster order"]["training"] == pytest.approx(bits / 64)
+    assert sections["likelihood"]["bits per pixel, raster order"]["training"] == pytest.approx(bits / 16)
     wanted = {"KID", "Frechet distance", "precision", "recall", "density", "coverage", "Vendi score"}
     assert wanted <= sections["fidelity and diversity"].keys()
     assert sections["fidelity and diversity"]["KID"].keys() == {"drawn", "reconstructed", "real"}
@@ -76,15 +76,19 @@ def test_evaluate_prints_a_table_and_writes_json_and_a_page_that_needs_nothing_e
             assert measure in page and measure in out
 
 
-def test_the_probe_reads_labels_off_every_layer_and_draws_them(desk: Path, capsys: Capture) -> None:
-    assert main([*EVALUATE, "--manifest", manifest(desk, 4), "--probe"]) == 0
-    found = measures()["measures"]["linear probe"]
-    assert found.keys() == {"layer 1 of 2", "layer 2 of 2", "pixels", "tokenizer"}
-    assert found["tokenizer"]["held-out"] == 1, "red and blue are told apart by their colours"
-    assert all(0 <= row["held-out"] <= 1 for row in found.values())
-    assert Image.open("tiny-report/probe.png").size[0] > 200
-    assert main([*EVALUATE, "--manifest", manifest(desk, 0), "--probe", "--out", "none-held-out"]) == 0
-    assert "linear probe on pixels: no picture has a label" in capsys.readouterr().out
+def test_a_model_of_pixels_is_looked_at_in_the_same_ways(
+    desk: Path, capsys: Capture, tiny_pixels: ImageGPT
+) -> None:
+    tiny_pixels.save("pixels")
+    split = ["--manifest", manifest(desk, 4), "--device", "cpu"]
+    assert main(["evaluate", "pixels", "art", *split, "--samples", "6", "--steps", "2"]) == 0
+    told = measures("pixels-report")
+    assert told["skipped"] == [] and told["side"] == 16
+    likelihood = told["measures"]["likelihood"]
+    assert likelihood["bits per token, raster order"] == likelihood["bits per pixel, raster order"]
+    assert main(["audit", "art/red/7.png", "--against", "art", "--model", "pixels", *split]) == 0
+    assert "this is red/7.png" in capsys.readouterr().out
+    assert main(["surprise", "art/red/7.png", "--model", "pixels", "--device", "cpu", "--orders", "1"]) == 0
 
 
 def test_a_second_report_gets_a_new_number_and_says_the_same(desk: Path, capsys: Capture) -> None:

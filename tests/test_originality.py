@@ -94,17 +94,23 @@ def test_a_copied_training_set_is_all_copies_and_nothing_new(
     assert auc(unseen, copies) == 1, "nearer than anything unseen"
 
 
-def test_distances_do_not_depend_on_the_blocks(
-    wide_art: ArtFolder, tiny_model: ImageGPT, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    space = space_of(tiny_model, "pixels")
-    training = references(space, wide_art, list(range(6)), 32, device=CPU, quiet=True)
-    queries = both_ways(space, [wide_art.picture(i) for i in range(10)], 10, 32, device=CPU)
-    whole = nearest(space, queries, training)
-    monkeypatch.setattr(originality, "QUERIES", 3)
-    monkeypatch.setattr(originality, "TRAINING", 4)
-    for a, b in zip(whole, nearest(space, queries, training), strict=True):
-        assert torch.allclose(a.double(), b.double())
+@pytest.mark.parametrize("key", KEYS)
+def test_the_nearest_of_thousands_are_those_that_a_look_at_every_pair_finds(key: str, tiny_model: ImageGPT) -> None:
+    """More queries and more crops than are compared at once."""
+    space, generator = space_of(tiny_model, key), torch.Generator().manual_seed(0)
+    count, asked = 5000, 40
+    vectors, queries = (torch.randn(shape, generator=generator) for shape in ((count, 9), (asked, 2, 9)))
+    if key == "tokens":
+        vectors, queries = vectors.round(), queries.round()
+    crop_N = torch.arange(count) % 3
+    found = nearest(space, queries, originality.References(vectors, 7 * (torch.arange(count) // 3), crop_N), k=3)
+    assert found.distance_QK.shape == (asked, 3)
+    for q in (0, 15, 16, 39):
+        distance_N = torch.stack([space.distances(way[None], vectors)[0] for way in queries[q]]).amin(0)
+        of_pictures = torch.stack([part.min() for part in distance_N.split(3)])
+        assert torch.allclose(found.distance_QK[q], of_pictures.sort().values[:3])
+        for picture, crop, distance in zip(*(x[q].tolist() for x in found[1:]), found.distance_QK[q], strict=True):
+            assert torch.isclose(distance_N[picture // 7 * 3 + crop], distance)
 
 
 def test_fewer_training_pictures_than_asked_for_are_all_named(wide_art: ArtFolder, tiny_model: ImageGPT) -> None:
