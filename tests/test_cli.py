@@ -15,7 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from igpt.cli.parts import options_of
+from igpt.cli.flags import options_of
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from igpt.config import SamplingOptions
 from igpt.image_gpt import ImageGPT
 from igpt.likelihood import bits_per_token
-from igpt.sampling import draw, generators
+from igpt.sampling import generators, sample
 from igpt.sheet import equal_sheet
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
@@ -193,7 +193,7 @@ class Examination:
         for first in features.watched(range(0, len(labels), BATCH), "drawing", self.quiet):
             labels_B = torch.tensor(labels[first : first + BATCH])
             seeds = generators(seed + first, len(labels_B))
-            *_, last = draw(self.model.gpt, labels_B, self.grid, self.sampling, seeds)
+            *_, last = sample(self.model.gpt, labels_B, self.grid, self.sampling, seeds)
             for picture in self.model.decode(last.tokens_Bhw):
                 buffer = io.BytesIO()
                 picture.save(buffer, "PNG", compress_level=1)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from igpt.checkpoint import Tokenizer
 from igpt.config import GPTConfig, SamplingOptions
 from igpt.model import GPT
-from igpt.sampling import draw, generators
+from igpt.sampling import generators, sample
 from igpt.sizes import Grids
 from igpt.token_cache import TokenCache, TokenWindows
 from tokenizer_vq.images import to_picture
@@ -88,7 +88,7 @@ class GPTStage:
         numbers = [i * max(1, len(self.labels)) // (SHOWN // 2) for i in range(SHOWN // 2) for _ in range(2)]
         grid = Grids(self.tokenizer.downsample, self.config.cell, self.config.cells).native
         labels_B = torch.tensor(numbers) if self.labels else torch.full((SHOWN,), model.null_label)
-        *_, last = draw(model, labels_B, grid, SamplingOptions(), generators(SHEET_SEED, SHOWN))
+        *_, last = sample(model, labels_B, grid, SamplingOptions(), generators(SHEET_SEED, SHOWN))
         device = next(self.tokenizer.parameters(), last.tokens_Bhw).device
         images = self.tokenizer.decode(last.tokens_Bhw.to(device)).float().cpu()
         return to_picture(rearrange(images, "(rows columns) c h w -> c (rows h) (columns w)", columns=8))
