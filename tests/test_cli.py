@@ -15,11 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from igpt.cli.flags import options_of
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from igpt.cli import build_parser, main
+from igpt.cli.flags import options_of
 from igpt.config import SamplingOptions
 from igpt.siblings import sibling
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from igpt.checkpoint import load
 from tests.painting import art_folder, paint
-from tests.test_training import QUIET, TOY, schedule
+from tests.test_training import QUIET, SHORT, TOY, schedule
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.vq import VQConfig, VQTokenizer
@@ -41,10 +41,10 @@ def tiny(codes: int = 16, seed: int = 0) -> VQTokenizer:
         (5000, 256, 8, 256, 4096, 128, 50_000),  # paintings: the preset as it is
         (5000, 1500, 8, 256, 4096, 128, 50_000),
         (20, 256, 8, 256, 64, 128, 4_000),  # few pictures: few codes, fewer crops
-        (300, 256, 8, 256, 256, 128, 30_000),
-        (2000, 72, 4, 256, 1024, 72, 50_000),  # emoji: smaller tokens
-        (2000, 32, 4, 64, 256, 32, 50_000),  # tiles: crops no larger than they are
-        (2000, 16, 4, 16, 64, 32, 50_000),
+        (300, 256, 8, 256, 1024, 128, 30_000),
+        (2000, 72, 4, 81, 2048, 72, 50_000),  # emoji: smaller tokens
+        (2000, 32, 4, 16, 256, 32, 50_000),  # tiles: crops no larger than they are
+        (2000, 16, 4, 4, 64, 32, 50_000),
     ],
 )
 def test_the_settings_follow_from_number_and_size_of_the_pictures(
@@ -52,22 +52,28 @@ def test_the_settings_follow_from_number_and_size_of_the_pictures(
 ) -> None:
     preset = TrainOptions().suited(pictures, side)
     told = (preset.downsample, preset.cells, preset.codes, preset.crop, preset.tokenizer_crops)
-    assert told == (downsample, cells, codes, crop, crops)
+    assert told == (downsample, cells, codes, crop, crops) and preset.cell == 2
+
+
+def test_large_tokens_are_few_enough_to_be_drawn_one_by_one() -> None:
+    large, usual = (TrainOptions(downsample=pixels).suited(5000, 256) for pixels in (16, 8))
+    assert (large.cell, large.cells) == (1, 256) and (usual.cell, usual.cells) == (2, 256)
+    taken = TrainOptions().suited(5000, 256, downsample=16)
+    assert (taken.downsample, taken.cell) == (16, 1), "those of a tokenizer that is there already"
 
 
 @pytest.mark.parametrize(("downsample", "channels"), [(4, (160,)), (8, VQConfig().channels), (16, (160, 256, 256))])
 def test_the_tokenizer_has_a_level_for_every_halving(downsample: int, channels: tuple[int, ...]) -> None:
     assert TrainOptions(downsample=downsample).suited(5000, 256).channels == channels
-    with torch.device("meta"):
-        assert VQTokenizer(VQConfig(channels=channels)).downsample == downsample
+    few = tuple(32 for _ in channels)  # as many levels, quickly made
+    assert VQTokenizer(VQConfig(channels=few)).downsample == downsample
 
 
-def test_pictures_as_small_as_they_may_be_go_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("train.options", fromlist=["PRESETS"]).PRESETS, "toy", replace(TOY, crop=128))
+def test_pictures_as_small_as_they_may_be_go_the_whole_way(tmp_path: Path) -> None:
     for i in range(6):
         paint(i, (200, 40, 40), (16, 16)).save(tmp_path / f"{i}.png")
-    options = replace(QUIET, preset="toy", adversarial=0.5)
-    assert load(train(None, tmp_path, tmp_path.parent / "model", options)).tokenizer.downsample == 4
+    found = load(train(None, tmp_path, tmp_path.parent / "model", replace(SHORT, adversarial=0.5)))
+    assert found.gpt is not None and (found.tokenizer.downsample, found.gpt.config.cells) == (4, 4)
 
 
 def test_a_flag_is_stronger_than_what_would_be_chosen() -> None:
@@ -98,13 +104,11 @@ def test_a_collection_with_nothing_to_tell_apart_is_refused(pictures: str, tmp_p
     assert not (tmp_path / "model").exists()
 
 
-def test_a_folder_that_changes_between_two_runs_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("train.options", fromlist=["PRESETS"]).PRESETS, "toy", TOY)
-    options = replace(QUIET, preset="toy")
-    train("tokenizer", art_folder(tmp_path / "art"), tmp_path / "model", options)
+def test_a_folder_that_changes_between_two_runs_is_noticed(tmp_path: Path) -> None:
+    train("tokenizer", art_folder(tmp_path / "art"), tmp_path / "model", SHORT)
     paint(99, (0, 200, 0)).save(tmp_path / "art" / "red" / "new.png")
     with pytest.raises(UserError, match="other pictures"):
-        train("tokenizer", tmp_path / "art", tmp_path / "model", options)
+        train("tokenizer", tmp_path / "art", tmp_path / "model", SHORT)
 
 
 # Warnings
@@ -164,13 +168,9 @@ def test_no_weights_are_kept_from_before_the_discriminator_has_its_full_say(art:
         assert ("score" in stage.measure(model)) is scored
 
 
-def test_the_decoder_of_a_model_goes_on_learning_and_its_codes_and_gpt_stay(
-    art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(__import__("train.options", fromlist=["PRESETS"]).PRESETS, "toy", TOY)
-    options = replace(QUIET, preset="toy")
-    first = load(train(None, art, tmp_path / "first", options))
-    again = replace(options, tokenizer=str(tmp_path / "first"), decoder_crops=16)
+def test_the_decoder_of_a_model_goes_on_learning_and_its_codes_and_gpt_stay(art: Path, tmp_path: Path) -> None:
+    first = load(train(None, art, tmp_path / "first", SHORT))
+    again = replace(SHORT, tokenizer=str(tmp_path / "first"), decoder_crops=16)
     second = load(train("decoder", art, tmp_path / "second", again))
     a, b = first.tokenizer.state_dict(), second.tokenizer.state_dict()
     changed = {name.split(".")[0] for name in a if not torch.equal(a[name], b[name])}
@@ -183,7 +183,7 @@ def test_the_decoder_of_a_model_goes_on_learning_and_its_codes_and_gpt_stay(
     card = (tmp_path / "second" / "README.md").read_text()
     assert second.provenance["decoder"]["command"] in card and first.provenance["command"] in card
     with pytest.raises(UserError, match="--tokenizer MODEL"):
-        train("decoder", art, tmp_path / "third", options)
+        train("decoder", art, tmp_path / "third", SHORT)
     assert not (tmp_path / "third").exists()
 
 

@@ -138,7 +138,8 @@ class TrainOptions(LearningOptions):
         fitting = preset.downsample if side >= CELLS_A_SIDE * preset.downsample else min(DOWNSAMPLES)
         downsample = downsample or self.downsample or fitting
         levels = max(1, int(math.log2(downsample)) - 1)  # of the tokenizer: its patch of 4 pixels, then halvings
-        cell = 1 if downsample > preset.downsample else preset.cell  # large tokens are few enough to be drawn singly
+        # Large tokens are few enough to be drawn singly.
+        cell = 1 if downsample > PRESETS[self.preset].downsample else preset.cell
         cells = min(preset.cells, max(2, round(side / (cell * downsample))) ** 2)
         tokens = pictures * cells * cell**2
         codes = min(preset.codes, 2 ** int(math.log2(max(MIN_CODES, tokens / TOKENS_A_CODE))))
