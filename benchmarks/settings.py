@@ -21,10 +21,11 @@ from PIL.Image import Image
 from torch import Tensor
 
 from igpt.config import DEFAULT_MODEL, SamplingOptions
+from igpt.evaluation.features import Extractor, nets
+from igpt.evaluation.metrics import kid, neighbourhoods
 from igpt.image_gpt import ImageGPT
 from igpt.sampling import generators, sample
 from igpt.token_cache import TokenCache
-from train import features, fidelity
 
 TRIED = (
     "", "steps=8", "steps=32", "guidance=1.5", "guidance=5", "top_p=0.9", "temperature=0.9",
@@ -62,24 +63,20 @@ def decoded(model: ImageGPT, cache: TokenCache, pictures: Iterable[int]) -> Iter
 class Judge:
     """Nets, and what they see of pictures."""
 
-    def __init__(self, folder: str, model: ImageGPT, nets: int = 2):
-        side, _ = model.grids.native_size
-        self.nets = features.nets(folder, model.tokenizer, side, model.weights_hash)[:nets]
+    def __init__(self, folder: str, model: ImageGPT, count: int = 2):
+        self.nets, self.extract = nets(folder, model)[:count], Extractor(model.device, quiet=True)
         self.columns = [f"KID, {net.name}" for net in self.nets] + ["precision", "recall", "coverage"]
 
     def look(self, images: Iterable[Image]) -> list[Tensor]:
         """Features [N, D] by each net."""
         kept = list(images)
-        return [
-            features.extract(net, iter(kept), len(kept), device=torch.device("cpu"), cache=None, quiet=True, what="")
-            for net in self.nets
-        ]
+        return [self.extract(net, kept, len(kept)) for net in self.nets]
 
     def row(self, real: list[Tensor], found: list[Tensor]) -> list[float]:
         """The numbers of `columns`; all but KID by the first net."""
-        kids = [fidelity.kid(*pair).mean for pair in zip(real, found, strict=True)]
-        near = fidelity.neighbourhoods(real[0], found[0])
-        return [*kids, near.precision, near.recall, near.coverage]
+        near = neighbourhoods(real[0], found[0])
+        kids = [kid(*pair) for pair in zip(real, found, strict=True)]
+        return [*kids, *(near[name] for name in ("precision", "recall", "coverage"))]
 
 
 def compare_settings(model: ImageGPT, cache: TokenCache, judge: Judge, samples: int, settings: list[str]) -> None:
@@ -118,7 +115,7 @@ def main() -> None:
     parser.add_argument("--by-label", type=int, metavar="N", help="compare labels instead, N pictures each")
     args = parser.parse_args()
     model, (cache, _) = ImageGPT.load(args.model, "cpu"), TokenCache.load(args.tokens)
-    judge = Judge(args.features, model, nets=1 if args.by_label else 2)
+    judge = Judge(args.features, model, count=1 if args.by_label else 2)
     if args.by_label:
         compare_labels(model, cache, judge, args.by_label)
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from igpt.evaluation.perceptual import psnr, ssim
 from igpt.files import Output, write_picture
 from igpt.sheet import sheet
 from tokenizer_vq.base import ImageTokenizer, UserError
@@ -19,8 +19,6 @@ from tokenizer_vq.images import open_picture, to_picture, to_tensor
 
 LONGEST_SIDE = 1024  # pixels; larger pictures are made smaller first
 SHORTEST_SIDE = 8  # pixels; SSIM looks through windows of 7
-
-Measure = Callable[[Tensor, Tensor], Tensor]  # of two [B, 3, H, W] in [-1, 1], one number a picture
 
 
 class Tokenized(NamedTuple):
@@ -45,7 +43,7 @@ def tokenize(tokenizer: ImageTokenizer, picture: Image.Image, device: torch.devi
 
 
 def tokenize_files(
-    tokenizer: ImageTokenizer, sources: list[Path], measures: dict[str, Measure], out: Output | None, *,
+    tokenizer: ImageTokenizer, sources: list[Path], out: Output | None, *,
     device: torch.device, force: bool = False, quiet: bool = False,
 ) -> list[Path]:  # fmt: skip
     """Writes NAME-tokens.png, original and reconstruction side by side, into `out` or (None) beside each original, and
@@ -59,15 +57,14 @@ def tokenize_files(
             )
     paths: list[Path] = []
     for source in sources:
-        told = tokenize(tokenizer, open_picture(source), device)
+        found = tokenize(tokenizer, open_picture(source), device)
         place = (out or Output(source.parent)).picture(f"{source.stem}-tokens")
-        pair = [to_tensor(picture)[None] for picture in (told.original, told.reconstruction)]
-        numbers = [f"{name} {float(measure(*pair)):.4g}" for name, measure in measures.items()]
-        rows, columns = told.tokens_hw.shape
-        numbers += [f"{rows * columns} tokens ({columns}x{rows})", f"{told.bits_per_pixel:.4f} bits per pixel"]
-        both = sheet([[(told.original, "original"), (told.reconstruction, "in tokens")]])
+        pair = [to_tensor(picture)[None] for picture in (found.original, found.reconstruction)]
+        numbers = [f"{name} {float(measure(*pair)):.4g}" for name, measure in (("PSNR", psnr), ("SSIM", ssim))]
+        rows, columns = found.tokens_hw.shape
+        numbers += [f"{rows * columns} tokens ({columns}x{rows})", f"{found.bits_per_pixel:.4f} bits per pixel"]
+        both = sheet([[(found.original, "original"), (found.reconstruction, "in tokens")]])
         path = write_picture(both, place, force=force and place not in paths)  # two originals may share a name
         paths.append(path)
         print(path if quiet else f"{path}: {', '.join(numbers)}", flush=True)
     return paths
-

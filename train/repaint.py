@@ -6,13 +6,13 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
+from igpt.evaluation.perceptual import NO_WEIGHTS
 from tokenizer_vq.vq import VQTokenizer
 
 from .collection import Collection
 from .decoder import DecoderStage, FrozenCodes
 from .folder import precision_of
 from .loop import Schedule, run
-from .losses import NO_WEIGHTS
 from .options import PRESETS, TrainOptions, TuneOptions
 from .plan import Plan
 

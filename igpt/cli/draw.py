@@ -238,10 +238,8 @@ def _tokenize(args: argparse.Namespace) -> None:
     out: Output | None = None if args.out is None else plan_output(args.out, len(sources))
     device = pick_device(args.device)
     tokenizer = checkpoint.load(args.model).tokenizer.to(device)
-    evaluate = sibling("train.evaluate")
-    measures = {"PSNR": evaluate.psnr, "SSIM": evaluate.ssim}
     sibling("generate.tokenize").tokenize_files(
-        tokenizer, sources, measures, out, device=device, force=args.force, quiet=args.quiet
+        tokenizer, sources, out, device=device, force=args.force, quiet=args.quiet
     )
 
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from igpt.evaluation.options import AuditOptions, EvaluateOptions
 from igpt.files import check_writable, plan_output, write_picture
-from igpt.siblings import sibling
 from tokenizer_vq.base import UserError
 
 from .flags import (
@@ -39,9 +39,10 @@ def _add_evaluate(commands: Any) -> None:
     parser.add_argument("model", metavar="MODEL", help="name or folder of a model")
     add_adapter(parser)
     parser.add_argument("art", metavar="ART", help="the art it learned from: a folder or a .tar, as for train")
-    add_options(parser, sibling("train.options").EvaluateOptions)
+    add_options(parser, EvaluateOptions)
     add_sampling(parser)
-    parser.add_argument("--out", metavar="FOLDER", help="for report.html and report.json (default: MODEL-report)")
+    out = "for report.md with its pictures, and report.json (default: MODEL-report)"
+    parser.add_argument("--out", metavar="FOLDER", help=out)
     parser.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
@@ -50,7 +51,7 @@ def _add_audit(commands: Any) -> None:
     parser = add_command(commands, "audit", _audit, "find the training pictures that pictures come nearest to")
     parser.add_argument("pictures", metavar="PICTURE", nargs="+", help="a picture; its middle square is looked at")
     parser.add_argument("--against", metavar="ART", required=True, help="the art of the training: a folder or a .tar")
-    add_options(parser, sibling("train.options").AuditOptions)
+    add_options(parser, AuditOptions)
     add_model(parser)
     add_output(parser)
 
@@ -70,28 +71,30 @@ def _add_surprise(commands: Any) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    options = options_of(args, sibling("train.options").EvaluateOptions)
+    options = options_of(args, EvaluateOptions)
     sampling = sampling_of(args)
     options.check()
     check_art(args.art)
     folder = Path(args.out or f"{Path(args.model).name}-report")
     check_writable(folder)
     model = load_model(args)
-    report = sibling("train.examine").evaluate_model(
-        model, args.art, options, replace(model.sampling, **sampling), quiet=args.quiet
-    )
-    print(report.table(), flush=True)
-    print(report.write(folder) / "report.html")
+    from igpt.evaluation.evaluate import Evaluation
+
+    report = Evaluation(model, args.art, options, replace(model.sampling, **sampling), args.quiet).run()
+    print(report.to_markdown(brief=True), flush=True)
+    print(report.write(folder))
 
 
 def _audit(args: argparse.Namespace) -> None:
-    options = options_of(args, sibling("train.options").AuditOptions)
+    options = options_of(args, AuditOptions)
     options.check()
     check_art(args.against)
     sources = _pictures(args.pictures)
     output = plan_output(args.out, len(sources))
     model = load_model(args)
-    for verdict in sibling("train.audit").audit(model, sources, args.against, options, quiet=args.quiet):
+    from igpt.evaluation.audit import audit
+
+    for verdict in audit(model, sources, args.against, options, quiet=args.quiet):
         place = output.picture(f"{verdict.source.stem}-audit")
         path = write_picture(verdict.sheet, place, force=args.force)
         if not args.quiet:
@@ -108,12 +111,16 @@ def _surprise(args: argparse.Namespace) -> None:
     output = plan_output(args.out, len(sources))
     model = load_model(args)
     label = model.label_number(args.label)
-    images = sibling("train.surprise")
-    for source, picture in images.opened(sources):
-        told = images.surprise_map(model, picture, label, orders=args.orders, seed=args.seed)
-        path = write_picture(told.sheet, output.picture(f"{source.stem}-surprise"), force=args.force)
+    from igpt.evaluation.surprise import surprise_map
+    from tokenizer_vq.images import open_picture
+
+    for source in sources:
+        open_picture(source)  # one that cannot be read is said before any map is drawn
+    for source in sources:
+        found = surprise_map(model, open_picture(source), label, orders=args.orders, seed=args.seed)
+        path = write_picture(found.sheet, output.picture(f"{source.stem}-surprise"), force=args.force)
         if not args.quiet:
-            print(f"{source}: {told.sentence}", file=sys.stderr)
+            print(f"{source}: {found.sentence}", file=sys.stderr)
         print(path, flush=True)
 
 

@@ -1,0 +1,33 @@
+"""What `igpt evaluate` and `igpt audit` can be told. Every default is written here, once; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from igpt.config import check_options, option
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """Flags of `igpt audit`; each field is one."""
+
+    features: str | None = option(None, "folder with feature nets (default: the model's own tokenizer)")
+    manifest: str | None = option(None, "CSV with columns id and split (train, val): the held-out pictures")
+    limit: int | None = option(
+        None, "look at so many training and so many held-out pictures at most (default: all)", low=1
+    )
+
+    def check(self) -> None:
+        """Raises UserError, with the value received, on options that cannot be meant."""
+        check_options(self)
+
+
+@dataclass(frozen=True)
+class EvaluateOptions(AuditOptions):
+    """Flags of `igpt evaluate`; each field is one, with those of `igpt audit`."""
+
+    samples: int = option(
+        200, "how many pictures to draw; a Frechet distance wants thousands, KID works with 200", low=1, high=100_000
+    )
+    seed: int = option(0, "every random draw of the evaluation follows from it", low=0, high=2**31 - 1)
+    perceptual: str | None = option(None, "folder with LPIPS weights; without it a weight-free distance is used")

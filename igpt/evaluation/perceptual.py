@@ -1,0 +1,212 @@
+"""How near one picture comes to another: PSNR, SSIM, LPIPS and distances without its weights. Also training losses.
+
+Pictures are [B, 3, H, W] in [-1, 1] everywhere in this file, and every measure is one number a picture, [B].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from igpt import checkpoint
+from tokenizer_vq.base import ImageTokenizer, UserError
+from tokenizer_vq.quantizer import codebook_usage
+from tokenizer_vq.vq import Encoder, VQTokenizer
+
+SQUEEZENET = "squeezenet1_1_features.safetensors"
+LPIPS_LINEAR = "lpips_squeeze_lin.safetensors"
+NO_WEIGHTS = "none"  # asks for the distance that needs none
+
+# Pixels
+
+
+def psnr(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
+    """Peak signal to noise ratio in dB (a data range of 2)."""
+    mse_B = (a_BCHW.float() - b_BCHW.float()).pow(2).mean((1, 2, 3))
+    return 10 * torch.log10(4 / mse_B)
+
+
+def ssim(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
+    """Structural similarity, mean over channels (Wang et al. 2004, equation 13).
+
+    A 7x7 uniform window, sample covariance and a data range of 1, as scikit-image's default does on pictures in [0, 1].
+    They are brought there first: SSIM compares brightness too, and that must not be negative.
+    """
+    a, b, n = (a_BCHW.float().contiguous() + 1) / 2, (b_BCHW.float().contiguous() + 1) / 2, 49.0
+
+    def blur(x: Tensor) -> Tensor:
+        return F.avg_pool2d(F.avg_pool2d(x, (7, 1), stride=1), (1, 7), stride=1)  # half the time of 7x7 at once
+
+    mean_a, mean_b = blur(a), blur(b)
+    var_a = (blur(a * a) - mean_a**2) * n / (n - 1)
+    var_b = (blur(b * b) - mean_b**2) * n / (n - 1)
+    covariance = (blur(a * b) - mean_a * mean_b) * n / (n - 1)
+    c1, c2 = 0.01**2, 0.03**2
+    top = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    return (top / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean((1, 2, 3))
+
+
+class GradientSSIM(nn.Module):
+    """The weight-free substitute for LPIPS: differences of edges at three scales, plus one minus SSIM."""
+
+    name = "gradient-ssim"
+
+    def forward(self, a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
+        distance_B = 1 - ssim(a_BCHW, b_BCHW)
+        error = a_BCHW.float() - b_BCHW.float()  # the difference of edges is the edge of the difference
+        for _ in range(3):
+            for axis in (-1, -2):
+                distance_B = distance_B + error.diff(dim=axis).abs().mean((1, 2, 3))
+            error = F.avg_pool2d(error, 2)
+        return 0.5 * distance_B
+
+
+# Features
+
+
+def normalize_channels(y_BCHW: Tensor, eps: float) -> Tensor:
+    """Every vector [:, C] scaled to unit length, in the precision of the map. `eps` is added to every length, and
+    bounds the gradient where a vector is zero."""
+    length = torch.linalg.vector_norm(y_BCHW, dim=1, keepdim=True, dtype=torch.float32) + eps
+    return y_BCHW / length.to(y_BCHW.dtype)
+
+
+class LPIPS(nn.Module):
+    """LPIPS v0.1 with SqueezeNet (Zhang et al. 2018, arXiv 1801.03924, equation 1).
+
+    `folder` holds the SqueezeNet 1.1 features and the linear weights as safetensors. Raises UserError if it does not.
+    """
+
+    name = "lpips-squeeze"
+    LAYERS = (1, 4, 7, 9, 10, 11, 12)
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, folder: str | Path):
+        super().__init__()
+        from torchvision.models import squeezenet1_1  # 2.5 s to import: only when a training asks for it
+
+        for name in (SQUEEZENET, LPIPS_LINEAR):
+            if not (Path(folder) / name).is_file():
+                raise UserError(f"the folder of perceptual weights {str(folder)!r} has no file {name}")
+        self.net = squeezenet1_1().features
+        self.net.load_state_dict(load_file(Path(folder) / SQUEEZENET), strict=True)
+        for module in self.net.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = False  # the features taken here must survive the next layer
+        linear = load_file(Path(folder) / LPIPS_LINEAR)
+        self.linear = nn.ParameterList(linear[f"lin{i}"].view(1, -1, 1, 1) for i in range(len(self.LAYERS)))
+        self.register_buffer("mean", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
+        self.eval().requires_grad_(False)
+
+    def features(self, x_BCHW: Tensor) -> list[Tensor]:
+        """Seven feature maps, each vector scaled to unit length."""
+        x, features = (x_BCHW - self.mean) / self.std, []
+        for i, layer in enumerate(self.net):
+            x = layer(x)
+            if i in self.LAYERS:
+                features.append(normalize_channels(x, 1e-10))  # as in the published code
+        return features
+
+    def between(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
+        """The distance of pictures whose feature maps these are."""
+        parts = [F.conv2d((x - y).square(), weights) for x, y, weights in zip(a, b, self.linear, strict=True)]
+        return torch.stack([part.float().mean((1, 2, 3)) for part in parts]).sum(0)
+
+    def forward(self, a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
+        return self.between(self.features(a_BCHW), self.features(b_BCHW))
+
+
+class EncoderDistance(nn.Module):
+    """The features of a trained tokenizer's encoder, compared as LPIPS does, with all channels alike: what it keeps of
+    a painting is what a painting is known by. For those who have no LPIPS weights."""
+
+    name = "encoder"
+    WEIGHT = 2.0  # about as large as LPIPS for the same pictures
+
+    def __init__(self, encoder: Encoder):
+        super().__init__()
+        self.encoder = encoder.float().eval().requires_grad_(False)
+        self.multiple = encoder.patch * 2 ** (len(encoder.levels) - 1)  # of which a side has to be one
+
+    def features(self, x_BCHW: Tensor) -> list[Tensor]:
+        """The map after every layer, each vector scaled to unit length."""
+        height, width = (side // self.multiple * self.multiple for side in x_BCHW.shape[-2:])
+        x, features = self.encoder.stem(F.pixel_unshuffle(x_BCHW[..., :height, :width], self.encoder.patch)), []
+        for level in self.encoder.levels:
+            for layer in level:  # type: ignore[attr-defined]
+                x = layer(x)
+                features.append(normalize_channels(x, 1e-5))
+        return features
+
+    def between(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
+        """The distance of pictures whose feature maps these are."""
+        distances = [(x - y).float().square().sum(1).mean((1, 2)) for x, y in zip(a, b, strict=True)]
+        return self.WEIGHT * torch.stack(distances).mean(0)
+
+    def forward(self, a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
+        return self.between(self.features(a_BCHW), self.features(b_BCHW))
+
+
+Distance = LPIPS | EncoderDistance | GradientSSIM
+
+
+def perceptual(source: str | None) -> Distance:
+    """LPIPS from the weights in the folder `source`, or what the encoder of the model `source` sees; without one, or
+    for NO_WEIGHTS, the substitute that needs no weights. Raises UserError where there is neither."""
+    if source in (None, NO_WEIGHTS):
+        return GradientSSIM()
+    if Path(source).is_dir() and not (Path(source) / checkpoint.CONFIG).is_file():
+        return LPIPS(source)
+    tokenizer = checkpoint.load(source).tokenizer
+    if not isinstance(tokenizer, VQTokenizer):
+        raise UserError(f"the model {source!r} has no encoder that could judge pictures: its tokens are colours")
+    return EncoderDistance(tokenizer.encoder)
+
+
+# A tokenizer
+
+
+def edge_profile(images_BCHW: Tensor, period: int) -> Tensor:
+    """How strong edges are at each of the `period` places between neighbouring pixels, [period], mean over both axes.
+
+    Flat for a picture; a grid of `period` pixels or a part of it makes it uneven. Sides are multiples of `period`.
+    """
+    profile = images_BCHW.new_zeros(period, dtype=torch.float32)
+    for x in (images_BCHW.float(), images_BCHW.float().transpose(-1, -2)):
+        edges_W = x.diff(dim=-1).abs().mean((0, 1, 2))
+        # The last pixel has no neighbour: its place is left out of the mean.
+        profile += torch.cat([edges_W, edges_W.new_full((1,), torch.nan)]).view(-1, period).nanmean(0) / 2
+    return profile
+
+
+@torch.no_grad()
+def reconstruction(tokenizer: ImageTokenizer, batches: Iterable[Tensor], distance: Distance) -> dict[str, float]:
+    """Mean PSNR, SSIM and perceptual distance of pictures against their decoded tokens, the use of the codes, and the
+    `grid`: the relative deviation of edges over the pixels of a token (`edge_profile`; that of pictures is about 0.02).
+
+    Reconstructions are clamped to [-1, 1] first, as a picture file would be.
+    """
+    rows: list[Tensor] = []
+    tokens: list[Tensor] = []
+    profile = torch.zeros(tokenizer.downsample)
+    for images_BCHW in batches:
+        tokens_Bhw = tokenizer.encode(images_BCHW)
+        recon_BCHW = tokenizer.decode(tokens_Bhw).float().clamp(-1, 1)
+        scores = [measure(images_BCHW, recon_BCHW) for measure in (psnr, ssim, distance)]
+        rows.append(torch.stack([score.cpu() for score in scores]))
+        tokens.append(tokens_Bhw.flatten().cpu())
+        profile += edge_profile(recon_BCHW, tokenizer.downsample).cpu() * len(images_BCHW)
+    means = torch.cat(rows, dim=1).mean(1)
+    usage = codebook_usage(torch.cat(tokens), tokenizer.vocab_size)
+    return {
+        "psnr": float(means[0]), "ssim": float(means[1]), distance.name: float(means[2]),
+        "codes_used": usage.used, "perplexity": usage.perplexity,
+        "grid": float(profile.std(correction=0) / profile.mean()),
+    }  # fmt: skip
