@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import squeezenet1_1
 
+from igpt.evaluation.perceptual import LPIPS, LPIPS_LINEAR, SQUEEZENET, GradientSSIM
 from train.critic import FeatureDiscriminator, PatchDiscriminator, balanced, discriminator, hinge, mean_score
-from train.losses import LPIPS, LPIPS_LINEAR, SQUEEZENET, GradientSSIM
 
 CHANNELS = (64, 128, 256, 384, 384, 512, 512)
 
@@ -46,7 +46,7 @@ def test_the_discriminator_learns_to_tell_noise_from_stripes(on: str, random_fea
     stripes = torch.sign(torch.sin(torch.arange(32) / 2.0)).expand(4, 3, 32, 32)
     for _ in range(40):
         noise = torch.randn(4, 3, 32, 32)
-        loss = hinge(critic(stripes, eye.taps(stripes)), critic(noise, eye.taps(noise)))
+        loss = hinge(critic(stripes, eye.features(stripes)), critic(noise, eye.features(noise)))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -62,7 +62,7 @@ def test_a_discriminator_of_features_and_pixels_reaches_the_picture_and_saves_no
     assert not any("squeeze" in name or "features" in name for name in critic.state_dict())
     assert sum(p.numel() for p in critic.parameters()) < 4e6
     image = torch.rand(2, 3, 64, 48, requires_grad=True)
-    scores = critic(image, eye.taps(image))
+    scores = critic(image, eye.features(image))
     mean_score(scores).backward()
     assert len(scores) == 5 and all(each.shape[0] == 2 for each in scores)
     assert image.grad is not None and float(image.grad.abs().sum()) > 0

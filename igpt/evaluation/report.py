@@ -1,4 +1,4 @@
-"""What an evaluation found: a table to read, JSON to compute with, Markdown with pictures, all from one record."""
+"""What an evaluation found, from one record: tables for a terminal, Markdown with pictures, JSON to compute with."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from PIL import Image
 from igpt.files import atomic_write
 from tokenizer_vq.base import UserError
 
+Rows = dict[str, dict[str, float]]  # measures, and in each the columns that have a number
+
 
 @dataclass
 class Section:
-    """Numbers that belong together: rows of measures, columns of what was measured."""
+    """Numbers that belong together."""
 
     title: str
     about: str  # how to read them
     columns: tuple[str, ...]
-    rows: dict[str, dict[str, float]] = field(default_factory=dict)
+    rows: Rows = field(default_factory=dict)
 
     def add(self, measure: str, column: str, value: float) -> None:
-        """A cell; others of its row may be missing."""
         self.rows.setdefault(measure, {})[column] = value
 
     def table(self) -> str:
         """Markdown that is a table to the eye, too."""
-        rows = [("", *self.columns)]
+        lines = [["", *self.columns]]
         for measure, values in self.rows.items():
-            rows.append((measure, *(_number(values.get(column)) for column in self.columns)))
-        widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-        rows.insert(1, ("-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])))
-        return "\n".join(
-            "".join(f"| {cell:{'>' if i else '<'}{widths[i]}} " for i, cell in enumerate(row)) + "|" for row in rows
-        )
+            lines.append([measure, *(_number(values.get(column)) for column in self.columns)])
+        widths = [max(3, *map(len, cells)) for cells in zip(*lines, strict=True)]
+        lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+        padded = ([f"{cell:{'>' if i else '<'}{widths[i]}}" for i, cell in enumerate(line)] for line in lines)
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
 
 
 @dataclass
@@ -84,12 +84,12 @@ class Report:
         for section in self.sections:
             if section.rows:
                 parts += [f"## {section.title}", *([] if brief else [section.about]), section.table()]
-        remarks = [f"note: {note}" for note in self.notes] + [f"skipped: {what}" for what in self.skipped]
-        parts.append("\n".join(f"- {remark if brief else escape(remark, quote=False)}" for remark in remarks))
+        remarks = [f"- note: {note}" for note in self.notes] + [f"- skipped: {what}" for what in self.skipped]
+        parts += ["\n".join(remarks if brief else map(escape, remarks))] if remarks else []
         if not brief:
             parts += [f"## {title}\n\n![{title}]({file})" for file, (title, _) in self.pictures.items()]
             parts.append(f"## How it was made\n\n```json\n{json.dumps(self.facts, indent=2, ensure_ascii=False)}\n```")
-        return "\n\n".join(part for part in parts if part) + "\n"
+        return "\n\n".join(parts) + "\n"
 
     def write(self, folder: Path) -> Path:
         """report.md, its pictures and report.json in `folder`, or in one with a new number where there is one already.
