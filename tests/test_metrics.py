@@ -67,10 +67,9 @@ def test_the_frechet_distance_is_that_of_torchmetrics_and_of_the_formula() -> No
     assert frechet(REAL[:8], DRAWN[:8]) == pytest.approx(wanted, rel=1e-4)
 
 
-def test_neighbourhoods_are_those_of_prdc_however_they_are_cut_into_blocks() -> None:
+def test_neighbourhoods_are_those_of_prdc() -> None:
     wanted = prdc.compute_prdc(REAL.double().numpy(), DRAWN[:150].double().numpy(), nearest_k=5)
-    for block in (7, 1000):
-        assert neighbourhoods(REAL, DRAWN[:150], k=5, block=block) == pytest.approx(wanted)
+    assert neighbourhoods(REAL, DRAWN[:150], k=5) == pytest.approx(wanted)
 
 
 def test_the_auc_is_that_of_scikit_learn_with_ties_too() -> None:

@@ -17,8 +17,6 @@ from PIL import Image
 from igpt.files import atomic_write
 from tokenizer_vq.base import UserError
 
-Rows = dict[str, dict[str, float]]  # measures, and in each the columns that have a number
-
 
 @dataclass
 class Section:
@@ -27,7 +25,7 @@ class Section:
     title: str
     about: str  # how to read them
     columns: tuple[str, ...]
-    rows: Rows = field(default_factory=dict)
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)  # by measure, then by column
 
     def add(self, measure: str, column: str, value: float) -> None:
         self.rows.setdefault(measure, {})[column] = value
@@ -68,14 +66,9 @@ class Report:
 
     def to_json(self) -> str:
         """Facts and numbers, without pictures. What is not finite (the PSNR of equal pictures) becomes null."""
-        measures = {
-            section.title: {
-                measure: {column: value if math.isfinite(value) else None for column, value in values.items()}
-                for measure, values in section.rows.items()
-            }
-            for section in self.sections
-        }
+        measures = {section.title: section.rows for section in self.sections}
         record = {**self.facts, "measures": measures, "notes": self.notes, "skipped": self.skipped}
+        record = json.loads(json.dumps(record), parse_constant=lambda infinite: None)
         return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
 
     def to_markdown(self, brief: bool = False) -> str:
