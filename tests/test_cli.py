@@ -15,12 +15,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from igpt.cli.parts import options_of
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from igpt.cli import build_parser, main
+from igpt.cli.flags import options_of
 from igpt.config import SamplingOptions
+from igpt.evaluation.options import EvaluateOptions
 from igpt.siblings import sibling
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -430,8 +431,7 @@ def test_train_hands_every_option_over(stage: str | None, desk: Path, monkeypatc
 
 def test_every_default_comes_from_the_dataclasses() -> None:
     parser, options = build_parser(), sibling("train.options").TrainOptions
-    looks = sibling("train.options").EvaluateOptions
-    assert options_of(parser.parse_args(["evaluate", "tiny", "art"]), looks) == looks()
+    assert options_of(parser.parse_args(["evaluate", "tiny", "art"]), EvaluateOptions) == EvaluateOptions()
     assert options_of(parser.parse_args(["evaluate", "tiny", "art"]), SamplingOptions) == SamplingOptions()
     assert options_of(parser.parse_args(["generate"]), SamplingOptions) == SamplingOptions()
     assert options_of(parser.parse_args(["train", "art", "--out", "model"]), options) == options()

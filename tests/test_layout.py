@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -53,6 +54,16 @@ def test_imports_flow_one_way(path: Path) -> None:
     names = set(imported(ast.parse(path.read_text(encoding="utf-8"))))
     assert not any(name.startswith(".") for name in names), "relative imports stay inside the package"
     assert names & set(MAY_IMPORT) <= MAY_IMPORT[package]
+
+
+def test_what_measures_and_the_command_line_stand_above_the_rest_of_igpt() -> None:
+    """Modules directly in igpt import neither; what measures does not import the command line."""
+    above = {"igpt": {"evaluation", "cli"}, "evaluation": {"cli"}}
+    for path in [path for path in (ROOT / "igpt").rglob("*.py") if path.name != "__main__.py"]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                words = set(re.findall(r"\w+", ast.unparse(node)))
+                assert not words & above.get(path.parent.name, set()), f"{path}: {ast.unparse(node)}"
 
 
 def test_only_siblings_imports_by_a_computed_name() -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from igpt.evaluation.metrics import auc
+from igpt.evaluation.surprise import heat, surprise_map
 from igpt.image_gpt import ImageGPT
 from igpt.likelihood import bits_per_token, label_nats
 from igpt.model import cell_positions, to_cells
 from tests.painting import COLOURS, paint
-from train.fidelity import auc
-from train.surprise import heat, surprise_map
 
 TOKENS = torch.randint(32, (3, 4, 6), generator=torch.Generator().manual_seed(0))
 LABELS = torch.tensor([0, 1, 2])

@@ -13,6 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from igpt.checkpoint import load, save
 from igpt.cli import main
+from igpt.sheet import CAPTION, MARGIN
 from tests.painting import paint
 
 Capture = pytest.CaptureFixture[str]
@@ -32,8 +33,9 @@ def test_the_reconstruction_is_written_beside_the_original_and_measured(
     assert main(["tokenize", str(painted), "--model", str(tiny_folder)]) == 0
     said = capsys.readouterr().out
     with Image.open(painted.with_name("disc-tokens.png")) as both:
-        assert both.size == (150, 50)
-        left, right = (np.asarray(both.crop((x, 0, x + 75, 50)).convert("RGB")) for x in (0, 75))
+        assert both.size == (2 * (75 + MARGIN) + MARGIN, MARGIN + 50 + CAPTION + MARGIN)
+        places = ((x, MARGIN, x + 75, MARGIN + 50) for x in (MARGIN, MARGIN + 75 + MARGIN))
+        left, right = (np.asarray(both.crop(place).convert("RGB")) for place in places)
     with Image.open(painted) as original:
         assert np.array_equal(left, np.asarray(original))
     psnr, ssim = (float(re.search(rf"{name} (-?[\d.e-]+)", said)[1]) for name in ("PSNR", "SSIM"))  # type: ignore[index]
@@ -70,7 +72,7 @@ def test_a_large_picture_is_made_smaller_first(tiny_folder: Path, tmp_path: Path
     Image.new("RGB", (2600, 100), "teal").save(tmp_path / "wide.png")
     assert main(["tokenize", str(tmp_path / "wide.png"), "--model", str(tiny_folder)]) == 0
     with Image.open(tmp_path / "wide-tokens.png") as both:
-        assert both.size == (2048, 39)
+        assert both.size == (2 * (1024 + MARGIN) + MARGIN, MARGIN + 39 + CAPTION + MARGIN)
 
 
 def test_a_tokenizer_without_a_gpt_will_do(painted: Path, tiny_folder: Path, tmp_path: Path) -> None:

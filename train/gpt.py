@@ -16,7 +16,7 @@ from igpt.checkpoint import Tokenizer
 from igpt.config import GPTConfig, SamplingOptions
 from igpt.likelihood import token_nats
 from igpt.model import GPT
-from igpt.sampling import draw, generators
+from igpt.sampling import generators, sample
 from igpt.sizes import Grids
 from igpt.token_cache import TokenCache, TokenWindows
 from tokenizer_vq.images import to_picture
@@ -85,7 +85,7 @@ class GPTTask:
         assert isinstance(model, GPT)
         labels = [i * self.config.labels // (SHOWN // 2) for i in range(SHOWN // 2) for _ in range(2)]  # none: null
         grid = Grids(self.tokenizer.downsample, self.config.cell, self.config.cells).native
-        *_, last = draw(model, torch.tensor(labels), grid, SamplingOptions(), generators(SHEET_SEED, SHOWN))
+        *_, last = sample(model, torch.tensor(labels), grid, SamplingOptions(), generators(SHEET_SEED, SHOWN))
         with torch.no_grad():
             device = next(self.tokenizer.parameters(), last.tokens_Bhw).device
             images = self.tokenizer.decode(last.tokens_Bhw.to(device)).float().cpu()

@@ -25,7 +25,7 @@ from igpt.bundle import Bundle
 from igpt.evaluation.perceptual import NO_WEIGHTS
 from igpt.likelihood import bits_per_token
 from igpt.model import GPT
-from igpt.sampling import draw, generators
+from igpt.sampling import generators, sample
 from igpt.sheet import equal_sheet, sheet
 from igpt.sizes import LARGEST_SPRITE, SMALLEST_SIDE, Grid
 from igpt.token_cache import TokenCache, window
@@ -172,7 +172,7 @@ def draw_pictures(model: Bundle, labels: Sequence[int], grid: Grid, seed: int) -
     pictures: list[Image.Image] = []
     for first in range(0, len(labels), DRAWN_AT_ONCE):
         labels_B = torch.tensor(labels[first : first + DRAWN_AT_ONCE])
-        *_, last = draw(model.gpt, labels_B, grid, model.sampling, generators(seed + first, len(labels_B)))
+        *_, last = sample(model.gpt, labels_B, grid, model.sampling, generators(seed + first, len(labels_B)))
         pictures += model.decode(last.tokens_Bhw)
     return pictures
 

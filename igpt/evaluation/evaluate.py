@@ -19,7 +19,7 @@ from tqdm import tqdm
 from igpt.bundle import Bundle
 from igpt.config import SamplingOptions
 from igpt.likelihood import bits_per_token
-from igpt.sampling import draw, generators
+from igpt.sampling import generators, sample
 from igpt.sheet import equal_sheet
 from tokenizer_vq.images import fit_cover, to_tensor
 
@@ -125,7 +125,7 @@ class Evaluation:
         for first in tqdm(range(0, len(labels), BATCH), desc="drawing", disable=quiet or None, leave=False):
             labels_B = torch.tensor(labels[first : first + BATCH])
             seeds = generators(self.options.seed + first, len(labels_B))
-            *_, last = draw(self.model.gpt, labels_B, self.model.grids.native, self.sampling, seeds)
+            *_, last = sample(self.model.gpt, labels_B, self.model.grids.native, self.sampling, seeds)
             self.samples += self.model.decode(last.tokens_Bhw)
         tiles = [(picture, names[label]) for picture, label in zip(self.samples, labels, strict=True)]
         self.show("drawn", "Drawn pictures", *(tiles[i : i + COLUMNS] for i in range(0, 3 * COLUMNS, COLUMNS)))
@@ -139,9 +139,8 @@ class Evaluation:
     def measure_reconstruction(self) -> None:
         indices, column = (self.val, "held-out") if self.val else (self.train, "training")
         part = self.report.section(
-            "reconstruction", "What is left of pictures that the tokenizer has said in codes: how sharp a drawing can "
-            "be at best.", column,
-        )  # fmt: skip
+            "reconstruction", "What is left of pictures in tokens: how sharp a drawing can be at best.", column
+        )
         indices = indices[:MEASURED]
         for name, value in reconstruction(self.model.tokenizer, self.batches(indices), self.distance).items():
             part.add(name, column, value)
@@ -177,9 +176,9 @@ class Evaluation:
         n, attempt = min(len(self.samples), len(self.mixed) // 2), self.report.attempt
         part = self.report.section(
             f"fidelity and diversity, {net.name}, {n} pictures a side",
-            "Drawn pictures against real ones, beside reconstructions and other real pictures against the same ones: "
-            "the column \"real\" is as good as it gets with so few. Distances: lower is nearer. Only numbers of the "
-            "same features and the same count can be compared.", "drawn", "reconstructed", "real",
+            "All against the same real pictures; \"real\" are others: as good as it gets with so few. Distances: lower "
+            "is nearer. Only numbers of the same features and the same count can be compared.",
+            "drawn", "reconstructed", "real",
         )  # fmt: skip
         others, reference = self.mixed[:n], self.mixed[n : 2 * n]
         real_ND, others_ND = (
@@ -209,15 +208,14 @@ class Evaluation:
             "images, beside pictures the model has never seen. Copied: nearer than one in a hundred of those.",
             "drawn", "held-out",
         )  # fmt: skip
-        attempt = self.report.attempt
         for space in metric_spaces(self.model, self.nets[0]):
-            with attempt(f"originality in {space.kind}"):
+            with self.report.attempt(f"originality in {space.kind}"):
                 baseline = Baseline(space, self.split, self.side, self.extract)
                 drawn = baseline.compare(self.samples, len(self.samples), what="drawn")
                 for column, distance_N in (("drawn", drawn.distance_QK[:, 0]), ("held-out", baseline.val_N)):
                     if len(distance_N):
                         part.add(f"median distance, {space.kind}", column, float(distance_N.median()))
-                    with attempt(f"copy rate of {column} pictures in {space.kind}"):
+                    with self.report.attempt(f"copy rate of {column} pictures in {space.kind}"):
                         share = copied(distance_N, baseline.val_N).double().mean()
                         part.add(f"copied, {space.kind}", column, float(share))
                 self.show_nearest(baseline, drawn)

@@ -1,4 +1,4 @@
-"""What an evaluation found: a table to read, JSON to compute with, Markdown with pictures, all from one record."""
+"""What an evaluation found, from one record: tables for a terminal, Markdown with pictures, JSON to compute with."""
 
 from __future__ import annotations
 
@@ -20,27 +20,25 @@ from tokenizer_vq.base import UserError
 
 @dataclass
 class Section:
-    """Numbers that belong together: rows of measures, columns of what was measured."""
+    """Numbers that belong together."""
 
     title: str
     about: str  # how to read them
     columns: tuple[str, ...]
-    rows: dict[str, dict[str, float]] = field(default_factory=dict)
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)  # by measure, then by column
 
     def add(self, measure: str, column: str, value: float) -> None:
-        """A cell; others of its row may be missing."""
         self.rows.setdefault(measure, {})[column] = value
 
     def table(self) -> str:
         """Markdown that is a table to the eye, too."""
-        rows = [("", *self.columns)]
+        lines = [["", *self.columns]]
         for measure, values in self.rows.items():
-            rows.append((measure, *(_number(values.get(column)) for column in self.columns)))
-        widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
-        rows.insert(1, ("-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])))
-        return "\n".join(
-            "".join(f"| {cell:{'>' if i else '<'}{widths[i]}} " for i, cell in enumerate(row)) + "|" for row in rows
-        )
+            lines.append([measure, *(_number(values.get(column)) for column in self.columns)])
+        widths = [max(3, *map(len, cells)) for cells in zip(*lines, strict=True)]
+        lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+        padded = ([f"{cell:{'>' if i else '<'}{widths[i]}}" for i, cell in enumerate(line)] for line in lines)
+        return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
 
 
 @dataclass
@@ -68,14 +66,9 @@ class Report:
 
     def to_json(self) -> str:
         """Facts and numbers, without pictures. What is not finite (the PSNR of equal pictures) becomes null."""
-        measures = {
-            section.title: {
-                measure: {column: value if math.isfinite(value) else None for column, value in values.items()}
-                for measure, values in section.rows.items()
-            }
-            for section in self.sections
-        }
+        measures = {section.title: section.rows for section in self.sections}
         record = {**self.facts, "measures": measures, "notes": self.notes, "skipped": self.skipped}
+        record = json.loads(json.dumps(record), parse_constant=lambda infinite: None)
         return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
 
     def to_markdown(self, brief: bool = False) -> str:
@@ -84,12 +77,12 @@ class Report:
         for section in self.sections:
             if section.rows:
                 parts += [f"## {section.title}", *([] if brief else [section.about]), section.table()]
-        remarks = [f"note: {note}" for note in self.notes] + [f"skipped: {what}" for what in self.skipped]
-        parts.append("\n".join(f"- {remark if brief else escape(remark, quote=False)}" for remark in remarks))
+        remarks = [f"- note: {note}" for note in self.notes] + [f"- skipped: {what}" for what in self.skipped]
+        parts += ["\n".join(remarks if brief else map(escape, remarks))] if remarks else []
         if not brief:
             parts += [f"## {title}\n\n![{title}]({file})" for file, (title, _) in self.pictures.items()]
             parts.append(f"## How it was made\n\n```json\n{json.dumps(self.facts, indent=2, ensure_ascii=False)}\n```")
-        return "\n\n".join(part for part in parts if part) + "\n"
+        return "\n\n".join(parts) + "\n"
 
     def write(self, folder: Path) -> Path:
         """report.md, its pictures and report.json in `folder`, or in one with a new number where there is one already.

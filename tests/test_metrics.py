@@ -7,14 +7,26 @@ import prdc
 import pytest
 import scipy.linalg
 import torch
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from igpt.evaluation.metrics import (
+    PENALTY,
+    ambiguity,
+    auc,
+    checked,
+    faithfulness,
+    frechet,
+    kid,
+    label_classifier,
+    neighbourhoods,
+    spread_within,
+    vendi,
+)
 from tokenizer_vq.base import UserError
-from train import fidelity
-from train.fidelity import auc, checked, frechet, kid, neighbourhoods, spread_within, vendi
 
 
 def gaussian(n: int, width: int, seed: int, mean: float = 0.0, scale: float = 1.0) -> Tensor:
@@ -42,8 +54,7 @@ REAL, DRAWN = gaussian(200, 12, 1), gaussian(200, 12, 2, mean=0.3, scale=1.2)
 
 def test_kid_is_that_of_torchmetrics() -> None:
     wanted = torchmetrics_says(KernelInceptionDistance(feature=Itself(), subsets=1, subset_size=200), REAL, DRAWN)
-    assert kid(REAL, DRAWN).mean == pytest.approx(wanted, rel=1e-4)
-    assert kid(REAL, DRAWN).std == 0
+    assert kid(REAL, DRAWN) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_the_frechet_distance_is_that_of_torchmetrics_and_of_the_formula() -> None:
@@ -56,11 +67,9 @@ def test_the_frechet_distance_is_that_of_torchmetrics_and_of_the_formula() -> No
     assert frechet(REAL[:8], DRAWN[:8]) == pytest.approx(wanted, rel=1e-4)
 
 
-def test_neighbourhoods_are_those_of_prdc_however_they_are_cut_into_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbourhoods_are_those_of_prdc() -> None:
     wanted = prdc.compute_prdc(REAL.double().numpy(), DRAWN[:150].double().numpy(), nearest_k=5)
-    for block in (7, 1000):
-        monkeypatch.setattr(fidelity, "BLOCK", block)
-        assert neighbourhoods(REAL, DRAWN[:150], k=5)._asdict() == pytest.approx(wanted)
+    assert neighbourhoods(REAL, DRAWN[:150], k=5) == pytest.approx(wanted)
 
 
 def test_the_auc_is_that_of_scikit_learn_with_ties_too() -> None:
@@ -88,22 +97,22 @@ def test_a_correlated_gaussian_has_its_exact_distance_too() -> None:
 
 def test_a_copied_set_is_at_no_distance_and_lies_within_itself() -> None:
     assert frechet(REAL, REAL.clone()) == pytest.approx(0, abs=1e-9)
-    assert kid(REAL, REAL.clone()).mean < 0, "the estimate is unbiased: copies are nearer than fresh draws would be"
-    told = neighbourhoods(REAL, REAL.clone())
-    assert (told.precision, told.recall, told.coverage) == (1, 1, 1)
+    assert kid(REAL, REAL.clone()) < 0, "the estimate is unbiased: copies are nearer than fresh draws would be"
+    found = neighbourhoods(REAL, REAL.clone())
+    assert [found[name] for name in ("precision", "recall", "coverage")] == [1, 1, 1]
 
 
 def test_kid_of_two_fresh_draws_is_about_nothing_and_of_moved_ones_is_not() -> None:
     same, other = (kid(gaussian(600, 8, 9), gaussian(600, 8, 10, mean=mean), size=200) for mean in (0.0, 1.0))
-    assert abs(same.mean) < 0.05 < 1 < other.mean and same.std > 0
+    assert abs(same) < 0.05 < 1 < other
     assert kid(gaussian(600, 8, 9), gaussian(600, 8, 10), size=200) == same, "the same seed, the same subsets"
     assert kid(gaussian(600, 8, 9), gaussian(600, 8, 10), size=200, seed=1) != same
 
 
 def test_far_away_pictures_have_no_precision_and_one_repeated_picture_no_recall() -> None:
-    assert neighbourhoods(REAL, REAL + 100) == (0, 0, 0, 0)
-    told = neighbourhoods(REAL, REAL[:1].expand(50, -1))
-    assert told.precision == 1 and told.recall == 0 and told.coverage < 0.2
+    assert set(neighbourhoods(REAL, REAL + 100).values()) == {0}
+    found = neighbourhoods(REAL, REAL[:1].expand(50, -1))
+    assert found["precision"] == 1 and found["recall"] == 0 and found["coverage"] < 0.2
 
 
 def test_the_vendi_score_counts_different_pictures() -> None:
@@ -139,3 +148,45 @@ def test_too_few_pictures_and_spoilt_features_are_said() -> None:
     spoilt[[3, 8], 0] = torch.tensor([torch.nan, torch.inf])
     with pytest.raises(UserError, match="2 of 200"):
         checked(spoilt, 2)
+
+
+# Labels
+
+
+def test_the_label_classifier_is_the_logistic_regression_of_scikit_learn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (120,), generator=generator)
+    features = torch.randn(120, 5, generator=generator) * torch.tensor([1, 2, 3, 4, 5]) + labels[:, None]
+    fresh = torch.randn(10, 5, generator=generator) * 3
+    ours = label_classifier(features, labels, 3)(fresh)
+    mean, std = features.double().mean(0), features.double().std(0, correction=0)
+    theirs = LogisticRegression(C=1 / (120 * PENALTY), tol=1e-8, max_iter=1000)
+    theirs.fit(((features - mean) / std).numpy(), labels.numpy())
+    wanted = theirs.predict_proba(((fresh - mean) / std).numpy())
+    assert torch.allclose(ours, torch.from_numpy(wanted), atol=1e-3)
+
+
+def test_a_label_that_no_picture_has_is_hardly_ever_guessed() -> None:
+    features = torch.eye(4).repeat(5, 1)
+    chances = label_classifier(features, torch.arange(4).repeat(5), labels=6)(features)
+    assert chances.shape == (20, 6) and float(chances[:, 4:].max()) < 0.05
+    assert faithfulness(chances, torch.arange(4).repeat(5)) == 1
+
+
+def test_a_blind_guess_is_all_ambiguity_and_a_certain_one_none() -> None:
+    assert ambiguity(torch.full((3, 4), 0.25)) == pytest.approx(1)
+    assert ambiguity(torch.eye(4)) == 0
+    assert ambiguity(torch.tensor([[0.5, 0.5, 0.0, 0.0]])) == pytest.approx(0.5)
+
+
+def test_faithfulness_is_the_share_of_pictures_taken_for_what_they_are() -> None:
+    assert faithfulness(torch.eye(4), torch.tensor([0, 1, 0, 0])) == 0.5
+    with pytest.raises(UserError, match="no picture has a label"):
+        faithfulness(torch.zeros(0, 4), torch.zeros(0))
+
+
+def test_one_label_or_spoilt_features_teach_nothing() -> None:
+    with pytest.raises(UserError, match="two labels"):
+        label_classifier(torch.eye(3), torch.zeros(3, dtype=torch.long), 2)
+    with pytest.raises(UserError, match="1 of 3 pictures hold NaN"):
+        label_classifier(torch.tensor([[0.0], [1.0], [torch.nan]]), torch.tensor([0, 1, 1]), 2)

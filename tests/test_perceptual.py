@@ -10,9 +10,19 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from igpt.evaluation.perceptual import (
+    LPIPS,
+    EncoderDistance,
+    GradientSSIM,
+    edge_profile,
+    normalize_channels,
+    perceptual,
+    psnr,
+    reconstruction,
+    ssim,
+)
+from igpt.image_gpt import ImageGPT
 from tokenizer_vq.base import UserError
-from train.evaluate import edge_profile, psnr
-from train.losses import LPIPS, EncoderDistance, GradientSSIM, perceptual, ssim, unit
 
 
 def pair() -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,13 +48,13 @@ def test_the_weight_free_distance_is_zero_for_equals_and_grows_with_blur() -> No
     assert (distance(a, blurred[0]) < distance(a, blurred[1])).all()
 
 
-def test_unit_vectors_have_the_gradient_of_plain_arithmetic() -> None:
-    x = torch.randn(2, 5, 3, 4, requires_grad=True)
-    weight = torch.randn(2, 5, 3, 4)
-    plain = x / x.square().sum(1, keepdim=True).sqrt()
-    assert torch.allclose(unit(x, 1e-10), plain, atol=1e-6)
-    (ours,), (theirs,) = (torch.autograd.grad((y * weight).sum(), x) for y in (unit(x, 1e-10), plain))
-    assert torch.allclose(ours, theirs, atol=1e-5)
+def test_vectors_of_no_length_at_all_have_a_finite_gradient() -> None:
+    x = torch.randn(2, 5, 3, 4)
+    x[0, :, 1, 2] = 0
+    normalized = normalize_channels(x.requires_grad_(), 1e-5)
+    assert torch.allclose(normalized.norm(dim=1), (x.norm(dim=1) > 0).float(), atol=1e-4)
+    (gradient,) = torch.autograd.grad(normalized.sum(), x)
+    assert float(gradient.abs().max()) <= 1e5
 
 
 def test_missing_perceptual_weights_are_named(tmp_path: Path) -> None:
@@ -53,6 +63,8 @@ def test_missing_perceptual_weights_are_named(tmp_path: Path) -> None:
     assert isinstance(perceptual(None), GradientSSIM) and isinstance(perceptual("none"), GradientSSIM)
     with pytest.raises(UserError, match="no model"):
         perceptual("nobody")
+    with pytest.raises(UserError, match="its tokens are colours"):
+        perceptual("pixels")
 
 
 def test_the_encoder_of_a_model_judges_pictures_where_there_are_no_lpips_weights(tiny_folder: Path) -> None:
@@ -67,6 +79,18 @@ def test_the_encoder_of_a_model_judges_pictures_where_there_are_no_lpips_weights
     far.sum().backward()
     assert blurred[1].grad is not None and blurred[1].grad.abs().max() > 0
     assert not any(weight.requires_grad for weight in distance.parameters())
+
+
+def test_a_tokenizer_is_measured_on_tiles_of_any_kind(each_model: ImageGPT) -> None:
+    """Also of a palette, whose pictures are as small as sprites are."""
+    side, _ = each_model.grids.native_size
+    tiles = torch.rand(5, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = reconstruction(each_model.tokenizer, tiles.split(2), GradientSSIM())
+    assert found.keys() == {"psnr", "ssim", "gradient-ssim", "codes_used", "perplexity", "grid"}
+    recon = each_model.tokenizer.decode(each_model.tokenizer.encode(tiles)).detach().clamp(-1, 1)
+    assert found["psnr"] == pytest.approx(float(psnr(tiles, recon).mean()), rel=1e-4)
+    assert found["gradient-ssim"] == pytest.approx(float(GradientSSIM()(tiles, recon).mean()), rel=1e-4)
+    assert 0 < found["codes_used"] <= 1 and 1 <= found["perplexity"] <= each_model.tokenizer.vocab_size
 
 
 FEATURES = Path(os.environ.get("IGPT_FEATURES", Path(__file__).parent.parent.parent / "shared" / "features"))

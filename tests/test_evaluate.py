@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -14,12 +15,12 @@ from PIL import Image
 
 from igpt.cli import main
 from igpt.config import SamplingOptions
+from igpt.evaluation.evaluate import Evaluation
+from igpt.evaluation.options import EvaluateOptions
+from igpt.evaluation.report import Report
 from igpt.image_gpt import ImageGPT
 from tests.painting import COLOURS, art_folder, paint
 from tests.test_cli import refusal
-from train import examine
-from train.options import EvaluateOptions
-from train.report import Report
 
 Capture = pytest.CaptureFixture[str]
 EVALUATE = ["evaluate", "tiny", "art", "--device", "cpu", "--samples", "6", "--steps", "2"]
@@ -45,18 +46,16 @@ def manifest(desk: Path, held_out: int) -> str:
 
 
 def measures(folder: str = "tiny-report") -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(Path(folder, "report.json").read_text(encoding="utf-8"))
-    return told
+    found: dict[str, Any] = json.loads(Path(folder, "report.json").read_text(encoding="utf-8"))
+    return found
 
 
-def test_evaluate_prints_a_table_and_writes_json_and_a_page_that_needs_nothing_else(
-    desk: Path, capsys: Capture
-) -> None:
+def test_evaluate_prints_tables_and_writes_json_and_markdown_with_pictures(desk: Path, capsys: Capture) -> None:
     assert main([*EVALUATE, "--manifest", manifest(desk, 4)]) == 0
     out, err = capsys.readouterr()
-    assert out.endswith(f"{Path('tiny-report', 'report.html')}\n") and err == ""
-    told = measures()
-    sections = {title.split(",")[0]: rows for title, rows in told["measures"].items()}
+    assert out.endswith(f"{Path('tiny-report', 'report.md')}\n") and err == ""
+    found = measures()
+    sections = {title.split(",")[0]: rows for title, rows in found["measures"].items()}
     assert {"reconstruction", "likelihood", "fidelity and diversity", "originality", "creativity"} <= sections.keys()
     assert sections["likelihood"]["bits per token, random order"].keys() == {"training", "held-out"}
     bits = sections["likelihood"]["bits per token, raster order"]["training"]
@@ -66,14 +65,17 @@ def test_evaluate_prints_a_table_and_writes_json_and_a_page_that_needs_nothing_e
     assert sections["fidelity and diversity"]["KID"].keys() == {"drawn", "reconstructed", "real"}
     assert {"novelty", "style ambiguity", "label faithfulness"} <= sections["creativity"].keys()
     assert {"copied, tokens", "copied, pixels", "copied, features"} <= sections["originality"].keys()
-    assert "own tokenizer" in " ".join(told["measures"]) and "own tokenizer" in out, "never a plain FID"
-    assert told["skipped"] == [] and (told["training"], told["held_out"]) == (12, 8)
-    assert SamplingOptions(**told["sampling"]) == SamplingOptions(steps=2)
-    page = Path("tiny-report/report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/jpeg;base64,") == 5 and not re.search(r"https?:|<script|<link|src=\"(?!data:)", page)
+    assert "own tokenizer" in " ".join(found["measures"]) and "own tokenizer" in out, "never a plain FID"
+    assert found["skipped"] == [] and (found["training"], found["held_out"]) == (12, 8)
+    assert SamplingOptions(**found["sampling"]) == SamplingOptions(steps=2)
+    page = Path("tiny-report/report.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^!\[[^]]+\]\(([a-z-]+\.png)\)$", page, re.MULTILINE)
+    assert len(shown) == 5 and shown[0] == "drawn.png"
+    assert {path.name for path in Path("tiny-report").iterdir()} == {"report.md", "report.json", *shown}
+    assert all(Image.open(Path("tiny-report", name)).width > 6 * 160 for name in shown)
     for rows in sections.values():
         for measure in rows:
-            assert measure in page and measure in out
+            assert f"| {measure} " in page and f"| {measure} " in out
 
 
 def test_a_model_of_pixels_is_looked_at_in_the_same_ways(
@@ -82,9 +84,9 @@ def test_a_model_of_pixels_is_looked_at_in_the_same_ways(
     tiny_pixels.save("pixels")
     split = ["--manifest", manifest(desk, 4), "--device", "cpu"]
     assert main(["evaluate", "pixels", "art", *split, "--samples", "6", "--steps", "2"]) == 0
-    told = measures("pixels-report")
-    assert told["skipped"] == [] and told["side"] == 16
-    likelihood = told["measures"]["likelihood"]
+    found = measures("pixels-report")
+    assert found["skipped"] == [] and found["side"] == 16
+    likelihood = found["measures"]["likelihood"]
     assert likelihood["bits per token, raster order"] == likelihood["bits per pixel, raster order"]
     assert main(["audit", "art/red/7.png", "--against", "art", "--model", "pixels", *split]) == 0
     assert "this is red/7.png" in capsys.readouterr().out
@@ -124,11 +126,12 @@ def test_labels_that_the_model_does_not_know_are_said(desk: Path, capsys: Captur
 
 
 def test_nan_features_are_said_and_the_rest_is_done(
-    desk: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    desk: Path, capsys: Capture, tiny_model: ImageGPT
 ) -> None:
-    monkeypatch.setattr(examine.features.OwnTokenizer, "forward", lambda _, x: torch.full((len(x), 4), torch.nan))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(desk))  # or the good ones of another test would be remembered
-    assert main([*EVALUATE, "--manifest", manifest(desk, 4)]) == 0
+    model = copy.deepcopy(tiny_model)
+    torch.nn.init.constant_(model.tokenizer.get_parameter("encoder.head.bias"), torch.nan)
+    model.save("spoilt")
+    assert main(["evaluate", "spoilt", *EVALUATE[2:], "--manifest", manifest(desk, 4)]) == 0
     out = capsys.readouterr().out
     assert "KID: the features of 6 of 6 pictures hold NaN" in out and "copied, tokens" in out and "nan" not in out
 
@@ -145,8 +148,8 @@ def test_art_without_a_training_part_and_folders_without_nets_are_refused(desk: 
 def test_samples_take_the_labels_of_the_collection_in_their_proportion(desk: Path, tiny_model: ImageGPT) -> None:
     for path in sorted((desk / "art" / "blue").iterdir())[:5]:
         path.unlink()
-    look = examine.Examination(tiny_model, "art", EvaluateOptions(samples=15), SamplingOptions(steps=2), True)
-    drawn_as = [look.art.names[i].partition("/")[0] for i in look.drawn_as()]
+    evaluation = Evaluation(tiny_model, "art", EvaluateOptions(samples=15), SamplingOptions(steps=2))
+    drawn_as = [evaluation.art.names[i].partition("/")[0] for i in evaluation.drawn_as]
     assert sorted(drawn_as) == ["blue"] * 5 + ["red"] * 10
 
 
@@ -159,7 +162,7 @@ def test_audit_names_a_training_picture_and_shows_it(desk: Path, capsys: Capture
     assert lines[0].startswith("mirrored.png: this is red/7.png") and "copy score 1.00" in lines[0]
     assert all("red/7.png (0.00" in line for line in lines[1:4])
     assert lines[4] == "mirrored-audit.png" and Image.open(lines[4]).width > 4 * 192
-    assert lines[5].startswith("mine.png: ") and "this is" not in lines[5] and "% of the held-out" in lines[5]
+    assert lines[5].startswith("mine.png: ") and "this is" not in lines[5] and "% of the 8 held-out" in lines[5]
     assert main([*command, "--manifest", manifest(desk, 0), "--quiet"]) == 0
     assert capsys.readouterr().out == "mirrored-audit-2.png\nmine-audit.png\n".replace("mine-audit", "mine-audit-2")
 
@@ -178,7 +181,6 @@ def test_surprise_writes_a_map_and_says_how_much(desk: Path, capsys: Capture) ->
 
 def test_numbers_that_are_not_finite_become_null_and_words_are_escaped() -> None:
     report = Report("a <b> & c", {})
-    part = report.section("reconstruction", "about", "held-out")
-    part.add("psnr", held_out=float("inf"))
+    report.section("reconstruction", "about", "held-out").add("psnr", "held-out", float("inf"))
     assert json.loads(report.to_json())["measures"] == {"reconstruction": {"psnr": {"held-out": None}}}
-    assert "a &lt;b&gt; &amp; c" in report.to_html() and "inf" in report.table()
+    assert "# a &lt;b&gt; &amp; c\n" in report.to_markdown() and "inf" in report.to_markdown(brief=True)
