@@ -12,12 +12,33 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 import igpt
-from igpt.canvas import cores, levels_for
 from igpt.sizes import parse_size
-from igpt.tiling import seam_ratio, window_for
+from igpt.windows import cores, window_for
 from tokenizer_vq.images import to_tensor
+
+
+def seam_ratio(image_CHW: Tensor, columns: Sequence[int], rows: Sequence[int], every: int = 1) -> float:
+    """How visible lines between windows are: gradient energy across them over that elsewhere; 1 is invisible.
+
+    A line at x lies between the pixels x - 1 and x; 0 is the seam between the two ends of a texture. "Elsewhere" are
+    all other places that are a multiple of `every`: give the side of a token to compare with borders of tokens only.
+    """
+    on: list[Tensor] = []
+    off: list[Tensor] = []
+    for axis, lines in ((2, columns), (1, rows)):
+        energy = (image_CHW - image_CHW.roll(1, axis)).square().mean((0, 3 - axis))
+        places = torch.arange(0, len(energy), every)
+        chosen = torch.zeros(len(energy), dtype=torch.bool)
+        chosen[list(lines)] = True
+        on.append(energy[chosen])
+        off.append(energy[places[(~chosen[places]) & (places > 0)]])
+    return float(torch.cat(on).mean() / torch.cat(off).mean())
 
 
 def main() -> None:
@@ -29,7 +50,7 @@ def main() -> None:
     args = parser.parse_args()
 
     model, size = igpt.load(args.model), parse_size(args.size)
-    token, (h, w) = model.downsample, levels_for(model, size)[-1]
+    token, (h, w) = model.downsample, model.grids.pyramid(*size)[-1]
     if (w * token, h * token) != size:
         raise SystemExit(f"{args.size} is not drawn pixel by pixel; {w * token}x{h * token} would be")
     cell, side = model.gpt.config.cell, model.gpt.config.cell * token

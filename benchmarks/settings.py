@@ -24,7 +24,7 @@ from igpt.config import DEFAULT_MODEL, SamplingOptions
 from igpt.evaluation.features import Extractor, nets
 from igpt.evaluation.metrics import kid, neighbourhoods
 from igpt.image_gpt import ImageGPT
-from igpt.sampling import draw, generators
+from igpt.sampling import generators, sample
 from igpt.token_cache import TokenCache
 
 TRIED = (
@@ -46,7 +46,7 @@ def drawn(model: ImageGPT, labels: list[int], options: SamplingOptions) -> Itera
     """One picture a label, of the model's native size; picture i has seed i."""
     for first in range(0, len(labels), BATCH):
         labels_B = torch.tensor(labels[first : first + BATCH])
-        *_, last = draw(model.gpt, labels_B, model.grids.native, options, generators(first, len(labels_B)))
+        *_, last = sample(model.gpt, labels_B, model.grids.native, options, generators(first, len(labels_B)))
         yield from model.decode(last.tokens_Bhw)
 
 

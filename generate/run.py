@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,15 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from igpt.canvas import Drawing, finish, paint, share_drawn
+from igpt.canvas import PartialGrid, generate_grids, share_drawn
 from igpt.config import SamplingOptions
 from igpt.edit import Edit, draw_edit, finish_edit
 from igpt.files import Output, stem_for, write_file, write_picture
+from igpt.fitting import Canvas, canvas_for, finish
 from igpt.image_gpt import BATCH, ImageGPT
 from igpt.recipe import Recipe, digest
 from igpt.sampling import generators
 from igpt.sheet import square_sheet
-from igpt.sizes import Grid
 from tokenizer_vq.base import UserError
 
 from .timelapse import Timelapse
@@ -49,21 +49,21 @@ def generate_files(
     "webp") each gets an animation beside it. Returns the paths, that of the contact sheet last. Raises UserError for
     an unknown label and where the disk refuses.
     """
-    levels = model.grids.pyramid(*size)
+    canvas = canvas_for(model, size, tile)
     paths: list[Path] = []
     shown: list[tuple[Image, str]] = []
     batch = 1 if timelapse else BATCH
     for first in range(job.seed, job.seed + job.n, batch):
         seeds = generators(first, min(batch, job.seed + job.n - first))
         labels = model.labels_for(label, first, len(seeds))
-        frames = paint(model, levels, model.label_numbers(labels), seeds, job.options, wraps=tile)
-        film = Timelapse(model, levels, size, tile) if timelapse else None
-        drawings = _last(film.recording(frames) if film else frames, levels, len(seeds), job.quiet)
-        for seed, (drawn_as, drawing) in enumerate(zip(labels, drawings, strict=True), first):
-            picture = finish(model, drawing.tokens_hw, size, tile)
+        frames = generate_grids(model, canvas, model.label_numbers(labels), seeds, job.options)
+        film = Timelapse(model, canvas) if timelapse else None
+        grids = _last(film.recording(frames) if film else frames, canvas, len(seeds), job.quiet)
+        for seed, (drawn_as, grid) in enumerate(zip(labels, grids, strict=True), first):
+            picture = finish(model, grid.tokens_hw, canvas)
             stem = stem_for(drawn_as or model.name, seed)
             how = {"label": drawn_as, "seed": seed, "options": job.options, "tile": tile}
-            recipe = _recipe(model, drawing.tokens_hw, picture, **how)
+            recipe = _recipe(model, grid.tokens_hw, picture, **how)
             paths.append(_write(picture, job.output.picture(stem), recipe, job.force))
             if film is not None and timelapse is not None:
                 beside = job.output.beside(stem, f"-timelapse.{timelapse}")
@@ -77,18 +77,18 @@ def edit_files(model: ImageGPT, job: Job, edit: Edit, stem: str) -> list[Path]:
 
     Returns the paths, that of the contact sheet last.
     """
-    levels = model.grids.pyramid(*edit.size)
+    canvas = canvas_for(model, edit.size)
     paths: list[Path] = []
     shown: list[tuple[Image, str]] = []
     for seed in range(job.seed, job.seed + job.n):
-        (drawing,) = _last(draw_edit(model, edit, seed, job.options), levels, 1, job.quiet)
-        piece = finish_edit(model, edit, seed, drawing.tokens_hw)
+        (grid,) = _last(draw_edit(model, edit, seed, job.options), canvas, 1, job.quiet)
+        result = finish_edit(model, edit, seed, grid.tokens_hw)
         recipe = _recipe(
-            model, piece.tokens_hw, piece.picture, label=edit.label, seed=seed, options=job.options,
-            command=edit.command, given=tuple(piece.given_hw.flatten().tolist()),
+            model, result.tokens_hw, result.picture, label=edit.label, seed=seed, options=job.options,
+            command=edit.command, given=tuple(result.given_hw.flatten().tolist()),
         )  # fmt: skip
-        paths.append(_write(piece.picture, job.output.picture(stem_for(stem, seed)), recipe, job.force))
-        shown.append((piece.picture, str(seed)))
+        paths.append(_write(result.picture, job.output.picture(stem_for(stem, seed)), recipe, job.force))
+        shown.append((result.picture, str(seed)))
     return paths + _sheet(job, shown, stem_for(stem, job.seed))
 
 
@@ -112,20 +112,21 @@ def replay(
     if (largest := max(recipe.tokens)) >= model.tokenizer.vocab_size:
         raise UserError(f"the recipe has the token {largest}; the model's are below {model.tokenizer.vocab_size}")
     recorded_hw = torch.tensor(recipe.tokens).view(recipe.grid)
-    frames = None if from_tokens else _again(model, recipe, recorded_hw)
+    canvas = canvas_for(model, recipe.size, recipe.tile)
+    frames = None if from_tokens else _again(model, recipe, canvas, recorded_hw)
     if frames is None:
         story = f"decoded the {len(recipe.tokens)} recorded tokens"
         if not from_tokens:
             story += f", as {recipe.command} at this size needs its source picture to be drawn again"
     else:
-        (drawing,) = _last(frames, model.grids.pyramid(*recipe.size), 1, quiet)
-        if other := int((drawing.tokens_hw != recorded_hw).sum()):
+        (grid,) = _last(frames, canvas, 1, quiet)
+        if other := int((grid.tokens_hw != recorded_hw).sum()):
             raise UserError(
                 f"{other} of {len(recipe.tokens)} tokens came out differently, as they may on another device, torch or "
                 "igpt; --from-tokens gives the recorded picture"
             )
         story = f"drawn again from seed {recipe.seed}: all {len(recipe.tokens)} tokens equal those recorded"
-    picture = finish(model, recorded_hw, recipe.size, recipe.tile)
+    picture = finish(model, recorded_hw, canvas)
     pixels = digest(picture)
     if recipe.pixels and pixels != recipe.pixels:
         edited = "; what was taken over from the source picture is painted from its tokens, its pixels are not recorded"
@@ -137,22 +138,23 @@ def replay(
     return path
 
 
-def _again(model: ImageGPT, recipe: Recipe, recorded_hw: Tensor) -> Iterator[list[Drawing]] | None:
+def _again(
+    model: ImageGPT, recipe: Recipe, canvas: Canvas, recorded_hw: Tensor
+) -> Iterator[list[PartialGrid]] | None:
     """The drawing of a recipe once more; None where it cannot be had without the source picture. Raises UserError for
     a grid on which this model would not have drawn it."""
     seeds, labels_B = generators(recipe.seed, 1), model.label_numbers([recipe.label])
-    levels = model.grids.pyramid(*recipe.size)
     if recipe.command == "generate":
-        if recipe.grid != levels[-1]:
+        if recipe.grid != canvas.levels[-1]:
             raise UserError(
                 f"the recipe's grid of {recipe.grid[0]}x{recipe.grid[1]} tokens is not that on which a picture of "
                 f"{recipe.size[0]}x{recipe.size[1]} pixels is drawn; --from-tokens gives the recorded picture"
             )
-        return paint(model, levels, labels_B, seeds, recipe.options, wraps=recipe.tile)
-    if not recipe.given or levels != [recipe.grid]:
+        return generate_grids(model, canvas, labels_B, seeds, recipe.options)
+    if not recipe.given or canvas.levels != [recipe.grid]:
         return None
-    start = Drawing(recorded_hw, torch.tensor(recipe.given).view(recipe.grid))
-    return paint(model, levels, labels_B, seeds, recipe.options, start=start)
+    start = PartialGrid(recorded_hw, torch.tensor(recipe.given).view(recipe.grid))
+    return generate_grids(model, canvas, labels_B, seeds, recipe.options, start)
 
 
 # Parts
@@ -166,18 +168,18 @@ def _recipe(model: ImageGPT, tokens_hw: Tensor, picture: Image, **more: Any) -> 
     )  # fmt: skip
 
 
-def _last(frames: Iterator[list[Drawing]], levels: Sequence[Grid], n: int, quiet: bool) -> list[Drawing]:
-    """The finished drawings, with a progress line where somebody is watching."""
+def _last(frames: Iterator[list[PartialGrid]], canvas: Canvas, n: int, quiet: bool) -> list[PartialGrid]:
+    """The finished grids, with a progress line where somebody is watching."""
     if quiet or not sys.stderr.isatty():
-        *_, drawings = frames
-        return drawings
+        *_, grids = frames
+        return grids
     from tqdm import tqdm
 
-    tokens = n * sum(h * w for h, w in levels)
+    tokens = n * sum(h * w for h, w in canvas.levels)
     with tqdm(total=tokens, unit="token", leave=False) as bar:
-        for drawings in frames:
-            bar.update(round(share_drawn(levels, drawings) * tokens) - bar.n)
-    return drawings
+        for grids in frames:
+            bar.update(round(share_drawn(canvas, grids) * tokens) - bar.n)
+    return grids
 
 
 def _sheet(job: Job, shown: list[tuple[Image, str]], stem: str) -> list[Path]:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from io import BytesIO
 
 from PIL import Image
 
-from igpt.canvas import Drawing, now_and_then, preview
-from igpt.image_gpt import ImageGPT
-from igpt.sizes import Grid
+from igpt.bundle import Bundle
+from igpt.canvas import PartialGrid, now_and_then, preview
+from igpt.fitting import Canvas
 
-FRAMES = 48  # about
+FRAMES_KEPT = 48  # about
 FRAME_TIME = 80  # milliseconds
 LAST_TIME = 2500  # the finished picture stays so long
 QUALITY = 90  # of WebP, up to 100
@@ -21,17 +21,17 @@ LARGEST_FRAME = 512  # pixels a side
 class Timelapse:
     """Watches one picture being drawn."""
 
-    def __init__(self, model: ImageGPT, levels: Sequence[Grid], size: tuple[int, int], wraps: bool):
-        self.model, self.levels, self.size, self.wraps = model, levels, size, wraps
+    def __init__(self, model: Bundle, canvas: Canvas):
+        self.model, self.canvas = model, canvas
         self.frames: list[Image.Image] = []
 
-    def recording(self, drawings: Iterator[list[Drawing]]) -> Iterator[list[Drawing]]:
-        """The same drawings, of one picture each, while frames of it are kept."""
-        for drawing in now_and_then(drawings, self.levels, FRAMES):
-            frame = preview(self.model, drawing[0], self.size, self.wraps)
+    def recording(self, grids: Iterator[list[PartialGrid]]) -> Iterator[list[PartialGrid]]:
+        """The same grids, of one picture each, while frames of it are kept."""
+        for grid in now_and_then(grids, self.canvas, FRAMES_KEPT):
+            frame = preview(self.model, grid[0], self.canvas)
             frame.thumbnail((LARGEST_FRAME, LARGEST_FRAME), Image.Resampling.LANCZOS)
             self.frames.append(frame)
-            yield drawing
+            yield grid
 
     def encoded(self, kind: str) -> bytes:
         """The frames as a "gif" or "webp" that repeats for ever."""

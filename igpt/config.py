@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
 from tokenizer_vq.base import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 DEFAULT_MODEL = "paintings"
 NO_LABEL = "none"  # asks for a picture of no label in particular, where leaving the label out lets one be chosen
@@ -110,3 +115,30 @@ def check_anchor(anchor: str) -> None:
     """Raises UserError for an anchor that is none."""
     if anchor not in ANCHORS:
         raise UserError(f"anchor is {anchor!r}; one of {', '.join(ANCHORS)} is wanted")
+
+
+# Options of commands
+
+
+def option(
+    default: Any, help: str, *, low: float | None = None, high: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+) -> Any:  # fmt: skip
+    """A field that becomes a flag of the command line. `low`, `high` and `choices` are what `check_options` allows."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+
+
+def check_options(options: DataclassInstance) -> None:
+    """Raises UserError, with the value received and what is wanted, for an option out of bounds; None is always in."""
+    for each in fields(options):
+        value = getattr(options, each.name)
+        low, high, choices = (each.metadata[key] for key in ("low", "high", "choices"))
+        if value is None:
+            continue
+        if choices is not None and value not in choices:
+            wanted = f"one of {', '.join(map(str, choices))} is wanted"
+        elif low is not None and not low <= value <= (math.inf if high is None else high):
+            wanted = f"{low} or more is wanted" if high is None else f"{low} to {high} is wanted"
+        else:
+            continue
+        raise UserError(f"--{each.name.replace('_', '-')} {value} cannot be; {wanted}")

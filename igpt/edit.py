@@ -21,19 +21,9 @@ from tokenizer_vq.base import MAX_PIXELS, UserError
 from tokenizer_vq.images import as_rgb, fit_cover, open_picture
 
 from .bundle import Bundle
-from .canvas import (
-    LANCZOS,
-    NEAREST,
-    Drawing,
-    Given,
-    finish,
-    laid_tokens,
-    levels_for,
-    paint,
-    put_in,
-    wanted_tokens,
-)
+from .canvas import PartialGrid, generate_grids
 from .config import SamplingOptions, check_anchor, check_share, keep_of
+from .fitting import LANCZOS, NEAREST, Inpainting, canvas_for, composite, finish, mask_tokens, tokens_on
 from .recipe import Recipe, digest, read_recipe
 from .sampling import generators
 
@@ -54,15 +44,15 @@ class Source(NamedTuple):
 
 
 class Edit(NamedTuple):
-    """What to draw. `begin` makes of a seed what `paint` starts from: a given picture, or a given composition."""
+    """What to draw. `begin` makes of a seed what `generate_grids` starts from."""
 
     command: str
     size: tuple[int, int]
     label: str | None
-    begin: Callable[[int], Given | Drawing]
+    begin: Callable[[int], Inpainting | PartialGrid]
 
 
-class Piece(NamedTuple):
+class EditResult(NamedTuple):
     """An edited picture, and what its recipe has to tell."""
 
     picture: Image.Image
@@ -120,24 +110,24 @@ def complete(source: Source, keep: str | float) -> Edit:
         "top": (0, kept, width, height), "bottom": (0, 0, width, height - kept),
         "left": (kept, 0, width, height), "right": (0, 0, width - kept, height),
     }[side]  # fmt: skip
-    wanted = Image.new("L", source.picture.size, 0)
-    wanted.paste(255, box)
-    return _fixed("complete", source, Given(source.picture, wanted, source.tokens_hw))
+    mask = Image.new("L", source.picture.size, 0)
+    mask.paste(255, box)
+    return _fixed("complete", source, Inpainting(source.picture, mask, source.tokens_hw))
 
 
-def inpaint(source: Source, mask: Source) -> Edit:
+def inpaint(source: Source, painted: Source) -> Edit:
     """Draws where the mask is white. Raises UserError for a mask of another size, all white or all black."""
     size = source.picture.size
-    wanted = mask.picture.convert("L").point(lambda level: 255 if level >= 128 else 0)
-    if wanted.size != size:
+    mask = painted.picture.convert("L").point(lambda level: 255 if level >= 128 else 0)
+    if mask.size != size:
         raise UserError(
-            f"the mask has {wanted.width}x{wanted.height} pixels and the picture {size[0]}x{size[1]}: scale the mask "
+            f"the mask has {mask.width}x{mask.height} pixels and the picture {size[0]}x{size[1]}: scale the mask "
             f"to {size[0]}x{size[1]}"
         )
-    if wanted.getextrema() in ((0, 0), (255, 255)):
-        colour, what = ("black", "nothing") if wanted.getextrema() == (0, 0) else ("white", "everything")
+    if mask.getextrema() in ((0, 0), (255, 255)):
+        colour, what = ("black", "nothing") if mask.getextrema() == (0, 0) else ("white", "everything")
         raise UserError(f"the mask is all {colour}, which asks for {what} to be drawn: make white what is to be drawn")
-    return _fixed("inpaint", source, Given(source.picture, wanted, source.tokens_hw))
+    return _fixed("inpaint", source, Inpainting(source.picture, mask, source.tokens_hw))
 
 
 def extend(source: Source, size: tuple[int, int], anchor: str, token: int) -> Edit:
@@ -159,10 +149,10 @@ def extend(source: Source, size: tuple[int, int], anchor: str, token: int) -> Ed
     top = 0 if "top" in anchor else height - old_height if "bottom" in anchor else top
     margins = ((top, height - old_height - top), (left, width - old_width - left), (0, 0))
     picture = Image.fromarray(np.pad(np.asarray(source.picture), margins, mode="edge"))
-    wanted = Image.new("L", size, 255)
-    wanted.paste(0, (left, top, left + old_width, top + old_height))
+    mask = Image.new("L", size, 255)
+    mask.paste(0, (left, top, left + old_width, top + old_height))
     tokens_hw = _placed(source, size, left, top, token)
-    return _fixed("extend", source, Given(picture, wanted, tokens_hw))
+    return _fixed("extend", source, Inpainting(picture, mask, tokens_hw))
 
 
 def _placed(source: Source, size: tuple[int, int], left: int, top: int, token: int) -> Tensor | None:
@@ -184,16 +174,16 @@ def vary(model: Bundle, source: Source, strength: float) -> Edit:
     """
     check_share("strength", strength)
     size = source.picture.size
-    nothing = Given(source.picture, Image.new("L", size, 0), source.tokens_hw)
+    nothing = Inpainting(source.picture, Image.new("L", size, 0), source.tokens_hw)
     if strength == 0:
         return _fixed("vary", source, nothing)
-    grid = levels_for(model, size)[0]
+    grid = model.grids.composition(*size)
 
-    def begin(seed: int) -> Drawing:
+    def begin(seed: int) -> PartialGrid:
         cell = model.gpt.config.cell
         cells_hw = torch.rand([side // cell for side in grid], generator=Generator().manual_seed(seed)) >= strength
         known_hw = cells_hw.repeat_interleave(cell, 0).repeat_interleave(cell, 1)
-        return Drawing(laid_tokens(model, nothing, grid), known_hw)
+        return PartialGrid(tokens_on(model, nothing, grid), known_hw)
 
     return Edit("vary", size, source.label, begin)
 
@@ -210,19 +200,19 @@ def blend(model: Bundle, a: Source, b: Source, mix: float) -> Edit:
     same_grid = a.tokens_hw is not None and b.tokens_hw is not None and a.tokens_hw.shape == b.tokens_hw.shape
     own_tokens = same_grid and b.picture.size == size
 
-    def begin(seed: int) -> Given:
+    def begin(seed: int) -> Inpainting:
         blobs = torch.rand(1, 1, FIELD, FIELD, generator=Generator().manual_seed(seed))
         field_HW = F.interpolate(blobs, size[::-1], mode="bicubic", align_corners=True)[0, 0]
         ordered = field_HW.flatten().sort().values
         places = [(1 - mix) * (1 - DRAWN), 1 - mix, 1 - mix * (1 - DRAWN)]
         low, middle, high = (float(ordered[round(place * (len(ordered) - 1))]) for place in places)
         of_b = _mask(field_HW >= middle)
-        wanted = _mask((field_HW > low) & (field_HW < high))
+        mask = _mask((field_HW > low) & (field_HW < high))
         tokens_hw = None
         if own_tokens and a.tokens_hw is not None and b.tokens_hw is not None:
-            from_b_hw = wanted_tokens(model, of_b, (a.tokens_hw.shape[0], a.tokens_hw.shape[1]))
+            from_b_hw = mask_tokens(model, of_b, (a.tokens_hw.shape[0], a.tokens_hw.shape[1]))
             tokens_hw = torch.where(from_b_hw, b.tokens_hw, a.tokens_hw)
-        return Given(Image.composite(other, a.picture, of_b), wanted, tokens_hw)
+        return Inpainting(Image.composite(other, a.picture, of_b), mask, tokens_hw)
 
     return Edit("blend", size, a.label if a.label == b.label else None, begin)
 
@@ -231,7 +221,7 @@ def _mask(where_HW: Tensor) -> Image.Image:
     return Image.fromarray((where_HW.to(torch.uint8) * 255).numpy())
 
 
-def _fixed(command: str, source: Source, given: Given) -> Edit:
+def _fixed(command: str, source: Source, given: Inpainting) -> Edit:
     return Edit(command, given.picture.size, source.label, lambda seed: given)
 
 
@@ -243,30 +233,28 @@ def labelled(model: Bundle, edit: Edit, label: str | None) -> Edit:
     of the picture is given; none for NO_LABEL. Raises UserError for a label that the model has not."""
     if label is not None or edit.label is not None or not model.labels:
         return edit._replace(label=model.labels_for(label or edit.label, 0)[0])
-    begun, grid = edit.begin(0), levels_for(model, edit.size)[0]
-    if isinstance(begun, Given):
-        begun = Drawing(laid_tokens(model, begun, grid), ~wanted_tokens(model, begun.wanted, grid))
-    known_hw = begun.known_hw if begun.known_hw.any() else torch.ones_like(begun.known_hw)
-    return edit._replace(label=model.guess_label(begun.tokens_hw, known_hw))
+    start, grid = edit.begin(0), model.grids.composition(*edit.size)
+    if isinstance(start, Inpainting):
+        start = PartialGrid(tokens_on(model, start, grid), ~mask_tokens(model, start.mask, grid))
+    known_hw = start.known_hw if start.known_hw.any() else torch.ones_like(start.known_hw)
+    return edit._replace(label=model.guess_label(start.tokens_hw, known_hw))
 
 
-def draw_edit(model: Bundle, edit: Edit, seed: int, options: SamplingOptions) -> Iterator[list[Drawing]]:
-    """The edit drawn from one seed, step by step, as `paint` does."""
-    begun = edit.begin(seed)
-    levels, seeds, labels_B = levels_for(model, edit.size), generators(seed, 1), model.label_numbers([edit.label])
-    if isinstance(begun, Given):
-        return paint(model, levels, labels_B, seeds, options, given=begun)
-    return paint(model, levels, labels_B, seeds, options, start=begun)
+def draw_edit(model: Bundle, edit: Edit, seed: int, options: SamplingOptions) -> Iterator[list[PartialGrid]]:
+    """The edit drawn from one seed, step by step, as `generate_grids` does."""
+    start = edit.begin(seed)
+    canvas, labels_B = canvas_for(model, edit.size), model.label_numbers([edit.label])
+    return generate_grids(model, canvas, labels_B, generators(seed, 1), options, start)
 
 
-def finish_edit(model: Bundle, edit: Edit, seed: int, tokens_hw: Tensor) -> Piece:
+def finish_edit(model: Bundle, edit: Edit, seed: int, tokens_hw: Tensor) -> EditResult:
     """The picture of a drawn edit."""
-    begun, grid = edit.begin(seed), (tokens_hw.shape[0], tokens_hw.shape[1])
-    painted = finish(model, tokens_hw, edit.size)
-    if isinstance(begun, Given):
-        return Piece(put_in(model, begun, painted), tokens_hw, ~wanted_tokens(model, begun.wanted, grid))
-    on_one_level = begun.known_hw.shape == grid
-    return Piece(painted, tokens_hw, begun.known_hw if on_one_level else torch.zeros(grid, dtype=torch.bool))
+    start, grid = edit.begin(seed), (tokens_hw.shape[0], tokens_hw.shape[1])
+    drawn = finish(model, tokens_hw, canvas_for(model, edit.size))
+    if isinstance(start, Inpainting):
+        return EditResult(composite(model, start, drawn), tokens_hw, ~mask_tokens(model, start.mask, grid))
+    on_one_level = start.known_hw.shape == grid
+    return EditResult(drawn, tokens_hw, start.known_hw if on_one_level else torch.zeros(grid, dtype=torch.bool))
 
 
 def edited(
@@ -276,6 +264,6 @@ def edited(
     edit = labelled(model, edit, label)
     pictures = []
     for number in range(seed, seed + n):
-        *_, (drawing,) = draw_edit(model, edit, number, options)
-        pictures.append(finish_edit(model, edit, number, drawing.tokens_hw).picture)
+        *_, (grid,) = draw_edit(model, edit, number, options)
+        pictures.append(finish_edit(model, edit, number, grid.tokens_hw).picture)
     return pictures

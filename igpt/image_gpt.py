@@ -12,11 +12,13 @@ from PIL.Image import Image
 
 from tokenizer_vq.base import UserError
 
-from . import canvas, checkpoint, edit
+from . import checkpoint, edit
 from .bundle import Bundle
+from .canvas import PartialGrid, generate_grids, now_and_then, preview
 from .config import ANCHORS, DEFAULT_KEEP, DEFAULT_MIX, DEFAULT_MODEL, DEFAULT_STRENGTH, SamplingOptions
 from .device import fast_bf16, pick_device
 from .edit import Edit, Picture
+from .fitting import Canvas, canvas_for, finish
 from .sampling import generators
 from .sizes import parse_size
 
@@ -104,7 +106,18 @@ class ImageGPT(Bundle):
         options = self._options(options, changes)
         self._check(n, label, options)
         labels_B = self.label_numbers(self.labels_for(label, seed, n))
-        return canvas.pictures(self, labels_B, self.size(size), generators(seed, n), options, tile, previews)
+        canvas = canvas_for(self, self.size(size), tile)
+        frames = generate_grids(self, canvas, labels_B, generators(seed, n), options)
+        return self._shown(frames, canvas, previews)
+
+    def _shown(self, frames: Iterator[list[PartialGrid]], canvas: Canvas, previews: bool) -> Iterator[list[Image]]:
+        """The pictures of grids on their way, or with previews off only the finished ones."""
+        if previews:
+            for grids in now_and_then(frames, canvas):
+                yield [preview(self, grid, canvas) for grid in grids]
+        else:
+            *_, grids = frames
+            yield [finish(self, grid.tokens_hw, canvas) for grid in grids]
 
     def size(self, size: Size | None) -> tuple[int, int]:
         """Width and height of what is asked for, or of the model's native pictures. Raises UserError as parse_size."""

@@ -1,6 +1,6 @@
-"""Drawing tokens: pure functions (how many cells a step, filter, guide, draw) and one generator that uses them.
+"""Sampling tokens: pure functions (how many cells a step, filters, guidance) and one generator that uses them.
 
-`draw` yields the grid after every step; progress, previews and time-lapses are built on it. Randomness comes from one
+`sample` yields the grid after every step; progress, previews and time-lapses are built on it. Randomness comes from one
 CPU generator a picture, so a seed means the same picture in any batch and on any device.
 """
 
@@ -142,7 +142,7 @@ class Known(NamedTuple):
 
 
 @torch.inference_mode()
-def draw(
+def sample(
     gpt: GPT, labels_B: Tensor, grid: tuple[int, int], options: SamplingOptions, seeds: Sequence[torch.Generator],
     known: Known | None = None,
 ) -> Iterator[Step]:  # fmt: skip

@@ -8,9 +8,6 @@ Textures that wrap are continued by their own other side before they enter, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import torch
 from PIL import Image, ImageChops
 from torch import Tensor
@@ -18,34 +15,13 @@ from torch import Tensor
 from tokenizer_vq.images import to_tensor
 
 from .bundle import Bundle
+from .windows import spans, window_for
 
 WINDOW = 64  # tokens a side that are encoded or decoded at once; 512 pixels where a token has 8
 MARGIN = 4  # tokens at the border of a window that are not used: they saw too little of what is beyond
 BLEND = 8  # tokens over which one decoded window turns into the next
 OVERLAP = 2 * MARGIN + BLEND
 WRAP = OVERLAP  # tokens by which a texture is continued with its other side
-
-
-class Span(NamedTuple):
-    """One window along one axis: tokens from `start` to `stop`."""
-
-    start: int
-    stop: int
-
-
-def spans(length: int, window: int, overlap: int = OVERLAP) -> list[Span]:
-    """Equal windows that cover `length` tokens, as few and then as small as can be; `overlap` or more are shared."""
-    if length <= window:
-        return [Span(0, length)]
-    count = -(-(length - overlap) // (window - overlap))
-    size = -(-(length + (count - 1) * overlap) // count)
-    return [Span(start, start + size) for start in (i * (length - size) // (count - 1) for i in range(count))]
-
-
-def window_for(h: int, w: int, side: int) -> tuple[int, int]:
-    """Rows and columns of a window with at most side * side cells: longer where the grid is narrow."""
-    rows = min(h, max(side, side * side // w))
-    return rows, min(w, side * side // rows)
 
 
 # Encoding
@@ -60,8 +36,8 @@ def encode(model: Bundle, picture: Image.Image, wraps: bool = False, side: int =
     h, w = picture.height // token, picture.width // token
     rows, columns = window_for(h, w, side)
     tokens_hw = torch.empty(h, w, dtype=torch.long)
-    for y in spans(h, rows):
-        for x in spans(w, columns):
+    for y in spans(h, rows, OVERLAP):
+        for x in spans(w, columns, OVERLAP):
             part = picture.crop((x.start * token, y.start * token, x.stop * token, y.stop * token))
             part_hw = model.tokenizer.encode(to_tensor(part)[None].to(model.device))[0].cpu()
             # Later windows win from the middle of the overlap on; at the border of the picture all is used.
@@ -81,8 +57,8 @@ def decode(model: Bundle, tokens_hw: Tensor, wraps: bool = False, side: int = WI
         return _closed(decode(model, tokens_hw[rows][:, columns], side=side), WRAP * token, BLEND * token)
     rows_at_once, columns_at_once = window_for(h, w, side)
     canvas = Image.new("RGB", (w * token, h * token))
-    for y in spans(h, rows_at_once):
-        for x in spans(w, columns_at_once):
+    for y in spans(h, rows_at_once, OVERLAP):
+        for x in spans(w, columns_at_once, OVERLAP):
             (part,) = model.decode(tokens_hw[None, y.start : y.stop, x.start : x.stop], at=(y.start, x.start))
             fade = _fade(part.size, token if x.start else 0, token if y.start else 0)
             canvas.paste(part, (x.start * token, y.start * token), fade)
@@ -128,24 +104,3 @@ def _closed(picture: Image.Image, margin: int, blend: int) -> Image.Image:
         middle.paste(beyond, (0, 0), falling.resize(beyond.size))
         picture = middle.transpose(Image.Transpose.TRANSPOSE)
     return picture
-
-
-# Seams
-
-
-def seam_ratio(image_CHW: Tensor, columns: Sequence[int], rows: Sequence[int], every: int = 1) -> float:
-    """How visible lines between windows are: gradient energy across them over that elsewhere; 1 is invisible.
-
-    A line at x lies between the pixels x - 1 and x; 0 is the seam between the two ends of a texture. "Elsewhere" are
-    all other places that are a multiple of `every`: give the side of a token to compare with borders of tokens only.
-    """
-    on: list[Tensor] = []
-    off: list[Tensor] = []
-    for axis, lines in ((2, columns), (1, rows)):
-        energy = (image_CHW - image_CHW.roll(1, axis)).square().mean((0, 3 - axis))
-        places = torch.arange(0, len(energy), every)
-        chosen = torch.zeros(len(energy), dtype=torch.bool)
-        chosen[list(lines)] = True
-        on.append(energy[chosen])
-        off.append(energy[places[(~chosen[places]) & (places > 0)]])
-    return float(torch.cat(on).mean() / torch.cat(off).mean())

@@ -10,37 +10,26 @@ import torch
 from PIL import Image, ImageChops
 from torch import Generator
 
-from igpt.canvas import (
-    Drawing,
-    Given,
-    cell_windows,
-    cores,
-    cover,
-    finish,
-    lay,
-    levels_for,
-    paint,
-    put_in,
-    redraw,
-    scattered,
-    wanted_tokens,
-)
+from benchmarks.seams import seam_ratio
+from igpt.canvas import PartialGrid, generate_grids, keep_mask, refine
 from igpt.config import SamplingOptions
+from igpt.fitting import Canvas, Inpainting, canvas_for, composite, cover, finish, letterbox, mask_tokens
 from igpt.image_gpt import ImageGPT
 from igpt.model import to_cells
 from igpt.sampling import generators
 from igpt.sizes import LARGEST_GRID, LARGEST_SPRITE, Grids
-from igpt.tiling import OVERLAP, decode, encode, seam_ratio, spans, window_for, wrapped
+from igpt.tiling import OVERLAP, decode, encode, wrapped
+from igpt.windows import cell_windows, cores, spans, window_for
 from tests.painting import paint as painted
 from tokenizer_vq.images import fit_cover, to_tensor
 
 OPTIONS = SamplingOptions(steps=2, guidance=1)  # pulled hard, a tiny random model says one thing only
 
 
-def final(model: ImageGPT, size: tuple[int, int], seed: int = 1, n: int = 1, wraps: bool = False) -> list[Drawing]:
+def final(model: ImageGPT, size: tuple[int, int], seed: int = 1, n: int = 1, wraps: bool = False) -> list[PartialGrid]:
     labels_B = torch.full((n,), model.gpt.null_label)
-    *_, drawings = paint(model, levels_for(model, size), labels_B, generators(seed, n), OPTIONS, wraps=wraps)
-    return drawings
+    *_, grids = generate_grids(model, canvas_for(model, size, wraps), labels_B, generators(seed, n), OPTIONS)
+    return grids
 
 
 # Grids and windows
@@ -85,7 +74,7 @@ def test_the_cores_of_the_windows_tile_the_grid_and_see_around_themselves(h: int
 
 def test_windows_cover_everything_and_overlap() -> None:
     for length in range(1, 200):
-        found = spans(length, 32)
+        found = spans(length, 32, OVERLAP)
         assert found[0].start == 0 and found[-1].stop == length
         assert all(one.stop - two.start >= OVERLAP for one, two in pairwise(found))
         assert len({span.stop - span.start for span in found}) == 1 and found[0].stop <= 32
@@ -100,13 +89,13 @@ def test_known_tokens_are_never_redrawn_and_all_others_are(wraps: bool, tiny_mod
     generator = Generator().manual_seed(0)
     known_hw = torch.rand(14, 18, generator=generator) < 0.4  # token by token, so that most cells are cut
     tokens_hw = torch.full((14, 18), 31)
-    *_, last = redraw(tiny_model, Drawing(tokens_hw, known_hw), 2, generator, OPTIONS, wraps)
+    *_, last = refine(tiny_model, PartialGrid(tokens_hw, known_hw), 2, generator, OPTIONS, wraps)
     assert bool(last.known_hw.all()) and bool((last.tokens_hw[known_hw] == 31).all())
     assert not bool((last.tokens_hw[~known_hw] == 31).all()), "the model would not draw this token everywhere"
 
 
 def test_of_every_four_cells_of_an_enlarged_picture_one_stays_wherever_they_lie() -> None:
-    known_hw = scattered((16, 26), 2, Generator().manual_seed(0))
+    known_hw = keep_mask((16, 26), 2, Generator().manual_seed(0))
     cells_hwn = to_cells(known_hw[None], 2).view(8, 13, 4)
     assert torch.equal(cells_hwn.any(-1), cells_hwn.all(-1)), "whole cells"
     stays_hw = cells_hwn.all(-1)
@@ -124,8 +113,8 @@ def test_a_window_is_drawn_alone_as_it_is_together_with_the_others_of_its_round(
         for window in windows:
             unknown_L[cells_Whw[window][core_Whw[window]]] = True
         known_hw = ~unknown_L.view(8, 12).repeat_interleave(2, 0).repeat_interleave(2, 1)
-        begun = Drawing(torch.arange(16 * 24).view(16, 24) % 32, known_hw)
-        *_, last = redraw(tiny_model, begun, 2, Generator().manual_seed(0), OPTIONS, wraps=False)
+        begun = PartialGrid(torch.arange(16 * 24).view(16, 24) % 32, known_hw)
+        *_, last = refine(tiny_model, begun, 2, Generator().manual_seed(0), OPTIONS, wraps=False)
         return to_cells(last.tokens_hw[None], 2)[0]
 
     together = drawn(*range(6))
@@ -142,15 +131,15 @@ def test_a_cell_sees_known_tokens_beyond_the_core_of_its_window(tiny_model: Imag
     for token in (1, 30):
         tokens_hw = torch.zeros(8, 16, dtype=torch.long)
         tokens_hw[:, 2:4] = token
-        begun = Drawing(tokens_hw, known_hw)
-        *_, last = redraw(tiny_model, begun, 2, Generator().manual_seed(0), OPTIONS, wraps=False)
+        begun = PartialGrid(tokens_hw, known_hw)
+        *_, last = refine(tiny_model, begun, 2, Generator().manual_seed(0), OPTIONS, wraps=False)
         drawn.append(last.tokens_hw[:, 4:6].tolist())
     assert drawn[0] != drawn[1]
 
 
 def test_a_large_picture_is_its_composition_said_again_in_finer_tokens(tiny_model: ImageGPT) -> None:
     labels_B = torch.full((1,), tiny_model.gpt.null_label)
-    frames = list(paint(tiny_model, levels_for(tiny_model, (64, 64)), labels_B, generators(1, 1), OPTIONS))
+    frames = list(generate_grids(tiny_model, canvas_for(tiny_model, (64, 64)), labels_B, generators(1, 1), OPTIONS))
     coarse, fine = ([frame for (frame,) in frames if frame.tokens_hw.shape == (side, side)] for side in (8, 16))
     assert torch.equal(coarse[-1].tokens_hw, final(tiny_model, (32, 32))[0].tokens_hw)
     enlarged = decode(tiny_model, coarse[-1].tokens_hw).resize((64, 64), Image.Resampling.LANCZOS)
@@ -238,7 +227,7 @@ def test_the_edges_of_a_texture_are_drawn_with_both_sides_in_sight_and_its_middl
 
 def test_a_texture_keeps_wrapping_when_it_is_refined_and_resized(tiny_model: ImageGPT) -> None:
     (drawing,) = final(tiny_model, (64, 64), wraps=True)
-    picture = finish(tiny_model, drawing.tokens_hw, (90, 50), wraps=True)
+    picture = finish(tiny_model, drawing.tokens_hw, Canvas((90, 50), [], wraps=True))
     assert picture.size == (90, 50) and edge_ratio(picture, 1) < 2
 
 
@@ -255,23 +244,23 @@ def test_a_picture_is_continued_with_its_other_side() -> None:
 
 def test_laying_a_picture_on_a_canvas_is_undone_by_cutting_it_out(tiny_model: ImageGPT) -> None:
     picture = painted(2, (40, 60, 200), (40, 24))
-    laid = lay(tiny_model, picture, (8, 10))
+    laid = letterbox(tiny_model, picture, (8, 10))
     assert laid.size == (40, 32) and fit_cover(laid, 40, 24).tobytes() == picture.tobytes()
     assert laid.crop((0, 0, 40, 1)).tobytes() == picture.crop((0, 0, 40, 1)).tobytes(), "continued at the edge"
-    assert lay(tiny_model, picture, (12, 20)).size == (80, 48)
+    assert letterbox(tiny_model, picture, (12, 20)).size == (80, 48)
 
 
 def test_a_token_is_drawn_if_one_of_its_pixels_is_wanted(tiny_model: ImageGPT) -> None:
     wanted = Image.new("L", (32, 16), 0)
     wanted.putpixel((8, 15), 255)
-    assert wanted_tokens(tiny_model, wanted, (4, 8)).nonzero().tolist() == [[3, 2]]
+    assert mask_tokens(tiny_model, wanted, (4, 8)).nonzero().tolist() == [[3, 2]]
 
 
 def test_what_is_not_wanted_keeps_its_pixels_and_what_is_fades_in_from_its_edge(tiny_model: ImageGPT) -> None:
     old, new = Image.new("RGB", (60, 60), (10, 20, 30)), Image.new("RGB", (60, 60), (250, 240, 230))
     wanted = Image.new("L", (60, 60), 0)
     wanted.paste(255, (20, 20, 60, 60))
-    mixed = put_in(tiny_model, Given(old, wanted), new)
+    mixed = composite(tiny_model, Inpainting(old, wanted), new)
     outside = Image.composite(mixed, Image.new("RGB", (60, 60)), wanted.point(lambda level: 255 - level))
     assert set(outside.getcolors()) == {(1600, (0, 0, 0)), (2000, (10, 20, 30))}
     line = [mixed.getpixel((x, 40))[0] for x in range(19, 60)]  # type: ignore[index]
@@ -282,7 +271,7 @@ def test_a_scratch_thinner_than_the_fade_is_still_painted_over(tiny_model: Image
     old, new = Image.new("RGB", (40, 40), "black"), Image.new("RGB", (40, 40), "white")
     wanted = Image.new("L", (40, 40), 0)
     wanted.paste(255, (10, 20, 30, 22))
-    assert put_in(tiny_model, Given(old, wanted), new).getpixel((20, 21)) == (255, 255, 255)
+    assert composite(tiny_model, Inpainting(old, wanted), new).getpixel((20, 21)) == (255, 255, 255)
 
 
 # Where a token is a pixel
@@ -335,18 +324,18 @@ def test_a_texture_of_pixels_has_the_colours_of_the_palette_and_the_size(
 def test_a_sprite_that_is_laid_on_a_grid_and_cut_out_again_is_the_very_sprite(
     size: tuple[int, int], tiny_pixels: ImageGPT
 ) -> None:
-    for grid in levels_for(tiny_pixels, size):
+    for grid in tiny_pixels.grids.pyramid(*size):
         tokens_hw = torch.randint(6, grid, generator=Generator().manual_seed(3))
         picture = cover(tiny_pixels, decode(tiny_pixels, tokens_hw), size)
-        assert cover(tiny_pixels, lay(tiny_pixels, picture, grid), size).tobytes() == picture.tobytes()
-        assert picture.size == size and wanted_tokens(tiny_pixels, Image.new("L", size, 255), grid).all()
+        assert cover(tiny_pixels, letterbox(tiny_pixels, picture, grid), size).tobytes() == picture.tobytes()
+        assert picture.size == size and mask_tokens(tiny_pixels, Image.new("L", size, 255), grid).all()
 
 
 @pytest.mark.parametrize("size", [(16, 16), (40, 40), (130, 130), (4096, 1000)], ids=str)
 def test_one_pixel_of_a_mask_is_enough_for_a_token_of_a_sprite(size: tuple[int, int], tiny_pixels: ImageGPT) -> None:
-    wanted, grid = Image.new("L", size, 0), levels_for(tiny_pixels, size)[-1]
+    wanted, grid = Image.new("L", size, 0), tiny_pixels.grids.pyramid(*size)[-1]
     wanted.putpixel((size[0] // 2 + 1, size[1] // 2 + 1), 255)
-    unknown_hw = wanted_tokens(tiny_pixels, wanted, grid)
+    unknown_hw = mask_tokens(tiny_pixels, wanted, grid)
     assert int(unknown_hw.sum()) == 1
     painted_hw = torch.where(unknown_hw, 1, 0)
     picture = cover(tiny_pixels, decode(tiny_pixels, painted_hw), size)
@@ -357,4 +346,4 @@ def test_what_is_drawn_into_a_sprite_does_not_fade(tiny_pixels: ImageGPT) -> Non
     old, new = Image.new("RGB", (40, 40), "black"), Image.new("RGB", (40, 40), "white")
     wanted = Image.new("L", (40, 40), 0)
     wanted.paste(255, (7, 9, 30, 22))
-    assert put_in(tiny_pixels, Given(old, wanted), new).tobytes() == wanted.convert("RGB").tobytes()
+    assert composite(tiny_pixels, Inpainting(old, wanted), new).tobytes() == wanted.convert("RGB").tobytes()

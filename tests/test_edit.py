@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from generate.run import Job, edit_files, generate_files, replay
-from igpt.canvas import levels_for
 from igpt.config import ANCHORS, NO_LABEL, SamplingOptions, keep_of
 from igpt.edit import (
     Edit,
@@ -31,7 +30,7 @@ from igpt.files import plan_output, write_picture
 from igpt.image_gpt import ImageGPT
 from igpt.model import cell_positions, to_cells
 from igpt.recipe import read_recipe
-from igpt.sampling import draw, generators
+from igpt.sampling import generators, sample
 from igpt.tiling import encode
 from tests.painting import paint
 from tokenizer_vq.base import UserError
@@ -200,7 +199,7 @@ def test_a_sprite_keeps_to_the_palette_and_what_is_not_drawn_stays(
 def test_without_a_label_an_edit_is_drawn_as_the_one_that_fits_best_to_what_is_given(tiny_model: ImageGPT) -> None:
     picture = paint(1, (200, 40, 40), (32, 32))
     edit = complete(Source(picture), "left")
-    grid = levels_for(tiny_model, (32, 32))[0]
+    grid = tiny_model.grids.composition(32, 32)
     known_hw = torch.zeros(grid, dtype=torch.bool)
     known_hw[:, : grid[1] // 2] = True
     tokens_hw = encode(tiny_model, picture)
@@ -218,7 +217,7 @@ def test_the_guessed_label_is_the_likeliest_of_all(tiny_model: ImageGPT) -> None
     guesses = set()
     for seed in range(24):
         options, label_B = SamplingOptions(guidance=1), torch.tensor([seed % 2])
-        *_, step = draw(tiny_model.gpt, label_B, (8, 8), options, generators(seed, 1))
+        *_, step = sample(tiny_model.gpt, label_B, (8, 8), options, generators(seed, 1))
         (tokens_hw,) = step.tokens_Bhw
         cells_16 = torch.randperm(16, generator=torch.Generator().manual_seed(0))
         order = to_cells(tokens_hw[None], 2)[:, cells_16], cell_positions(4, 4)[cells_16].unsqueeze(0)

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from train.newness import copies
 
 import igpt
 import train.finetune
@@ -32,7 +33,6 @@ from train.collection import gather
 from train.finetune import RESULT, SHEET, finetune
 from train.folder import WORK
 from train.loop import Schedule, run
-from train.newness import copies
 from train.options import TuneOptions
 from train.plan import Plan, Speeds, choose
 from train.tune import BY_HEART, TuneStage, ranked_labels, rehearsal, together

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from igpt.device import fast_bf16
-from train.muon import LENGTH, Muon, orthogonal
+from train.muon import STEP_RMS, Muon, orthogonal
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (192, 64), (64, 176)])
@@ -32,7 +32,7 @@ def test_a_step_of_a_matrix_is_as_long_as_one_of_adam_whatever_its_gradient() ->
         optimizer = Muon([{"params": [matrix], "orthogonal": True}], lr=1e-2)
         matrix.grad = torch.randn(96, 32, generator=torch.Generator().manual_seed(0)) * scale
         optimizer.step()
-        assert matrix.detach().square().mean().sqrt() == pytest.approx(LENGTH * 1e-2, rel=0.3)
+        assert matrix.detach().square().mean().sqrt() == pytest.approx(STEP_RMS * 1e-2, rel=0.3)
 
 
 def test_everything_else_moves_as_with_adamw() -> None:

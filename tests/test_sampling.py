@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from igpt.config import ORDERS, GPTConfig, SamplingOptions
 from igpt.model import GPT, cell_positions, to_cells
-from igpt.sampling import Known, cells_per_step, draw, generators, guide, keep_top_k, keep_top_p, sample_token
+from igpt.sampling import Known, cells_per_step, generators, guide, keep_top_k, keep_top_p, sample, sample_token
 
 PLAIN = SamplingOptions(guidance=1.0, top_p=1.0)
 
@@ -28,7 +28,7 @@ def make(vocab_size: int = 5, cell: int = 2) -> GPT:
 
 
 def last(gpt: GPT, n: int, grid: tuple[int, int], options: SamplingOptions, seed: int = 0, label: int = 0) -> Tensor:
-    *_, step = draw(gpt, torch.full((n,), label), grid, options, generators(seed, n))
+    *_, step = sample(gpt, torch.full((n,), label), grid, options, generators(seed, n))
     return step.tokens_Bhw
 
 
@@ -100,7 +100,7 @@ def test_the_samplers_distribution_is_the_models(vocab_size: int, cell: int, cel
 @torch.inference_mode()
 def test_in_random_order_the_first_cells_distribution_is_the_models_too() -> None:
     gpt, n = make(), 4000
-    steps = draw(gpt, torch.zeros(n, dtype=torch.long), (4, 4), replace(PLAIN, steps=4), generators(0, n))
+    steps = sample(gpt, torch.zeros(n, dtype=torch.long), (4, 4), replace(PLAIN, steps=4), generators(0, n))
     next(steps)
     first = next(steps)
     tokens_BL, known_BL = (to_cells(x, 2)[..., 0] for x in (first.tokens_Bhw, first.known_Bhw))
@@ -120,7 +120,7 @@ def test_known_tokens_are_never_redrawn_and_the_rest_of_a_cell_that_is_cut_is_dr
     given_hw[:, :2] = given_hw[1, 3] = True  # two cells whole, one of four tokens of another
     options = SamplingOptions(steps=3, order=order, guidance=2.0)
     known, labels_B = Known(given_Bhw, given_hw), torch.zeros(3, dtype=torch.long)
-    steps = list(draw(gpt, labels_B, (4, 4), options, generators(0, 3), known))
+    steps = list(sample(gpt, labels_B, (4, 4), options, generators(0, 3), known))
     for step in steps:
         assert torch.equal(step.tokens_Bhw[:, given_hw], given_Bhw[:, given_hw])
     assert not steps[0].known_Bhw[:, ~given_hw].any() and steps[-1].known_Bhw.all()
@@ -133,7 +133,7 @@ def test_in_a_cell_that_is_cut_a_token_is_drawn_to_the_given_ones_before_it() ->
         given_Bhw = torch.full((1, 2, 2), token)
         options = replace(PLAIN, temperature=0.0)
         known, labels_B = Known(given_Bhw, given_hw), torch.zeros(1, dtype=torch.long)
-        *_, step = draw(gpt, labels_B, (2, 2), options, generators(0, 1), known)
+        *_, step = sample(gpt, labels_B, (2, 2), options, generators(0, 1), known)
         answer = gpt.answers(cell_positions(1, 1)[None], gpt.init_cache(torch.zeros(1, dtype=torch.long), 1))
         wanted = gpt.next_token(answer, torch.tensor([[[token]]])).argmax()
         assert step.tokens_Bhw[0].tolist() == [[token, int(wanted)], [token, token]]
@@ -145,13 +145,13 @@ def test_what_is_known_changes_what_is_drawn() -> None:
     ends = []
     for token in (0, 4):
         given_Bhw, labels_B = torch.full((64, 4, 4), token), torch.zeros(64, dtype=torch.long)
-        *_, end = draw(gpt, labels_B, (4, 4), PLAIN, generators(0, 64), Known(given_Bhw, given_hw))
+        *_, end = sample(gpt, labels_B, (4, 4), PLAIN, generators(0, 64), Known(given_Bhw, given_hw))
         ends.append(end.tokens_Bhw[:, 2:])
     assert not torch.equal(*ends)
 
 
 def test_once_drawn_a_cell_stays_and_the_known_cells_grow() -> None:
-    steps = list(draw(make(), torch.zeros(2, dtype=torch.long), (4, 4), SamplingOptions(steps=3), generators(7, 2)))
+    steps = list(sample(make(), torch.zeros(2, dtype=torch.long), (4, 4), SamplingOptions(steps=3), generators(7, 2)))
     assert len(steps) == 4
     for before, after in itertools.pairwise(steps):
         assert (after.known_Bhw >= before.known_Bhw).all() and after.known_Bhw.sum() > before.known_Bhw.sum()
@@ -196,8 +196,8 @@ def test_guidance_changes_what_is_drawn_with_a_label() -> None:
 
 def test_a_picture_without_label_is_not_pulled_by_one_with_a_label_beside_it() -> None:
     gpt, options = make(), SamplingOptions(guidance=5.0)
-    *_, both = draw(gpt, torch.tensor([1, gpt.null_label]), (4, 4), options, generators(3, 2))
-    *_, alone = draw(gpt, torch.tensor([gpt.null_label]), (4, 4), options, generators(4, 1))
+    *_, both = sample(gpt, torch.tensor([1, gpt.null_label]), (4, 4), options, generators(3, 2))
+    *_, alone = sample(gpt, torch.tensor([gpt.null_label]), (4, 4), options, generators(4, 1))
     assert torch.equal(both.tokens_Bhw[1], alone.tokens_Bhw[0])
 
 
@@ -209,7 +209,7 @@ def test_guided_tokens_come_from_guided_logits() -> None:
     for label in (0, gpt.null_label):
         answer = gpt.answers(cell_positions(1, 1)[None], gpt.init_cache(torch.tensor([label]), 1))
         logits.append(gpt.next_token(answer, torch.zeros(1, 1, 0, dtype=torch.long)).flatten())
-    *_, step = draw(gpt, labels_B, (1, 1), options, generators(0, 1))  # the only step has the whole pull
+    *_, step = sample(gpt, labels_B, (1, 1), options, generators(0, 1))  # the only step has the whole pull
     assert int(step.tokens_Bhw) == int((logits[0] + 3 * (logits[0] - logits[1])).argmax())
 
 
@@ -219,7 +219,7 @@ def test_only_the_wanted_cells_are_drawn_and_given_ones_stay() -> None:
     given_hw, wanted_hw = torch.zeros(2, 6, 8, dtype=torch.bool)
     given_hw[:2], wanted_hw[:4, 2:] = True, True
     labels_B = torch.zeros(2, dtype=torch.long)
-    *_, step = draw(gpt, labels_B, (6, 8), PLAIN, generators(0, 2), Known(given_Bhw, given_hw, wanted_hw))
+    *_, step = sample(gpt, labels_B, (6, 8), PLAIN, generators(0, 2), Known(given_Bhw, given_hw, wanted_hw))
     assert torch.equal(step.known_Bhw[0], given_hw | wanted_hw)
     assert bool((step.tokens_Bhw[:, :2] == 3).all())
     assert not bool(step.tokens_Bhw[:, ~(given_hw | wanted_hw)].any()), "nothing is there but the placeholder"
@@ -231,9 +231,9 @@ def test_every_grid_may_have_its_own_given_and_wanted_cells_and_comes_out_as_if_
     known_Bhw, wanted_Bhw = torch.zeros(2, 2, 6, 8, dtype=torch.bool)
     known_Bhw[0, :2], known_Bhw[1, :4, :4] = True, True  # four cells each
     wanted_Bhw[0, 2:4], wanted_Bhw[1, :4, 4:] = True, True
-    *_, both = draw(gpt, labels_B, (6, 8), PLAIN, generators(5, 2), Known(given_Bhw, known_Bhw, wanted_Bhw))
+    *_, both = sample(gpt, labels_B, (6, 8), PLAIN, generators(5, 2), Known(given_Bhw, known_Bhw, wanted_Bhw))
     assert torch.equal(both.known_Bhw, known_Bhw | wanted_Bhw)
     for i in range(2):
         alone = (x[i : i + 1] for x in (given_Bhw, known_Bhw, wanted_Bhw))
-        *_, step = draw(gpt, labels_B[:1], (6, 8), PLAIN, generators(5 + i, 1), Known(*alone))
+        *_, step = sample(gpt, labels_B[:1], (6, 8), PLAIN, generators(5 + i, 1), Known(*alone))
         assert torch.equal(step.tokens_Bhw[0], both.tokens_Bhw[i])

@@ -1,4 +1,4 @@
-"""How a tokenizer is trained: fitted to its collection, watched, started from another, its decoder tuned at the end."""
+"""How a tokenizer is trained: fitted to its collection, watched, its decoder tuned at the end."""
 
 from __future__ import annotations
 
@@ -11,25 +11,21 @@ from PIL import Image
 
 from igpt.checkpoint import load
 from tests.painting import art_folder, paint
-from tests.test_training import QUIET, TOY, schedule
+from tests.test_training import QUIET, SHORT, TOY, gpt_task, run_of, schedule, vq
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.vq import VQConfig, VQTokenizer
-from train.decoder import DecoderStage, swap
+from train.decoder import DecoderTask, corrupt_tokens
+from train.folder import Run
 from train.loop import run
 from train.options import TrainOptions
 from train.run import train
-from train.tokenizer import TokenizerStage
+from train.tokenizer import TokenizerTask
 
 
 @pytest.fixture(scope="module")
 def art(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return art_folder(tmp_path_factory.mktemp("art"))
-
-
-def tiny(codes: int = 16, seed: int = 0) -> VQTokenizer:
-    torch.manual_seed(seed)
-    return VQTokenizer(VQConfig(channels=(32, 64), codes=codes))
 
 
 # Fitted to the collection
@@ -41,10 +37,10 @@ def tiny(codes: int = 16, seed: int = 0) -> VQTokenizer:
         (5000, 256, 8, 256, 4096, 128, 50_000),  # paintings: the preset as it is
         (5000, 1500, 8, 256, 4096, 128, 50_000),
         (20, 256, 8, 256, 64, 128, 4_000),  # few pictures: few codes, fewer crops
-        (300, 256, 8, 256, 256, 128, 30_000),
-        (2000, 72, 4, 256, 1024, 72, 50_000),  # emoji: smaller tokens
-        (2000, 32, 4, 64, 256, 32, 50_000),  # tiles: crops no larger than they are
-        (2000, 16, 4, 16, 64, 32, 50_000),
+        (300, 256, 8, 256, 1024, 128, 30_000),
+        (2000, 72, 4, 81, 2048, 72, 50_000),  # emoji: smaller tokens
+        (2000, 32, 4, 16, 256, 32, 50_000),  # tiles: crops no larger than they are
+        (2000, 16, 4, 4, 64, 32, 50_000),
     ],
 )
 def test_the_settings_follow_from_number_and_size_of_the_pictures(
@@ -52,22 +48,28 @@ def test_the_settings_follow_from_number_and_size_of_the_pictures(
 ) -> None:
     preset = TrainOptions().suited(pictures, side)
     told = (preset.downsample, preset.cells, preset.codes, preset.crop, preset.tokenizer_crops)
-    assert told == (downsample, cells, codes, crop, crops)
+    assert told == (downsample, cells, codes, crop, crops) and preset.cell == 2
+
+
+def test_large_tokens_are_few_enough_to_be_drawn_one_by_one() -> None:
+    large, usual = (TrainOptions(downsample=pixels).suited(5000, 256) for pixels in (16, 8))
+    assert (large.cell, large.cells) == (1, 256) and (usual.cell, usual.cells) == (2, 256)
+    taken = TrainOptions().suited(5000, 256, downsample=16)
+    assert (taken.downsample, taken.cell) == (16, 1), "those of a tokenizer that is there already"
 
 
 @pytest.mark.parametrize(("downsample", "channels"), [(4, (160,)), (8, VQConfig().channels), (16, (160, 256, 256))])
 def test_the_tokenizer_has_a_level_for_every_halving(downsample: int, channels: tuple[int, ...]) -> None:
     assert TrainOptions(downsample=downsample).suited(5000, 256).channels == channels
-    with torch.device("meta"):
-        assert VQTokenizer(VQConfig(channels=channels)).downsample == downsample
+    few = tuple(32 for _ in channels)  # as many levels, quickly made
+    assert VQTokenizer(VQConfig(channels=few)).downsample == downsample
 
 
-def test_pictures_as_small_as_they_may_be_go_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("train.options", fromlist=["PRESETS"]).PRESETS, "toy", replace(TOY, crop=128))
+def test_pictures_as_small_as_they_may_be_go_the_whole_way(tmp_path: Path) -> None:
     for i in range(6):
         paint(i, (200, 40, 40), (16, 16)).save(tmp_path / f"{i}.png")
-    options = replace(QUIET, preset="toy", adversarial=0.5)
-    assert load(train(None, tmp_path, tmp_path.parent / "model", options)).tokenizer.downsample == 4
+    found = load(train(None, tmp_path, tmp_path.parent / "model", replace(SHORT, adversarial=0.5)))
+    assert found.gpt is not None and (found.tokenizer.downsample, found.gpt.config.cells) == (4, 4)
 
 
 def test_a_flag_is_stronger_than_what_would_be_chosen() -> None:
@@ -84,9 +86,8 @@ def test_flags_that_cannot_be_meant_are_refused(flag: str, value: int) -> None:
 def test_pictures_smaller_than_the_crop_are_learned_from_all_the_same(tmp_path: Path) -> None:
     for i in range(4):
         paint(i, (200, 40, 40), (20, 33)).save(tmp_path / f"{i}.png")
-    collection = ArtFolder(tmp_path)
-    stage = TokenizerStage(collection, [0, 1, 2], [3], replace(TOY, crop=64), QUIET)
-    assert stage.dataset[0].shape == (3, 64, 64)
+    task = TokenizerTask(Run(ArtFolder(tmp_path), [0, 1, 2], [3], replace(TOY, crop=64), QUIET, tmp_path))
+    assert task.dataset[0].shape == (3, 64, 64)
 
 
 @pytest.mark.parametrize("pictures", ["one", "equal"])
@@ -98,44 +99,38 @@ def test_a_collection_with_nothing_to_tell_apart_is_refused(pictures: str, tmp_p
     assert not (tmp_path / "model").exists()
 
 
-def test_a_folder_that_changes_between_two_runs_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("train.options", fromlist=["PRESETS"]).PRESETS, "toy", TOY)
-    options = replace(QUIET, preset="toy")
-    train("tokenizer", art_folder(tmp_path / "art"), tmp_path / "model", options)
+def test_a_folder_that_changes_between_two_runs_is_noticed(tmp_path: Path) -> None:
+    train("tokenizer", art_folder(tmp_path / "art"), tmp_path / "model", SHORT)
     paint(99, (0, 200, 0)).save(tmp_path / "art" / "red" / "new.png")
     with pytest.raises(UserError, match="other pictures"):
-        train("tokenizer", tmp_path / "art", tmp_path / "model", options)
+        train("tokenizer", tmp_path / "art", tmp_path / "model", SHORT)
 
 
 # Warnings
 
 
 def test_a_collapsing_codebook_is_reported_in_plain_words(art: Path) -> None:
-    stage = TokenizerStage(ArtFolder(art), [0, 1, 2], [3, 4], TOY, QUIET)
-    stage.used_K[:20] = True
-    assert stage.worries(0.5, {}) == [] and not stage.used_K.any()  # 20 of 32 are enough, and are counted anew
-    assert stage.worries(0.0, {}) == []  # it has not begun to be used
-    stage.used_K[:8] = True
-    (sentence,) = stage.worries(0.5, {})
+    task = TokenizerTask(run_of(art))
+    task.used_K[:20] = True
+    assert task.warnings(0.5, {}) == [] and not task.used_K.any()  # 20 of 32 are enough, and are counted anew
+    assert task.warnings(0.0, {}) == []  # it has not begun to be used
+    task.used_K[:8] = True
+    (sentence,) = task.warnings(0.5, {})
     assert "collapsing" in sentence and "25% of its 32 codes" in sentence
 
 
 def test_a_winning_discriminator_is_reported_in_plain_words(art: Path) -> None:
-    options = replace(QUIET, adversarial=0.5)
-    stage = DecoderStage(ArtFolder(art), [0, 1, 2], [3, 4], TOY, options, tiny(32))
-    assert stage.worries(0.5, {"critic": 0.6}) == [] == stage.worries(0.01, {"critic": 0.0})
-    (sentence,) = stage.worries(0.5, {"critic": 0.02})
+    task = DecoderTask(run_of(art, replace(QUIET, adversarial=0.5)), vq())
+    assert task.warnings(0.5, {"d_loss": 0.6}) == [] == task.warnings(0.01, {"d_loss": 0.0})
+    (sentence,) = task.warnings(0.5, {"d_loss": 0.02})
     assert "discriminator wins" in sentence and "0.020" in sentence
 
 
-def test_warnings_reach_the_screen_and_not_a_quiet_one(
-    art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(TokenizerStage, "worries", lambda self, progress, numbers: ["mind the codes"])
+def test_warnings_reach_the_screen_and_not_a_quiet_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for quiet in (False, True):
-        stage = TokenizerStage(ArtFolder(art), [0, 1, 2], [3, 4], TOY, QUIET)
-        (tmp_path / str(quiet)).mkdir()
-        run(stage, schedule(1, quiet=quiet), tmp_path / str(quiet), {})
+        task = gpt_task()
+        task.warnings = lambda progress, metrics: ["mind the codes"]  # type: ignore[method-assign]
+        run(task, schedule(1, quiet=quiet), tmp_path / str(quiet), {})
         assert ("warning: mind the codes" in capsys.readouterr().err) is not quiet
 
 
@@ -146,31 +141,27 @@ def test_warnings_reach_the_screen_and_not_a_quiet_one(
 def test_the_last_stage_changes_the_decoder_and_nothing_that_makes_tokens(
     adversarial: float, art: Path, tmp_path: Path
 ) -> None:
-    tokenizer = tiny(32)
+    tokenizer = vq()
     before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
-    options = replace(QUIET, adversarial=adversarial)
-    stage = DecoderStage(ArtFolder(art), list(range(6)), [6, 7], TOY, options, tokenizer)
-    after = run(stage, schedule(8), tmp_path, {}).tokenizer.state_dict()  # type: ignore[union-attr]
+    task = DecoderTask(run_of(art, replace(QUIET, adversarial=adversarial)), tokenizer)
+    after = task.tokenizer(run(task, schedule(6), tmp_path, {})).state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"from_code", "decoder"}
 
 
 def test_no_weights_are_kept_from_before_the_discriminator_has_its_full_say(art: Path, tmp_path: Path) -> None:
-    stage = DecoderStage(ArtFolder(art), list(range(6)), [6, 7], TOY, replace(QUIET, adversarial=0.5), tiny(32))
-    images, generator = torch.zeros(2, 3, 32, 32), torch.Generator().manual_seed(0)
-    model = stage.modules["model"]
+    task = DecoderTask(run_of(art, replace(QUIET, adversarial=0.5)), vq())
     for progress, scored in ((0.0, False), (0.2, False), (0.5, True)):
-        stage.loss("model", stage.modules, images, progress, generator)
-        assert ("score" in stage.measure(model)) is scored
+        assert ("score" in task.measure(task.modules["model"], progress)) is scored
+    images, generator = torch.zeros(2, 3, 32, 32), torch.Generator().manual_seed(0)
+    for progress, counts in ((0.0, False), (0.2, True)):
+        _, metrics = task.loss(task.modules, images, progress, generator)
+        assert ("g_loss" in metrics) is counts and "d_loss" in metrics  # it learns before it counts
 
 
-def test_the_decoder_of_a_model_goes_on_learning_and_its_codes_and_gpt_stay(
-    art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(__import__("train.options", fromlist=["PRESETS"]).PRESETS, "toy", TOY)
-    options = replace(QUIET, preset="toy")
-    first = load(train(None, art, tmp_path / "first", options))
-    again = replace(options, tokenizer=str(tmp_path / "first"), decoder_crops=16)
+def test_the_decoder_of_a_model_goes_on_learning_and_its_codes_and_gpt_stay(art: Path, tmp_path: Path) -> None:
+    first = load(train(None, art, tmp_path / "first", SHORT))
+    again = replace(SHORT, tokenizer=str(tmp_path / "first"), decoder_crops=16)
     second = load(train("decoder", art, tmp_path / "second", again))
     a, b = first.tokenizer.state_dict(), second.tokenizer.state_dict()
     changed = {name.split(".")[0] for name in a if not torch.equal(a[name], b[name])}
@@ -178,19 +169,19 @@ def test_the_decoder_of_a_model_goes_on_learning_and_its_codes_and_gpt_stay(
     assert first.gpt is not None and second.gpt is not None and first.labels == second.labels
     assert torch.equal(first.gpt.tokens.weight, second.gpt.tokens.weight)
     assert second.provenance["gpt"] == first.provenance["gpt"]
-    told, tells = first.provenance["tokenizer"], second.provenance["tokenizer"]
-    assert tells["decoder_samples"] == told["decoder_samples"] + 16 and tells["seconds"] >= told["seconds"]
+    before, after = first.provenance["tokenizer"], second.provenance["tokenizer"]
+    assert after["decoder_samples"] == before["decoder_samples"] + 16 and after["seconds"] >= before["seconds"]
     card = (tmp_path / "second" / "README.md").read_text()
     assert second.provenance["decoder"]["command"] in card and first.provenance["command"] in card
     with pytest.raises(UserError, match="--tokenizer MODEL"):
-        train("decoder", art, tmp_path / "third", options)
+        train("decoder", art, tmp_path / "third", SHORT)
     assert not (tmp_path / "third").exists()
 
 
-def test_swapped_codes_are_as_many_as_asked_for_and_from_the_batch() -> None:
+def test_corrupted_tokens_are_as_many_as_asked_for_and_from_the_batch() -> None:
     generator = torch.Generator().manual_seed(0)
     tokens_Bhw = torch.randint(1000, 1500, (16, 16, 16), generator=generator)
-    swapped = swap(tokens_Bhw, 0.05, generator)
-    assert 0.035 < float((swapped != tokens_Bhw).float().mean()) < 0.065
-    assert set(swapped.unique().tolist()) <= set(tokens_Bhw.unique().tolist())
-    assert torch.equal(swap(tokens_Bhw, 0.0, generator), tokens_Bhw)
+    corrupted = corrupt_tokens(tokens_Bhw, 0.05, generator)
+    assert 0.035 < float((corrupted != tokens_Bhw).float().mean()) < 0.065
+    assert set(corrupted.unique().tolist()) <= set(tokens_Bhw.unique().tolist())
+    assert torch.equal(corrupt_tokens(tokens_Bhw, 0.0, generator), tokens_Bhw)

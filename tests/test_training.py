@@ -1,4 +1,4 @@
-"""Learning: it can overfit, it can be killed and go on bit for bit, and its data are pure functions of a number."""
+"""Learning: it can overfit, it can be stopped and go on bit for bit, and its data are pure functions of a number."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import json
 import os
 import random
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,22 +22,25 @@ from safetensors.torch import load_file
 import igpt
 from igpt.checkpoint import load
 from igpt.config import GPTConfig
-from igpt.siblings import sibling
+from igpt.sizes import Grids
 from igpt.token_cache import TokenCache, TokenWindows, window
 from tests.painting import art_folder
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder, Crops, shuffled
 from tokenizer_vq.vq import VQConfig, VQTokenizer
-from train.decoder import DecoderStage
-from train.gpt import GPTStage, new_gpt
-from train.loop import Schedule, average, rate, run
+from train.decoder import DecoderTask
+from train.folder import Run
+from train.gpt import GPTTask, new_gpt
+from train.loop import Schedule, Task, average, rate, run
 from train.options import Preset, TrainOptions
 from train.run import train
 from train.state import peek
-from train.tokenizer import TokenizerStage
+from train.tokenizer import TokenizerTask
 
-TOY = Preset(64, 16, 64, layers=2, width=64, heads=2, channels=(32, 64), codes=32, crop=32, cells=16)
+ROOT = Path(__file__).parent.parent
+TOY = Preset(64, 16, 64, layers=2, width=64, heads=2, channels=(32, 64), codes=32, crop=32, cells=4)
 QUIET = TrainOptions(quiet=True, adversarial=0.0, views=2, perceptual="none")
+SHORT = replace(QUIET, preset="toy", tokenizer_crops=32, decoder_crops=16, gpt_samples=64, codes=32, views=1)
 
 
 @pytest.fixture(scope="module")
@@ -43,44 +49,23 @@ def art(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def schedule(steps: int, **changes: Any) -> Schedule:
-    defaults: dict[str, Any] = {"save_seconds": 0.0, "patience": 99, "seed": 0, "precision": "no", "quiet": True}
+    defaults: dict[str, Any] = {"save_seconds": 999.0, "patience": 99, "seed": 0, "bf16": False, "quiet": True}
     return Schedule(steps, batch=8, **(defaults | changes))
 
 
-# It learns
+def run_of(art: Path, options: TrainOptions = QUIET, preset: Preset = TOY) -> Run:
+    return Run(ArtFolder(art), list(range(6)), [6, 7], preset, options, art)
 
 
-def test_overfitting_eight_painted_pictures_drives_the_error_near_zero(art: Path, tmp_path: Path) -> None:
-    collection = ArtFolder(art)
-    everything = list(range(len(collection)))
-    options = TrainOptions(quiet=True, adversarial=0.0, flip=False, tokenizer_lr=4e-3, perceptual="none")
-    preset = Preset(0, 0, 0, 2, 64, 2, channels=(32, 64), codes=64, crop=32, cells=16)
-    stage = TokenizerStage(collection, everything, everything, preset, options)
-    before = stage.measure(stage.modules["model"].eval())
-    model = run(stage, schedule(450), tmp_path, {})
-    after = stage.measure(model)
-    assert before["psnr"] < 12 and after["psnr"] > 22, (before, after)
-    assert after["codes_used"] > 0.3
+def vq(codes: int = 32) -> VQTokenizer:
+    torch.manual_seed(0)
+    return VQTokenizer(VQConfig(channels=TOY.channels, codes=codes))
 
 
-def test_overfitting_eight_grids_drives_the_gpts_loss_near_zero(tmp_path: Path) -> None:
-    options = TrainOptions(quiet=True, dropout=0.0, token_noise=0.0, gpt_lr=4e-3)
-    stage = gpt_stage(pictures=8, options=options, shapes=((3, 3),), preset=replace(TOY, layers=4))
-    model = run(stage, schedule(500), tmp_path, {})
-    bits = stage.measure(model)
-    # Five bits a token to start with. Which of the four pictures of its label it is costs 2 bits in 9 tokens: 0.22.
-    assert bits["bits_random"] < 0.9 and bits["bits_raster"] < 0.9, bits
-
-
-SHAPES = ((4, 4), (2, 7), (5, 3), (4, 6))
-
-
-def gpt_stage(
-    pictures: int = 6,
-    options: TrainOptions = QUIET,
-    shapes: tuple[tuple[int, int], ...] = SHAPES,
-    preset: Preset = TOY,
-) -> GPTStage:
+def gpt_task(
+    pictures: int = 6, options: TrainOptions = QUIET,
+    shapes: tuple[tuple[int, int], ...] = ((4, 4), (2, 7), (5, 3), (4, 6)),
+) -> GPTTask:  # fmt: skip
     """On grids of random tokens."""
     generator = torch.Generator().manual_seed(0)
     chosen = [shapes[i % len(shapes)] for i in range(pictures)]
@@ -96,150 +81,241 @@ def gpt_stage(
         def decode(self, tokens_Bhw: torch.Tensor) -> torch.Tensor:
             return tokens_Bhw.float().unsqueeze(1).expand(-1, 3, -1, -1) / 16 - 1
 
-    everything = list(range(pictures))
-    model = new_gpt(Painter(), 2, preset, options)  # type: ignore[arg-type]
-    return GPTStage(cache, Painter(), ["red", "blue"], everything, everything, model, options, options.gpt_lr)  # type: ignore[arg-type]
+    painter: Any = Painter()
+    split = (list(range(pictures)), list(range(pictures)))
+    return GPTTask(cache, split, painter, new_gpt(painter, 2, TOY, options), options, options.gpt_lr)
 
 
-# It can be killed
+def before_step(task: Task, steps: int, step: int, act: Callable[[], object]) -> Task:
+    """The task, which does something else too when the loss of a step is wanted."""
+    loss = task.loss
+
+    def watched(modules: Any, batch: Any, progress: float, generator: torch.Generator) -> Any:
+        if round(progress * steps) == step:
+            act()
+        return loss(modules, batch, progress, generator)
+
+    task.loss = watched  # type: ignore[method-assign]
+    return task
+
+
+def press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def metrics_in(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# It learns
+
+
+def test_overfitting_eight_painted_pictures_drives_the_error_near_zero(art: Path, tmp_path: Path) -> None:
+    options = replace(QUIET, flip=False, tokenizer_lr=4e-3)
+    preset = replace(TOY, channels=(32,), downsample=4, codes=64, cells=16)
+    task = TokenizerTask(replace(run_of(art, options, preset), train=list(range(8)), val=list(range(8))))
+    before = task.measure(task.modules["model"].eval())
+    after = task.measure(run(task, schedule(150, evaluations=1), tmp_path, {}))
+    assert before["psnr"] < 12 and after["psnr"] > 22, (before, after)
+    assert after["codes_used"] > 0.3
+
+
+def test_overfitting_eight_grids_drives_the_gpts_loss_near_zero(tmp_path: Path) -> None:
+    options = replace(QUIET, dropout=0.0, token_noise=0.0, gpt_lr=4e-3)
+    task = gpt_task(pictures=8, options=options, shapes=((4, 4),))
+    bits = task.measure(run(task, schedule(150, evaluations=1), tmp_path, {}))
+    # Five bits a token to start with. Which of the four pictures of its label it is costs 2 bits in 16 tokens: 0.12.
+    assert bits["bits_random"] < 0.5 and bits["bits_raster"] < 0.5, bits
+
+
+def test_a_limit_of_time_ends_a_run_and_brings_the_rate_down(tmp_path: Path) -> None:
+    began = time.monotonic()
+    task, rates = gpt_task(), []
+    optimizer = task.optimizer("model")
+    task.optimizer = lambda name: optimizer  # type: ignore[method-assign]
+    before = task.loss
+    task.loss = lambda *about: rates.append(optimizer.param_groups[0]["lr"]) or before(*about)  # type: ignore
+    run(task, schedule(10**6, seconds=1.0), tmp_path, {})
+    assert 0.9 < time.monotonic() - began < 10 and len(rates) > 5
+    assert rates[0] < 0.1 * max(rates) and rates[-1] < 0.2 * max(rates)
+    run(task, schedule(10**6, seconds=1.0), tmp_path, {})  # nothing is left to do
+    assert len(rates) == int(peek(tmp_path / "gpt-state.safetensors")["step"])
+
+
+# It can be stopped
 
 
 class Killed(Exception):
     pass
 
 
+def kill() -> None:
+    raise Killed
+
+
 @pytest.mark.parametrize("kind", ["tokenizer", "decoder", "gpt"])
-def test_a_run_killed_at_a_random_step_goes_on_to_bit_equal_weights(
-    kind: str, art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_stopped_and_killed_goes_on_to_bit_equal_weights(
+    kind: str, art: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def stage() -> Any:
+    def task() -> Task:
+        options = replace(QUIET, adversarial=0.5, dropout=0.2, token_noise=0.1)
         if kind == "gpt":
-            return gpt_stage(options=TrainOptions(quiet=True, dropout=0.2, token_noise=0.1))
-        collection, options = ArtFolder(art), TrainOptions(quiet=True, adversarial=0.5, perceptual="none")
-        if kind == "tokenizer":
-            return TokenizerStage(collection, list(range(6)), [6, 7], TOY, options)
-        torch.manual_seed(0)
-        tokenizer = VQTokenizer(VQConfig(channels=TOY.channels, codes=TOY.codes))
-        return DecoderStage(collection, list(range(6)), [6, 7], TOY, options, tokenizer)
+            return gpt_task(options=options)
+        return TokenizerTask(run_of(art, options)) if kind == "tokenizer" else DecoderTask(run_of(art, options), vq())
 
-    steps, save_at, kill_at = 12, 5, random.Random(kind).randrange(6, 11)
-    whole = run(stage(), schedule(steps), tmp_path / "whole", {})
-
-    import train.loop
-
-    original = train.loop._Training.update
-    saves = train.loop._Training.save
-
-    def update(self: Any, batch: Any) -> Any:
-        if self.step == kill_at:
-            raise Killed
-        return original(self, batch)
-
-    monkeypatch.setattr(train.loop._Training, "update", update)
-    monkeypatch.setattr(train.loop._Training, "save", lambda self: saves(self) if self.step == save_at else None)
+    whole, stopped, handler = tmp_path / "whole", tmp_path / "stopped", signal.getsignal(signal.SIGINT)
+    expected = run(task(), schedule(8), whole, {})
+    with pytest.raises(KeyboardInterrupt):
+        run(before_step(task(), 8, 2, press_ctrl_c), schedule(8, quiet=False), stopped, {})
+    assert "stopped at step 3 of 8" in capsys.readouterr().err and signal.getsignal(signal.SIGINT) is handler
     with pytest.raises(Killed):
-        run(stage(), schedule(steps), tmp_path / "killed", {})
-    monkeypatch.undo()
-    resumed = run(stage(), schedule(steps), tmp_path / "killed", {})
-    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        run(before_step(task(), 8, random.Random(kind).randrange(4, 8), kill), schedule(8), stopped, {})
+    resumed = run(task(), schedule(8), stopped, {})
+    for (name, a), b in zip(expected.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-    states = [load_file(tmp_path / which / f"{kind}-state.safetensors") for which in ("whole", "killed")]
+    states = [load_file(folder / f"{kind}-state.safetensors") for folder in (whole, stopped)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def test_ctrl_c_saves_the_training_where_it_stands(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import train.loop
+def test_states_are_saved_as_time_goes_by(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(before_step(gpt_task(), 8, 5, kill), schedule(8, save_seconds=0.0), tmp_path, {})
+    assert peek(tmp_path / "gpt-state.safetensors")["step"] == "5"
 
-    original, handler = train.loop._Training.update, signal.getsignal(signal.SIGINT)
 
-    def update(self: Any, batch: Any) -> Any:
-        if self.step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-        return original(self, batch)
-
-    whole = run(gpt_stage(), schedule(6), tmp_path / "whole", {})
-    monkeypatch.setattr(train.loop._Training, "update", update)
-    with pytest.raises(KeyboardInterrupt):
-        run(gpt_stage(), schedule(6, save_seconds=999, quiet=False), tmp_path / "stopped", {})
-    assert "stopped at step 4 of 6" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGINT) is handler
-    monkeypatch.undo()
-    resumed = run(gpt_stage(), schedule(6), tmp_path / "stopped", {})
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+def test_a_training_leaves_the_callers_random_numbers_alone(art: Path, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    run(gpt_task(options=replace(QUIET, dropout=0.2)), schedule(2), tmp_path, {})
+    TokenizerTask(run_of(art))
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_a_damaged_state_is_named_and_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "gpt-state.safetensors").write_bytes(b"not a state")
     with pytest.raises(UserError, match="gpt-state"):
-        run(gpt_stage(), schedule(2), tmp_path, {})
+        run(gpt_task(), schedule(2), tmp_path, {})
 
 
-def test_training_stops_early_when_held_out_pictures_get_worse_and_keeps_the_best(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stage, scores = gpt_stage(), iter([3.0, 1.0, 2.0, 2.0, 2.0])
-    monkeypatch.setattr("train.loop.LOG_EVERY", 1)
-    monkeypatch.setattr(stage, "measure", lambda model: {"score": next(scores)})
-    run(stage, schedule(20, patience=2), tmp_path, {})
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [line["score"] for line in lines if "score" in line] == [3.0, 1.0, 2.0, 2.0]
+def test_training_stops_early_when_held_out_pictures_get_worse_and_keeps_the_best(tmp_path: Path) -> None:
+    task, scores = gpt_task(), iter([3.0, 1.0, 2.0, 2.0, 2.0])
+    task.measure = lambda model, progress: {"score": next(scores)}  # type: ignore[method-assign, misc, assignment]
+    run(task, schedule(20, patience=2, log_every=1), tmp_path, {})
+    assert [line["score"] for line in metrics_in(tmp_path) if "score" in line] == [3.0, 1.0, 2.0, 2.0]
     assert peek(tmp_path / "gpt-best.safetensors")["step"] == "2"  # the weights of the best score, not the last
+    run(task, schedule(20, patience=2, log_every=1), tmp_path, {})  # nothing is left to do
+    assert peek(tmp_path / "gpt-state.safetensors")["step"] == "4"
+
+
+def test_a_batch_too_large_for_the_memory_goes_through_in_parts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes, loss = [], GPTTask.loss
+
+    def small(task: GPTTask, most: int) -> GPTTask:
+        def limited(modules: Any, batch: Any, *more: Any) -> Any:
+            sizes.append(len(batch["label"]))
+            if sizes[-1] > most:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return loss(task, modules, batch, *more)
+
+        task.loss = limited  # type: ignore[method-assign]
+        return task
+
+    about: dict[str, Any] = {"options": replace(QUIET, dropout=0.0), "shapes": ((4, 4),)}
+    run(gpt_task(**about), schedule(2, log_every=1), tmp_path / "whole", {})
+    run(small(gpt_task(**about), 2), schedule(2, log_every=1), tmp_path / "parts", {})
+    assert sizes[:3] == [8, 4, 2] and set(sizes[3:]) == {2} and "going on with 2" in capsys.readouterr().err
+    whole, parts = (metrics_in(tmp_path / name)[0] for name in ("whole", "parts"))
+    assert all(whole[name] == pytest.approx(parts[name], rel=1e-3) for name in ("nats", "model_gradient"))
+    with pytest.raises(UserError, match="too little memory for 1 samples at once"):
+        run(small(gpt_task(), 0), schedule(2), tmp_path / "none", {})
+
+
+PROCESS = """
+import sys, time
+from pathlib import Path
+import torch
+from tests.test_training import gpt_task, metrics_in, schedule
+from train.loop import run
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+task, sheet = gpt_task(), gpt_task().sheet
+task.sheet = lambda model: (open(folder / "painting", "w").close(), time.sleep(2), sheet(model))[-1]
+try:
+    run(task, schedule(100_000, log_every=5, evaluations=20_000), folder, {})
+except KeyboardInterrupt:
+    print("left", float(sum(p.detach().double().abs().sum() for p in task.modules["model"].parameters())))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_with_the_same_weights(tmp_path: Path) -> None:
+    """Only the first paints sheets. A Ctrl-C meanwhile once made it leave while the other waited for its gradients."""
+    about = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577"}
+    environment = {**os.environ, **about, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, str(tmp_path)], stdout=subprocess.PIPE, text=True,
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    try:
+        while not (tmp_path / "painting").exists() and all(process.poll() is None for process in pair):
+            time.sleep(0.05)
+        for process in pair:
+            process.send_signal(signal.SIGINT)
+        said = [process.communicate(timeout=100)[0] for process in pair]
+    finally:
+        for process in pair:
+            process.kill()
+    assert said[0] == said[1] and said[0].startswith("left"), said
 
 
 # The whole way
 
 
-def test_igpt_train_makes_a_model_that_draws_and_goes_on_when_called_again(
-    art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sibling("train.options").PRESETS, "toy", TOY)
-    options = TrainOptions(preset="toy", quiet=True, adversarial=0.0, views=2)
+def test_igpt_train_makes_a_model_that_draws_and_goes_on_when_called_again(art: Path, tmp_path: Path) -> None:
+    options = replace(SHORT, views=2)
     out = train(None, art, tmp_path / "model", options)
     model = igpt.load(out, device="cpu")
-    assert model.labels == ["blue", "red"] and model.native_cells == 16
+    assert model.labels == ["blue", "red"] and model.grids == Grids(downsample=4, cell=2, cells=16)
     assert model.generate(2, size=(50, 40), label="red", seed=1)[1].size == (50, 40)
     assert "igpt" in (out / "README.md").read_text() and (out / "training" / "metrics.jsonl").is_file()
-    shown = 16  # pixels a side of each of the held-out pictures on the sheet of originals and reconstructions
+    shown = 32  # pixels a side of each of the held-out pictures on the sheet of originals and reconstructions
     with Image.open(out / "training" / "reconstructions.png") as sheet:
         assert sheet.height == 2 * shown and sheet.width % shown == 0
     before = model.weights_hash
     train(None, art, tmp_path / "model", options)  # nothing is left to do
     assert load(out).weights_hash == before
     with pytest.raises(UserError, match="seed 0, now it is 1"):
-        train(None, art, tmp_path / "model", TrainOptions(preset="toy", quiet=True, adversarial=0.0, views=2, seed=1))
+        train(None, art, tmp_path / "model", replace(options, seed=1))
 
 
 @pytest.mark.parametrize("presses", [1, 2])  # the second does not wait for a state to be saved
 def test_ctrl_c_leaves_the_model_so_far_and_the_same_command_goes_on(
     presses: int, art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sibling("train.options").PRESETS, "toy", TOY)
-    monkeypatch.setattr("train.loop.LOG_EVERY", 1)
-    options = TrainOptions(preset="toy", quiet=True, adversarial=0.0, views=1)
+    options = replace(SHORT, gpt_samples=30 * 16)  # it looks at itself after 25 steps
     with monkeypatch.context() as patch:
-        patch.setattr(GPTStage, "worries", lambda *_: [os.kill(os.getpid(), signal.SIGINT) for _ in range(presses)])
+        patch.setattr(GPTTask, "warnings", lambda *_: [os.kill(os.getpid(), signal.SIGINT) for _ in range(presses)])
         with pytest.raises(KeyboardInterrupt):
             train(None, art, tmp_path / "model", options)
     assert (tmp_path / "model/training/gpt-state.safetensors").is_file() == (presses == 1)
     half = igpt.load(tmp_path / "model", device="cpu")
     assert half.generate(size=32, label="red", seed=1)[0].size == (32, 32)
-    assert half.provenance["gpt"]["samples"] < TOY.gpt_samples
+    assert half.provenance["gpt"]["samples"] == 25 * 16
     train(None, art, tmp_path / "model", options)
-    assert load(tmp_path / "model").provenance["gpt"]["samples"] == TOY.gpt_samples
+    assert load(tmp_path / "model").provenance["gpt"]["samples"] == 30 * 16
 
 
-def test_the_gpt_stage_can_take_the_tokenizer_of_another_model(
-    art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sibling("train.options").PRESETS, "toy", TOY)
-    plain = {"preset": "toy", "quiet": True, "adversarial": 0.0, "views": 1}
-    first = train("tokenizer", art, tmp_path / "first", TrainOptions(**plain))
+def test_the_gpt_stage_can_take_the_tokenizer_of_another_model(art: Path, tmp_path: Path) -> None:
+    first = train("tokenizer", art, tmp_path / "first", SHORT)
     with pytest.raises(UserError, match="no GPT yet"):
         igpt.load(first, device="cpu")
-    second = train("gpt", art, tmp_path / "second", TrainOptions(**plain, tokenizer=str(first)))
+    second = train("gpt", art, tmp_path / "second", replace(SHORT, tokenizer=str(first)))
     told = load(second).provenance["tokenizer"]
     assert told["from"] == "first" and told["command"] == load(first).provenance["command"]
     assert told["command"] in (second / "README.md").read_text()
@@ -256,7 +332,7 @@ def test_the_gpt_stage_can_take_the_tokenizer_of_another_model(
 )
 def test_options_that_cannot_be_meant_are_refused(change: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        TrainOptions(**change).resolved()
+        TrainOptions(**change).check()
 
 
 def test_a_folder_that_holds_something_else_is_not_trained_into(art: Path, tmp_path: Path) -> None:
@@ -273,7 +349,7 @@ def test_samples_are_pure_functions_of_their_number(art: Path) -> None:
     collection = ArtFolder(art)
     crops = [Crops(collection, [0, 3, 5], 32, 7, (1.0, 1.5), True) for _ in range(2)]
     assert torch.equal(crops[0][11], crops[1][11]) and not torch.equal(crops[0][11], crops[0][12])
-    a, b = gpt_stage().dataset, gpt_stage().dataset
+    a, b = gpt_task().dataset, gpt_task().dataset
     assert all(torch.equal(a[5][key], b[5][key]) for key in a[5])
 
 
@@ -283,25 +359,43 @@ def test_every_pass_sees_every_picture_once_in_another_order() -> None:
 
 
 def test_windows_of_large_grids_are_connected_parts_of_at_most_the_native_cells() -> None:
-    rng = random.Random(0)
-    for h, w in ((4, 4), (4, 9), (9, 4), (7, 7), (2, 20), (20, 2)):
+    rng, config = random.Random(0), GPTConfig(9999, 0, cells=16)
+    for h, w in ((8, 8), (8, 19), (18, 8), (15, 14), (4, 40), (41, 4), (2, 3)):
         grid_hw = torch.arange(h * w).view(h, w)
-        part_hw = window(grid_hw, 16, rng)
-        assert part_hw.numel() <= 16 and part_hw.numel() >= min(h * w, 16) * 3 // 4
+        part_hw = window(grid_hw, config, rng)
+        rows, columns = part_hw.shape
+        assert rows % 2 == columns % 2 == 0, "whole cells"
+        assert min((h // 2) * (w // 2), 16) * 3 // 4 <= rows * columns // 4 <= 16
         top, left = divmod(int(part_hw[0, 0]), w)
         assert torch.equal(part_hw, grid_hw[top : top + part_hw.shape[0], left : left + part_hw.shape[1]])
 
 
+def test_a_grid_without_a_whole_cell_is_the_users_error() -> None:
+    with pytest.raises(UserError, match="1x9 tokens has no cell of 2 a side"):
+        window(torch.zeros(1, 9, dtype=torch.long), GPTConfig(32, 0, cells=16), random.Random(0))
+
+
 def test_a_training_sample_pairs_each_token_with_its_own_cell() -> None:
-    """Tokens that say where they lie: after shuffling, the position of each must be the one it says."""
-    grid = torch.arange(15).to(torch.uint16)
-    cache = TokenCache(1, [1], [(3, 5)], [grid])
-    windows = TokenWindows(cache, [0], GPTConfig(32, 2, cells=16, centred=False), 0, random_orders=1.0)
+    """Tokens that say where they lie: after shuffling, the position of each cell must be the one its tokens say."""
+    grid = torch.arange(60).to(torch.uint16)
+    cache = TokenCache(1, [1], [(6, 10)], [grid])
+    windows = TokenWindows(cache, [0], GPTConfig(64, 2, cells=16), 0, random_orders=1.0)
     sample = windows[3]
-    assert sample["targets"].tolist()[-1] == -1 and sorted(sample["targets"][:15].tolist()) == list(range(15))
-    assert sample["targets"][:15].tolist() != list(range(15))
-    rows, columns = sample["positions"][:15].long().unbind(1)
-    assert torch.equal(rows * 5 + columns, sample["targets"][:15])
+    targets_Ln = sample["targets"][:15]
+    assert sample["targets"][15].tolist() == [-1] * 4 and sorted(targets_Ln.flatten().tolist()) == list(range(60))
+    assert torch.equal(sample["cells"][:15], targets_Ln), "no noise was asked for"
+    assert targets_Ln[:, 0].tolist() != sorted(targets_Ln[:, 0].tolist())
+    rows, columns = (sample["positions"][:15] + torch.tensor([1, 2])).long().unbind(1)  # the middle cell lies at 0, 0
+    for token, (y, x) in enumerate(((0, 0), (0, 1), (1, 0), (1, 1))):
+        assert torch.equal((2 * rows + y) * 10 + 2 * columns + x, targets_Ln[:, token])
+
+
+def test_noise_is_shown_and_never_asked_for() -> None:
+    cache = TokenCache(1, [0], [(8, 8)], [torch.zeros(64, dtype=torch.uint16)])
+    windows = TokenWindows(cache, [0], GPTConfig(64, 1, cells=16), 0, random_orders=1.0, noise=0.25)
+    samples = [windows[k] for k in range(20)]
+    share = float(torch.stack([sample["cells"] for sample in samples]).ne(0).float().mean())
+    assert 0.18 < share < 0.32 and not any(sample["targets"].any() for sample in samples)
 
 
 def test_the_schedule_warms_up_and_comes_down() -> None:

@@ -1,12 +1,13 @@
-"""The folder of a training: where it lies, what it remembers of how it was begun, what its states say."""
+"""The folder of a training: what a run is about, what it was begun with, what its states say."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shlex
 import sys
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,39 @@ from torch import nn
 
 from igpt import checkpoint
 from igpt.device import fast_bf16
-from igpt.files import atomic_write
+from igpt.evaluation.perceptual import Distance, perceptual
+from igpt.files import atomic_write, check_writable
 from tokenizer_vq.base import UserError
+from tokenizer_vq.dataset import ArtFolder
 
-from .loop import Stage
-from .options import LearningOptions
+from .loop import Schedule, Task
+from .options import LearningOptions, Preset, TrainOptions
 from .state import peek
 
 WORK = "training"  # the folder inside the model folder that a training can resume from
+FREE = {"quiet", "workers", "save_minutes", "precision"}  # options that may change between runs
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one `igpt train` is about, for all its stages."""
+
+    art: ArtFolder
+    train: list[int]  # numbers of the pictures to learn from
+    val: list[int]  # and of those that are held out
+    preset: Preset
+    options: TrainOptions
+    work: Path
+
+    @cached_property
+    def perceptual(self) -> Distance:
+        """What judges reconstructions."""
+        return perceptual(self.options.perceptual)
 
 
 def work_folder(out: Path, stage: str | None) -> Path:
     """Where the training keeps its state. Raises UserError if `out` cannot become a model folder; makes nothing yet."""
-    parent = next(p for p in (out, *out.absolute().parents) if p.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"the model cannot be written to {out}: {parent} is no folder that can be written to")
+    check_writable(out)
     if out.is_dir() and any(out.iterdir()) and not (out / WORK).is_dir():
         if not (out / checkpoint.CONFIG).is_file():
             raise UserError(f"{out} holds something else than a model; a new or empty folder is wanted")
@@ -40,26 +59,25 @@ def work_folder(out: Path, stage: str | None) -> Path:
 def remember(work: Path, now: dict[str, Any]) -> None:
     """Write down what is trained on and how. Raises UserError if the folder remembers something else."""
     path = work / "options.json"
-    free = {"quiet", "workers", "save_minutes", "precision"}  # may change between runs
     if path.is_file():
         try:
             before = dict(json.loads(path.read_text(encoding="utf-8")))
-            before["art"], before["options"]
+            art, options = before["art"], before["options"]
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} is damaged; delete it to go on, or use another --out") from error
-        if before["art"] != now["art"]:
+        if art != now["art"]:
             raise UserError(f"{work.parent} is being trained on other pictures (or some changed); use another --out")
-        changed = [k for k, v in now["options"].items() if k not in free and before["options"].get(k) != v]
+        changed = [name for name, value in now["options"].items() if name not in FREE and options.get(name) != value]
         if before.get("stage") == now["stage"] and changed:
             name = changed[0]
             raise UserError(
-                f"{work.parent} was begun with {name.replace('_', '-')} {before['options'].get(name)}, now it is "
+                f"{work.parent} was begun with {name.replace('_', '-')} {options.get(name)}, now it is "
                 f"{now['options'][name]}; use the same options to go on, or another --out"
             )
     try:
         work.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as beside:
-            beside.write_text(json.dumps(now, indent=2), encoding="utf-8")
+        with atomic_write(path) as part:
+            part.write_text(json.dumps(now, indent=2), encoding="utf-8")
     except OSError as error:
         raise UserError(f"the training cannot be written to {work}: {error.strerror}") from error
 
@@ -72,25 +90,28 @@ def weights_fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def numbers_of(stage: Stage, batch: int, work: Path) -> dict[str, Any]:
-    """What is known of a stage, also of one that is not through: its best measurement, and what it has seen."""
-    best, state = (peek(state_file(work, stage, which)) for which in ("best", "state"))
-    last = max(state, best, key=lambda told: int(told.get("step", 0)))  # the state may be older than the best, or none
-    kept = best.keys() - {"stale", "best_score", "score", "seconds", "identity"}
-    numbers: dict[str, Any] = {k: float(best[k]) for k in sorted(kept)}
-    return numbers | {"samples": int(last["step"]) * batch, "batch": batch, "seconds": float(last["seconds"])}
+def state_file(work: Path, task: Task, which: str) -> Path:
+    """Where the loop keeps the "best" averaged weights of a task, and its "state"."""
+    return work / f"{task.name}-{which}.safetensors"
 
 
-def state_file(work: Path, stage: Stage, which: str) -> Path:
-    """Where the loop keeps the "best" averaged weights of a stage, and its "state"."""
-    return work / f"{stage.name}-{which}.safetensors"
+def numbers_of(task: Task, batch: int, work: Path) -> dict[str, Any]:
+    """What is known of a task, also of one that is not through: its best measurement, and what it has seen."""
+    best, state = (peek(state_file(work, task, which)) for which in ("best", "state"))
+    last = max(state, best, key=lambda at: int(at.get("step", 0)))  # the state may be older than the best, or missing
+    metrics = {name: value for name, value in json.loads(best["metrics"]).items() if name != "score"}
+    return metrics | {"samples": int(last["step"]) * batch, "batch": batch, "seconds": float(last["seconds"])}
 
 
-def precision_of(options: LearningOptions) -> str:
-    """What accelerate is told: "bf16" or "no"."""
-    if options.precision == "auto":
-        return "bf16" if fast_bf16() else "no"
-    return "bf16" if options.precision == "bf16" else "no"
+def schedule_for(samples: int, batch: int, options: LearningOptions) -> Schedule:
+    return Schedule(
+        max(1, samples // batch), batch, 60 * options.save_minutes, options.patience, options.seed, use_bf16(options),
+        options.workers, options.quiet,
+    )  # fmt: skip
+
+
+def use_bf16(options: LearningOptions) -> bool:
+    return fast_bf16() if options.precision == "auto" else options.precision == "bf16"
 
 
 def command_line() -> str:

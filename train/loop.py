@@ -1,12 +1,19 @@
-"""The one training loop, for tokenizer and GPT alike: set the rate, step, average, log, now and then look and save.
+"""The one training loop, for tokenizer, decoder and GPT alike: `run`, on one page.
 
-A `Stage` says what is learned. Its samples are numbered, and sample k is a pure function of (seed, k), so where a
-training stands is one number, the step, and a killed run goes on to the same weights, bit for bit on the CPU.
+A step has eight acts: take a batch, set the learning rate, find the gradients, clip them and step, average the weights,
+log; and now and then evaluate (measure, paint a sheet, keep the best weights, warn) and save.
+
+What is learned is a `Task`. Its samples are numbered, and sample k is a pure function of (seed, k), as dropout is of
+(seed, step). So all that a training has to remember beside its weights is the step, and a run that was killed goes on
+to the same weights, bit for bit on the CPU. Started by `accelerate launch`, each process learns from samples of its own
+and gradients are averaged over all (DistributedDataParallel).
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import json
 import math
 import sys
@@ -17,29 +24,28 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import send_to_device
+from accelerate import PartialState
+from accelerate.utils import reduce, send_to_device
 from PIL.Image import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
+from igpt.device import pick_device
 from tokenizer_vq.base import UserError
 
-from .interrupt import Interrupt
-from .state import load_state, save_state
+from .state import catch_interrupt, load_state, save_state, seeded
 
 EMA_DECAY = 0.999
 WARMUP = 0.03  # share of all steps
 FLOOR = 0.02  # last learning rate over the peak
 CLIP = 1.0
-LOOKS = 20  # how often a run measures itself on held-out data and paints a sheet, unless it is told otherwise
-LOG_EVERY = 25  # steps
 
 
-class Stage(Protocol):
-    """What is learned. `modules["model"]` is the result; others (a discriminator) help and are thrown away."""
+class Task(Protocol):
+    """What is learned. `modules["model"]` is the result; others (a discriminator) only help it to learn."""
 
     name: str
     modules: dict[str, nn.Module]
@@ -49,37 +55,37 @@ class Stage(Protocol):
     def optimizer(self, name: str) -> torch.optim.Optimizer:
         """For modules[name], at its peak learning rate."""
 
-    def turns(self, progress: float) -> list[str]:
-        """Which modules take a step, in order. `progress` is the share of the run that is done, 0..1."""
-
     def loss(
-        self, turn: str, ready: dict[str, nn.Module], batch: Any, progress: float, generator: torch.Generator
+        self, modules: dict[str, nn.Module], batch: Any, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar to minimise, and what to log. `ready` are the modules as prepared for this machine."""
+        """The sum of the losses of all modules, and metrics to log. `modules` are the task's own, as they are to be
+        called; `progress` is the share of the run that is done; random draws on the CPU come from `generator`."""
 
-    def measure(self, model: nn.Module) -> dict[str, float]:
-        """Numbers on held-out data; "score" among them, lower is better; none while weights are not to be kept yet."""
+    def measure(self, model: nn.Module, progress: float = 1.0) -> dict[str, float]:
+        """Metrics on held-out data; "score" among them, lower is better; none while weights are not to be kept yet."""
 
-    def worries(self, progress: float, numbers: dict[str, float]) -> list[str]:
-        """What a person should know of the numbers last measured and logged, in plain words."""
+    def warnings(self, progress: float, metrics: dict[str, float]) -> list[str]:
+        """What a person should know of the metrics last measured and logged, in plain words."""
 
-    def sheet(self, model: nn.Module) -> Image:
-        """A picture for people to look at, always from the same seed."""
+    def sheet(self, model: nn.Module) -> Image | None:
+        """A picture for people to look at, always from the same seed; None where there is none."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long, how much at once, how often to look."""
+    """How long, how much at once, how often to evaluate and save."""
 
     steps: int
     batch: int
     save_seconds: float
-    patience: int
+    patience: int  # evaluations without a better score, after which the run ends
     seed: int
-    precision: str  # "no" or "bf16", as accelerate says it
+    bf16: bool
     workers: int = 0
     quiet: bool = False
-    looks: int = LOOKS
+    evaluations: int = 20
+    log_every: int = 25  # steps; evaluations are at least as far apart
+    seconds: float = math.inf  # where there is a limit to learning and evaluating, the clock decides instead of `steps`
 
 
 def rate(progress: float) -> float:
@@ -90,229 +96,250 @@ def rate(progress: float) -> float:
     return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(down, 1.0)))
 
 
+@torch.no_grad()
 def average(averaged: nn.Module, model: nn.Module, step: int) -> None:
-    """Move the averaged weights towards the model's; the memory grows from nothing to 1 / (1 - EMA_DECAY) steps."""
+    """averaged += (1 - decay) (model - averaged); the decay grows as (1 + step) / (10 + step), up to EMA_DECAY."""
     decay = min(EMA_DECAY, (1 + step) / (10 + step))
-    with torch.no_grad():
-        ours: list[Tensor] = list(averaged.parameters())
-        theirs: list[Tensor] = list(model.parameters())
-        torch._foreach_lerp_(ours, theirs, 1 - decay)
-        for mine, other in zip(averaged.buffers(), model.buffers(), strict=True):
-            mine.copy_(other)
+    update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    update(list(averaged.parameters()), list(model.parameters()), step)
+    for mine, theirs in zip(averaged.buffers(), model.buffers(), strict=True):
+        mine.copy_(theirs)
 
 
-class _Numbers:
-    """Batches of sample numbers for one process, from `step` on."""
+class StepSampler(Sampler[list[int]]):
+    """The sample numbers of every step from `first` on, without end, for one of several processes."""
 
-    def __init__(self, step: int, steps: int, batch: int, rank: int, world: int):
-        self.range, self.batch, self.rank, self.world = range(step, steps), batch, rank, world
+    def __init__(self, first: int, batch: int, process: int, processes: int):
+        self.first, self.batch, self.process, self.processes = first, batch, process, processes
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in self.range:
-            first = (step * self.world + self.rank) * self.batch
-            yield list(range(first, first + self.batch))
-
-    def __len__(self) -> int:
-        return len(self.range)
+        for step in itertools.count(self.first):
+            sample = (step * self.processes + self.process) * self.batch
+            yield list(range(sample, sample + self.batch))
 
 
-def _parts(batch: Any, count: int) -> Iterator[tuple[Any, float]]:
-    """A batch (a dict of tensors, where it is to be cut) in `count` pieces at most, each with its share of it."""
+def micro_batches(batch: Any, count: int) -> Iterator[tuple[Any, float]]:
+    """A batch (a dict of tensors, where it is to be cut) in `count` parts at most, each with its share of it."""
     if count == 1:
         yield batch, 1.0
         return
-    chunks = {name: value.tensor_split(min(count, len(value))) for name, value in batch.items()}
-    whole = len(next(iter(batch.values())))
-    for pieces in zip(*chunks.values(), strict=True):
-        yield dict(zip(chunks, pieces, strict=True)), len(pieces[0]) / whole
+    size = len(next(iter(batch.values())))
+    parts = {name: value.tensor_split(min(count, size)) for name, value in batch.items()}
+    for values in zip(*parts.values(), strict=True):
+        yield dict(zip(parts, values, strict=True)), len(values[0]) / size
 
 
-class _Log:
-    """Metrics as JSON lines, a progress line with the time that is left."""
+def run(task: Task, schedule: Schedule, folder: Path, metadata: dict[str, str]) -> nn.Module:
+    """Train, going on from `folder` if a state lies there, and return the averaged model that scored best.
 
-    def __init__(self, path: Path, stage: str, step: int, steps: int, quiet: bool):
-        self.path, self.stage = path, stage
-        self.latest: dict[str, float] = {}
-        self.bar = tqdm(total=steps, initial=step, desc=stage, disable=quiet, mininterval=1, smoothing=0.05)
+    Writes `<task>-state.safetensors`, `<task>-best.safetensors`, `metrics.jsonl` and `<task>-<step>.png` there. On
+    Ctrl-C the state is saved before KeyboardInterrupt goes on.
+    """
+    trainer = Trainer(task, schedule, folder, metadata)
+    with catch_interrupt() as interrupt, seeded(schedule.seed), trainer.bar:
+        for batch in trainer.batches():
+            for name, optimizer in trainer.optimizers.items():
+                for group in optimizer.param_groups:
+                    group["lr"] = trainer.peaks[name] * rate(trainer.progress)
+            metrics = trainer.gradients(batch)
+            for name, optimizer in trainer.optimizers.items():
+                metrics[f"{name}_gradient"] = nn.utils.clip_grad_norm_(trainer.modules[name].parameters(), CLIP)
+                optimizer.step()
+            average(trainer.averaged, trainer.modules["model"], trainer.step)
+            trainer.advance()
+            last = trainer.progress >= 1
+            if last or trainer.step % schedule.log_every == 0:
+                trainer.log({name: float(value) for name, value in metrics.items()})
+            if last or trainer.step >= trainer.evaluated_at + trainer.evaluate_every:
+                trainer.evaluate(last)
+            overfits = trainer.evals_since_best >= schedule.patience
+            overfits, stopped = (vote > 0 for vote in trainer.agreed(overfits, interrupt.is_set()))
+            if overfits:  # the best weights are on disk
+                trainer.progress, last = 1.0, True
+            if last or stopped or time.monotonic() > trainer.saved_at + schedule.save_seconds:
+                trainer.save()
+            if stopped:
+                trainer.say(f"stopped at step {trainer.step} of {trainer.steps}; the same command goes on from there")
+                trainer.processes.wait_for_everyone()  # the end of one would interrupt the saving of another
+                raise KeyboardInterrupt
+            if last:
+                break
+    return trainer.load_best()
 
-    def write(self, step: int, numbers: dict[str, float]) -> None:
+
+class Trainer:
+    """Everything that moves during a training, and how it is measured and saved."""
+
+    def __init__(self, task: Task, schedule: Schedule, folder: Path, metadata: dict[str, str]):
+        self.task, self.schedule, self.folder, self.metadata = task, schedule, folder, metadata
+        self.processes = PartialState(cpu=pick_device().type == "cpu")
+        self.device, self.main = self.processes.device, self.processes.is_main_process
+        self.modules = {name: module.to(self.device) for name, module in task.modules.items()}
+        self.averaged = copy.deepcopy(self.modules["model"]).requires_grad_(False).eval()
+        self.optimizers = {name: task.optimizer(name) for name in self.modules}
+        self.peaks = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
+        self.step, self.progress, self.evaluated_at, self.micro_batches = 0, 0.0, 0, 1
+        self.best_score, self.evals_since_best = math.inf, 0
+        self.latest: dict[str, float] = {}  # metrics
+        self.seconds_before = 0.0  # of learning, when the training was last stopped
+        self.began = self.saved_at = time.monotonic()
+        folder.mkdir(parents=True, exist_ok=True)
+        self.state_path, self.best_path = (folder / f"{task.name}-{which}.safetensors" for which in ("state", "best"))
+        if self.state_path.is_file():
+            self._resume()
+        self.ddp = {name: self._distributed(module.train()) for name, module in self.modules.items()}
+        self.bar = tqdm(
+            total=self.steps, initial=self.step, desc=task.name, mininterval=1, smoothing=0.05,
+            disable=schedule.quiet or not self.main,
+        )  # fmt: skip
+
+    def _resume(self) -> None:
+        """Go on from the state in the folder. Raises UserError where it is damaged or of something else."""
+        at = load_state(self.state_path, {**self.modules, "averaged": self.averaged}, self.optimizers)
+        if at.get("identity", "") != self.metadata.get("identity", ""):
+            raise UserError(f"the training state {self.state_path} is of other pictures or tokens; use another --out")
+        self.step, self.progress, self.evaluated_at = int(at["step"]), float(at["progress"]), int(at["evaluated_at"])
+        self.best_score, self.evals_since_best = float(at["best_score"]), int(at["evals_since_best"])
+        self.seconds_before = float(at["seconds"])
+
+    def _distributed(self, module: nn.Module) -> nn.Module:
+        """The module as it is to be called: with several processes one that averages its gradients over all."""
+        if self.processes.num_processes == 1:
+            return module
+        return DistributedDataParallel(module, device_ids=[self.device] if self.device.type == "cuda" else None)
+
+    # Learning
+
+    def batches(self) -> Iterable[Any]:
+        """The batches of the steps that are still to be done, and more: `run` knows when to stop."""
+        if self.progress >= 1:
+            return []
+        processes, schedule = self.processes, self.schedule
+        numbers = StepSampler(self.step, schedule.batch, processes.process_index, processes.num_processes)
+        pin, workers = self.device.type == "cuda", schedule.workers
+        loader: DataLoader[Any] = DataLoader(
+            self.task.dataset, batch_sampler=numbers, num_workers=workers, pin_memory=pin
+        )
+        return loader
+
+    def gradients(self, batch: Any) -> dict[str, Tensor]:
+        """Leave the gradients of a batch in the weights, and return the metrics of its loss.
+
+        Where a batch does not fit into memory, it goes through in halves from here on: the same steps, only slower.
+        Raises UserError where it cannot be halved.
+        """
+        batch = send_to_device(batch, self.device, non_blocking=True)
+        seed, alone = self.schedule.seed * 1_000_003 + self.step, self.processes.num_processes == 1
+        while True:
+            torch.manual_seed(seed * 131 + self.processes.process_index)  # of dropout
+            generator, metrics = torch.Generator().manual_seed(seed), dict[str, Tensor]()
+            for optimizer in self.optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+            try:
+                for part, share in micro_batches(batch, self.micro_batches):
+                    with self.autocast():
+                        loss, found = self.task.loss(self.ddp, part, self.progress, generator)
+                    (loss * share).backward()  # type: ignore[no-untyped-call]
+                    metrics = {name: metrics.get(name, 0) + value.detach() * share for name, value in found.items()}
+                return metrics
+            except RuntimeError as error:
+                size = self.schedule.batch // self.micro_batches
+                if "out of memory" not in str(error):
+                    raise
+                if not (self.task.divisible and size > 1 and alone):  # one process with other parts would hold up all
+                    raise UserError(
+                        f"{self.device} has too little memory for {size} samples at once; "
+                        "a smaller batch, a smaller model or the CPU is wanted"
+                    ) from None
+            self.micro_batches *= 2
+            if self.device.type == "cuda":  # outside the handler, which still holds the tensors of the failed step
+                torch.cuda.empty_cache()
+            print(f"out of memory: going on with {size // 2} samples at once", file=sys.stderr)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.schedule.bf16 else contextlib.nullcontext()
+
+    # Where it stands
+
+    def advance(self) -> None:
+        """One step further: by the number of steps, or by the clock where the time is limited."""
+        self.step += 1
+        self.progress = self.step / self.schedule.steps
+        if self.schedule.seconds < math.inf:
+            (self.progress,) = self.agreed(self.seconds / self.schedule.seconds)
+            self.bar.total = self.steps
+        self.bar.update()
+
+    def agreed(self, *values: float) -> list[float]:
+        """Their means over all processes: where one alone went on or left, the others would wait for it."""
+        if self.processes.num_processes == 1:
+            return list(values)
+        means: list[float] = reduce(torch.tensor(values, dtype=torch.float32, device=self.device), "mean").tolist()
+        return means
+
+    @property
+    def seconds(self) -> float:
+        """Of learning and evaluating, also before the training was stopped and begun again."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    @property
+    def steps(self) -> int:
+        """In all, as far as is known."""
+        return round(self.step / self.progress) if self.progress else self.schedule.steps
+
+    @property
+    def evaluate_every(self) -> int:
+        return max(self.schedule.log_every, self.steps // self.schedule.evaluations)
+
+    def where(self) -> dict[str, str]:
+        """All of this, for the metadata of files."""
+        names = ("step", "progress", "evaluated_at", "best_score", "evals_since_best", "seconds")
+        return self.metadata | {name: repr(getattr(self, name)) for name in names}
+
+    # What is said and kept
+
+    def log(self, metrics: dict[str, float]) -> None:
         """One line of metrics.jsonl."""
-        line = {"stage": self.stage, "step": step, "time": round(time.time(), 1)}
-        line |= {k: round(v, 5) for k, v in numbers.items()}
-        self.latest |= numbers
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self.latest |= metrics
+        if self.main:
+            line = {"stage": self.task.name, "step": self.step, "time": round(time.time(), 1)}
+            line |= {name: round(value, 5) for name, value in metrics.items()}
+            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            self.bar.set_postfix({name: f"{value:.3f}" for name, value in list(metrics.items())[:3]}, refresh=False)
 
     def say(self, sentence: str) -> None:
         """Above the progress line, where it stays."""
         if not self.bar.disable:
             self.bar.write(sentence, file=sys.stderr)
 
-    def step(self, step: int, numbers: dict[str, Tensor], written: bool) -> None:
-        """Move the bar; now and then read the numbers, which on a GPU means waiting for it, and write them down."""
-        if written:
-            read = {k: float(v.detach()) for k, v in numbers.items()}
-            self.write(step, read)
-            self.bar.set_postfix({k: f"{v:.3f}" for k, v in list(read.items())[:3]}, refresh=False)
-        self.bar.update()
-
-
-def run(stage: Stage, schedule: Schedule, folder: Path, notes: dict[str, str]) -> nn.Module:
-    """Train, resuming from `folder` if a state lies there, and return the averaged model that scored best.
-
-    Writes `<stage>-state.safetensors`, `<stage>-best.safetensors`, `metrics.jsonl` and `<stage>-<step>.png` there.
-    """
-    training = _Training(stage, schedule, folder, notes)
-    training.resume()
-    log = _Log(folder / "metrics.jsonl", stage.name, training.step, schedule.steps, schedule.quiet or not training.main)
-    look_every = max(LOG_EVERY, schedule.steps // schedule.looks)
-    saved_at = time.monotonic()
-    with Interrupt() as interrupt:
-        for batch in training.batches():
-            logs = training.update(batch)
-            training.step += 1
-            last = training.step == schedule.steps
-            log.step(training.step, logs, written=training.main and (last or training.step % LOG_EVERY == 0))
-            if last or training.step % look_every == 0:
-                measured = training.look(last)
-                if training.main:
-                    log.write(training.step, measured)
-                    for sentence in stage.worries(training.step / schedule.steps, log.latest):
-                        log.say(f"warning: {sentence}")
-            if training.stale >= schedule.patience:
-                training.step = schedule.steps  # the best weights are on disk: what follows would only overfit
-                last = True
-            if last or interrupt.asked or time.monotonic() - saved_at > schedule.save_seconds:
-                training.save()
-                saved_at = time.monotonic()
-            if interrupt.asked:
-                log.say(f"stopped at step {training.step} of {schedule.steps}; the same command goes on from there")
-                raise KeyboardInterrupt
-            if last:
-                break
-    log.bar.close()
-    return training.best()
-
-
-class _Training:
-    """Everything that moves during a training, and how it moves."""
-
-    def __init__(self, stage: Stage, schedule: Schedule, folder: Path, notes: dict[str, str]):
-        self.stage, self.schedule, self.folder, self.notes = stage, schedule, folder, notes
-        AcceleratorState._reset_state()  # or a second run in this process could not change its precision
-        self.accelerator = Accelerator(mixed_precision=schedule.precision, cpu=not torch.cuda.is_available())
-        self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
-        self.raw = {name: module.to(self.device) for name, module in stage.modules.items()}
-        self.averaged = copy.deepcopy(self.raw["model"]).requires_grad_(False).eval()
-        self.optimizers = {name: stage.optimizer(name) for name in self.raw}
-        self.peaks = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
-        self.ready: dict[str, nn.Module] = {}
-        self.step, self.best_score, self.stale, self.parts = 0, math.inf, 0, 1
-        self.seconds, self.began = 0.0, time.monotonic()
-
-    def resume(self) -> None:
-        """Go on from the state in the folder, if there is one, and prepare for the machine."""
-        path = self.folder / f"{self.stage.name}-state.safetensors"
-        if path.is_file():
-            told = load_state(path, {**self.raw, "averaged": self.averaged}, self.optimizers)
-            if told.get("identity", "") != self.notes.get("identity", ""):
-                raise UserError(f"the training state {path} is of other pictures or tokens; use another --out")
-            self.step, self.best_score, self.stale = int(told["step"]), float(told["best_score"]), int(told["stale"])
-            self.seconds = float(told["seconds"])
-        self.ready = {name: self.accelerator.prepare(module.train()) for name, module in self.raw.items()}
-        self.optimizers = {name: self.accelerator.prepare(optimizer) for name, optimizer in self.optimizers.items()}
-
-    def batches(self) -> Iterable[Any]:
-        """The batches of all steps that are still to be done."""
-        accelerator, schedule = self.accelerator, self.schedule
-        rank, world = accelerator.process_index, accelerator.num_processes
-        numbers = _Numbers(self.step, schedule.steps, schedule.batch, rank, world)
-        pin = self.device.type == "cuda"
-        loader: DataLoader[Any] = DataLoader(
-            self.stage.dataset, batch_sampler=numbers, num_workers=schedule.workers, pin_memory=pin
-        )
-        return loader
-
-    def update(self, batch: Any) -> dict[str, Tensor]:
-        """One step of every module whose turn it is."""
-        progress, seed = self.step / self.schedule.steps, self.schedule.seed * 1_000_003 + self.step
-        batch = send_to_device(batch, self.device, non_blocking=True)
-        # Dropout draws from torch's own generator: seeding it by the step makes a resumed run the same run.
-        torch.manual_seed(seed * 131 + self.accelerator.process_index)
-        generator = torch.Generator().manual_seed(seed)
-        logs: dict[str, Tensor] = {}
-        for turn in self.stage.turns(progress):
-            optimizer = self.optimizers[turn]
-            for group in optimizer.param_groups:
-                group["lr"] = self.peaks[turn] * rate(progress)
-            told = self.gradients(turn, optimizer, batch, progress, generator)
-            norm = self.accelerator.clip_grad_norm_(self.raw[turn].parameters(), CLIP)
-            optimizer.step()
-            logs |= told | {f"{turn}_gradient": torch.as_tensor(norm)}
-        average(self.averaged, self.raw["model"], self.step)
-        return logs
-
-    def gradients(
-        self, turn: str, optimizer: torch.optim.Optimizer, batch: Any, progress: float, generator: torch.Generator
-    ) -> dict[str, Tensor]:
-        """Leave the gradients of a batch in its weights. Where it does not fit into memory, it goes through in halves
-        from here on: the same steps, only slower. Raises UserError where a single sample does not fit."""
-        while True:
-            optimizer.zero_grad(set_to_none=True)
-            try:
-                told: dict[str, Tensor] = {}
-                for part, share in _parts(batch, self.parts):
-                    with self.accelerator.autocast():
-                        loss, said = self.stage.loss(turn, self.ready, part, progress, generator)
-                    self.accelerator.backward(loss * share)
-                    told = {k: told.get(k, 0) + v.detach() * share for k, v in said.items()}
-                return told
-            except RuntimeError as error:  # CUDA has a class of its own for it, Apple's MPS only a message
-                if not (isinstance(error, torch.cuda.OutOfMemoryError) or "out of memory" in str(error)):
-                    raise
-                if not self.stage.divisible or self.parts >= self.schedule.batch:
-                    raise UserError(
-                        f"{self.device} has too little memory for {self.schedule.batch // self.parts} samples at once; "
-                        "a smaller batch, a smaller model or the CPU is wanted"
-                    ) from None
-                self.parts *= 2
-            if self.device.type == "cuda":  # outside the handler, which still holds the tensors of the failed step
-                torch.cuda.empty_cache()
-            print(f"out of memory: going on with {self.schedule.batch // self.parts} samples at once", file=sys.stderr)
-
-    def look(self, last: bool) -> dict[str, float]:
-        """Measure the averaged model, paint a sheet, keep the weights if they are the best so far."""
-        with self.accelerator.autocast():
-            measured = self.stage.measure(self.averaged)
-        better = measured.get("score", math.inf) < self.best_score or (last and self.best_score == math.inf)
-        if "score" in measured:
-            self.stale = 0 if better else self.stale + 1
-            self.best_score = min(self.best_score, measured["score"])
+    def evaluate(self, last: bool) -> None:
+        """Measure the averaged model, paint a sheet, keep the weights if they are the best so far, and warn."""
+        self.evaluated_at = self.step
+        with self.autocast():
+            metrics = self.task.measure(self.averaged, self.progress)
+        better = metrics.get("score", math.inf) < self.best_score or (last and self.best_score == math.inf)
+        if "score" in metrics:
+            self.evals_since_best = 0 if better else self.evals_since_best + 1
+            self.best_score = min(self.best_score, metrics["score"])
         if self.main:
-            self.stage.sheet(self.averaged).save(self.folder / f"{self.stage.name}-{self.step:07d}.png")
+            if (sheet := self.task.sheet(self.averaged)) is not None:
+                sheet.save(self.folder / f"{self.task.name}-{self.step:07d}.png")
             if better:
-                told = self.told() | {k: f"{v:.5f}" for k, v in measured.items()}
-                save_state(self._best_path, {"model": self.averaged}, {}, told)
-        return measured
+                found = json.dumps({name: round(value, 5) for name, value in metrics.items()})
+                save_state(self.best_path, {"model": self.averaged}, {}, self.where() | {"metrics": found})
+        self.log(metrics)
+        for sentence in self.task.warnings(self.progress, self.latest):
+            self.say(f"warning: {sentence}")
 
     def save(self) -> None:
+        """All that is needed to go on."""
         if self.main:
-            path = self.folder / f"{self.stage.name}-state.safetensors"
-            save_state(path, {**self.raw, "averaged": self.averaged}, self.optimizers, self.told())
+            save_state(self.state_path, {**self.modules, "averaged": self.averaged}, self.optimizers, self.where())
+        self.saved_at = time.monotonic()
 
-    def told(self) -> dict[str, str]:
-        """Where the training stands, as notes for the files."""
-        seconds = self.seconds + time.monotonic() - self.began
-        return self.notes | {
-            "step": str(self.step), "stale": str(self.stale), "best_score": repr(self.best_score),
-            "seconds": f"{seconds:.0f}",
-        }  # fmt: skip
-
-    def best(self) -> nn.Module:
-        self.accelerator.wait_for_everyone()
-        load_state(self._best_path, {"model": self.averaged}, {})
+    def load_best(self) -> nn.Module:
+        """The averaged model with the weights that scored best."""
+        self.processes.wait_for_everyone()  # until they are on disk
+        load_state(self.best_path, {"model": self.averaged}, {})
         return self.averaged
-
-    @property
-    def _best_path(self) -> Path:
-        return self.folder / f"{self.stage.name}-best.safetensors"

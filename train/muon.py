@@ -1,9 +1,9 @@
-"""Muon, with Adam for what is no hidden matrix: the optimizer of the GPT.
+"""Muon for hidden matrices, AdamW for all else: the optimizer of the GPT.
 
-A matrix moves by its averaged gradient made orthogonal: equally far in all directions, not mostly along the few in
-which gradients are large (Jordan et al. 2024, kellerjordan.github.io/posts/muon). The step is as long as one of Adam
-would be, so that both share a learning rate and a weight decay (Liu et al. 2025, arXiv 2502.16982, section 2.2).
-Embeddings, the head and all vectors move by AdamW. The GPT learns more from 1,200 grids than with AdamW from 12,000.
+A matrix moves by its momentum made orthogonal: equally far in all directions, not mostly along the few in which
+gradients are large (Jordan et al. 2024, kellerjordan.github.io/posts/muon). The step is as long as one of AdamW, so
+that both share a learning rate and a weight decay (Liu et al. 2025, arXiv 2502.16982, section 2.2). The GPT learns more
+from 1,200 grids than with AdamW from 12,000.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from igpt.device import fast_bf16
 
 MOMENTUM = 0.95
 ROUNDS = 5
-A, B, C = 3.4445, -4.7750, 2.0315  # of the quintic that pulls singular values from 0..1 to about 1, fastest near 0
-LENGTH = 0.2  # root mean square of a step of AdamW over its learning rate, about
-BETAS, TINY = (0.9, 0.95), 1e-8
+A, B, C = 3.4445, -4.7750, 2.0315  # of the quintic that moves singular values from 0..1 to about 1, fastest near 0
+STEP_RMS = 0.2  # root mean square of a step of AdamW over its learning rate, about
+BETA1, BETA2, EPS = 0.9, 0.95, 1e-8
 
 
 def orthogonal(matrices_MN: Tensor) -> Tensor:
-    """The nearest matrices, [..., M, N], of which all singular values are about 1 (0.7 to 1.2), by Newton-Schulz rounds
-    in bfloat16, or in float32 where the device has to emulate bfloat16 (34 times slower on a CPU)."""
+    """U V' of matrices U S V' [..., M, N], singular values 0.7 to 1.2, by the iteration X <- A X + B XX'X + C XX'XX'X.
+
+    In bfloat16, or in float32 where the device has to emulate bfloat16 (34 times slower on a CPU).
+    """
     x: Tensor = matrices_MN.to(torch.bfloat16 if fast_bf16(matrices_MN.device) else torch.float32)
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
@@ -37,14 +39,13 @@ def orthogonal(matrices_MN: Tensor) -> Tensor:
 
 
 def muon(network: nn.Module, lr: float, decay: float, tables: Sequence[str]) -> Muon:
-    """For all that learns in a network. Its matrices move orthogonally, but for `tables`, the names of those whose rows
-    stand each for itself, as embeddings do."""
+    """For all that learns in a network. `tables` are the names of matrices whose rows stand each for itself, as those
+    of embeddings do: they are left to AdamW."""
     learning = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    hidden = [p for name, p in learning if p.dim() == 2 and name not in tables]
-    others = [p for name, p in learning if p.dim() == 2 and name in tables]
+    matrices = [(name in tables, p) for name, p in learning if p.dim() == 2]
     return Muon([
-        {"params": hidden, "weight_decay": decay, "orthogonal": True},
-        {"params": others, "weight_decay": decay},
+        {"params": [p for is_table, p in matrices if not is_table], "weight_decay": decay, "orthogonal": True},
+        {"params": [p for is_table, p in matrices if is_table], "weight_decay": decay},
         {"params": [p for _, p in learning if p.dim() != 2]},
     ], lr)  # fmt: skip
 
@@ -62,12 +63,12 @@ class Muon(torch.optim.Optimizer):
             for parameter in learning:
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 if not group["orthogonal"]:
-                    self._adam(parameter, parameter.grad, group["lr"])
+                    self._adam_step(parameter, parameter.grad, group["lr"])
             if group["orthogonal"]:
                 for shape in dict.fromkeys(parameter.shape for parameter in learning):  # equal ones together: faster
-                    self._turn([parameter for parameter in learning if parameter.shape == shape], group["lr"])
+                    self._muon_step([parameter for parameter in learning if parameter.shape == shape], group["lr"])
 
-    def _turn(self, matrices: list[Tensor], lr: float) -> None:
+    def _muon_step(self, matrices: list[Tensor], lr: float) -> None:
         ahead = []
         for matrix in matrices:
             assert matrix.grad is not None
@@ -75,17 +76,17 @@ class Muon(torch.optim.Optimizer):
             momentum.lerp_(matrix.grad, 1 - MOMENTUM)
             ahead.append(matrix.grad.lerp(momentum, MOMENTUM))  # Nesterov's
         for matrix, move in zip(matrices, orthogonal(torch.stack(ahead)), strict=True):
-            matrix.add_(move, alpha=-lr * LENGTH * max(matrix.shape) ** 0.5)
+            matrix.add_(move, alpha=-lr * STEP_RMS * max(matrix.shape) ** 0.5)
 
-    def _adam(self, parameter: Tensor, gradient: Tensor, lr: float) -> None:
-        """Kingma & Ba 2015, arXiv 1412.6980, algorithm 1; the decay is that of Loshchilov & Hutter 2019."""
+    def _adam_step(self, parameter: Tensor, gradient: Tensor, lr: float) -> None:
+        """Kingma & Ba 2015, arXiv 1412.6980, algorithm 1; decay as by Loshchilov & Hutter 2019, arXiv 1711.05101."""
         slots = self.state[parameter]
         if not slots:
             slots["step"] = torch.zeros(())
             slots["mean"], slots["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
         slots["step"] += 1
-        step, (first, second) = float(slots["step"]), BETAS
-        slots["mean"].lerp_(gradient, 1 - first)
-        slots["square"].lerp_(gradient.square(), 1 - second)
-        spread = (slots["square"] / (1 - second**step)).sqrt_().add_(TINY)
-        parameter.addcdiv_(slots["mean"], spread, value=-lr / (1 - first**step))
+        step = float(slots["step"])
+        slots["mean"].lerp_(gradient, 1 - BETA1)
+        slots["square"].lerp_(gradient.square(), 1 - BETA2)
+        spread = (slots["square"] / (1 - BETA2**step)).sqrt_().add_(EPS)
+        parameter.addcdiv_(slots["mean"], spread, value=-lr / (1 - BETA1**step))

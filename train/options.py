@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
-from igpt.config import DEFAULT_MODEL
+from igpt.config import DEFAULT_MODEL, check_options, option
 from tokenizer_vq.base import MAX_CODES, UserError
-
-
-def _option(default: Any, help: str, **more: Any) -> Any:
-    return field(default=default, metadata={"help": help, **more})
 
 
 @dataclass(frozen=True)
@@ -41,114 +36,91 @@ PRESETS = {
     "large": Preset(300_000, 60_000, 1_000_000, layers=12, width=512, heads=8, tokenizer_batch=64, gpt_batch=64),
 }
 
-
 DOWNSAMPLES = (4, 8, 16)
-CELLS_A_SIDE = 12  # a picture is said in at least so many tokens a side, if tokens can be that small
-TOKENS_A_CODE = 256
+TOKENS_A_SIDE = 12  # a picture has at least so many, if tokens can be that small
+TOKENS_A_CODE = 256  # of the collection: fewer tokens cannot fill a larger codebook
 MIN_CODES = 64
 MIN_CROP = 32  # pixels: what the discriminator and LPIPS need; smaller pictures are enlarged
-CROPS_A_PICTURE = 100
-MIN_CROPS = 4000
+CROPS_A_PICTURE, MIN_CROPS = 100, 4000  # of the tokenizer, for collections too small for those of the preset
 
 
 @dataclass(frozen=True)
 class LearningOptions:
     """What every training of a GPT can be told."""
 
-    seed: int = _option(0, "every random draw of the training follows from it")
-    random_orders: float = _option(1.0, "share of random drawing orders; the rest is raster order")
-    token_noise: float = _option(0.05, "share of the GPT's input tokens replaced by random ones")
-    dropout: float = _option(0.1, "dropout inside the GPT")
-    precision: str = _option("auto", "auto is bf16 where the hardware has it", choices=("auto", "fp32", "bf16"))
-    workers: int = _option(0, "processes that load pictures; 0 is best on two cores")
-    save_minutes: float = _option(5.0, "minutes between two saved training states")
-    patience: int = _option(6, "stop after so many of the 20 measurements on held-out pictures without a better one")
-    quiet: bool = _option(False, "no progress line")
+    seed: int = option(0, "every random draw of the training follows from it", low=0, high=2**31 - 1)
+    random_orders: float = option(1.0, "share of random drawing orders; the rest is raster order", low=0, high=1)
+    token_noise: float = option(0.05, "share of the GPT's input tokens replaced by random ones", low=0, high=1)
+    dropout: float = option(0.1, "dropout inside the GPT", low=0, high=0.99)
+    precision: str = option("auto", "auto is bf16 where the hardware has it", choices=("auto", "fp32", "bf16"))
+    workers: int = option(0, "processes that load pictures; 0 is best on two cores", low=0)
+    save_minutes: float = option(5.0, "minutes between two saved training states", low=0)
+    patience: int = option(
+        6, "stop after so many of the 20 measurements on held-out pictures without a better one", low=1
+    )
+    quiet: bool = option(False, "no progress line")
 
-    def check_learning(self) -> None:
+    def check(self) -> None:
         """Raises UserError on values that cannot be meant."""
-        if not 0 < self.patience < 1e6:
-            raise UserError(f"--patience {self.patience} cannot be; more than 0 is wanted")
-        if not 0 <= self.seed < 2**31 or self.workers < 0 or self.save_minutes < 0:
-            raise UserError("--seed goes from 0 to 2**31 - 1; --workers and --save-minutes from 0")
-        for name in ("random_orders", "token_noise", "dropout"):
-            check_share(name, getattr(self, name))
-
-
-def check_share(name: str, share: float) -> None:
-    """Raises UserError outside 0 to 1."""
-    if not 0 <= share <= 1:
-        raise UserError(f"--{name.replace('_', '-')} {share} is not a share between 0 and 1")
+        check_options(self)
 
 
 @dataclass(frozen=True)
 class TrainOptions(LearningOptions):
     """Flags of `igpt train`; each field is one."""
 
-    preset: str = _option("small", "how much to learn: each is several times the one before", choices=tuple(PRESETS))
-    manifest: str | None = _option(None, "CSV with columns id and split (train, val): the held-out pictures")
-    perceptual: str = _option(DEFAULT_MODEL, "what judges reconstructions: a folder with LPIPS weights, or the encoder "
+    preset: str = option("small", "how much to learn: each is several times the one before", choices=tuple(PRESETS))
+    manifest: str | None = option(None, "CSV with columns id and split (train, val): the held-out pictures")
+    perceptual: str = option(DEFAULT_MODEL, "what judges reconstructions: a folder with LPIPS weights, or the encoder "
                                              "of a model; none: edges and SSIM alone")  # fmt: skip
-    tokenizer: str | None = _option(None, "take the tokenizer from this model instead of training one")
-    tokenizer_crops: int | None = _option(None, "training crops seen by the tokenizer (default: from the preset)")
-    decoder_crops: int | None = _option(None, "crops for the decoder alone, in the end (default: from the preset)")
-    downsample: int | None = _option(None, "pixels a side of a token: 4, 8 or 16 (default: 8, or 4 for small pictures)")
-    codes: int | None = _option(None, "how many codes the tokenizer has (default: from the number of pictures)")
-    gpt_samples: int | None = _option(None, "token grids seen by the GPT (default: from the preset)")
-    tokenizer_lr: float = _option(4e-4, "peak learning rate of the tokenizer")
-    gpt_lr: float = _option(3e-3, "peak learning rate of the GPT")
-    adversarial: float = _option(0.7, "how hard the discriminator pulls at the decoder in the end; 0 trains without")
-    flip: bool = _option(True, "mirror pictures at random; leave out for lettering and sheets that read one way")
-    views: int = _option(2, "encodings of each picture: 1 at its short side, 2 also as a whole, 4 also mirrored")
-
-    def resolved(self) -> Preset:
-        """The preset with what was said on top of it. Raises UserError on values that cannot be meant."""
-        if self.preset not in PRESETS:
-            raise UserError(f"there is no preset {self.preset!r}; there are {', '.join(PRESETS)}")
-        for name, least in (("tokenizer_crops", 1), ("decoder_crops", 0), ("gpt_samples", 1), ("codes", 2)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"--{name.replace('_', '-')} {value} is too few; {least} or more is wanted")
-        if self.codes is not None and self.codes > MAX_CODES:
-            raise UserError(f"--codes {self.codes} is too many; {MAX_CODES} at most are wanted")
-        if self.downsample not in (None, *DOWNSAMPLES):
-            raise UserError(f"--downsample {self.downsample} cannot be; 4, 8 or 16 is wanted")
-        for name in ("tokenizer_lr", "gpt_lr"):
-            if not 0 < getattr(self, name) < 1e6:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} cannot be; more than 0 is wanted")
-        if self.adversarial < 0:
-            raise UserError(f"--adversarial {self.adversarial} cannot be; 0 or more is wanted")
-        self.check_learning()
-        if self.views < 1:
-            raise UserError(f"--views {self.views} is too few; 1 or more is wanted")
-        return self._over(PRESETS[self.preset])
-
-    def _over(self, preset: Preset) -> Preset:
-        """The preset with the flags that were given."""
-        names = ("tokenizer_crops", "decoder_crops", "gpt_samples", "downsample", "codes")
-        return replace(preset, **{name: v for name in names if (v := getattr(self, name)) is not None})
+    tokenizer: str | None = option(None, "take the tokenizer from this model instead of training one")
+    tokenizer_crops: int | None = option(
+        None, "training crops seen by the tokenizer (default: from the preset)", low=1
+    )
+    decoder_crops: int | None = option(
+        None, "crops for the decoder alone, in the end (default: from the preset)", low=0
+    )
+    downsample: int | None = option(
+        None, "pixels a side of a token: 4, 8 or 16 (default: 8, or 4 for small pictures)", choices=DOWNSAMPLES
+    )
+    codes: int | None = option(
+        None, "how many codes the tokenizer has (default: from the number of pictures)", low=2, high=MAX_CODES
+    )
+    gpt_samples: int | None = option(None, "token grids seen by the GPT (default: from the preset)", low=1)
+    tokenizer_lr: float = option(4e-4, "peak learning rate of the tokenizer", low=1e-9, high=1)
+    gpt_lr: float = option(3e-3, "peak learning rate of the GPT", low=1e-9, high=1)
+    adversarial: float = option(
+        0.7, "how hard the discriminator pulls at the decoder in the end; 0 trains without", low=0
+    )
+    flip: bool = option(True, "mirror pictures at random; leave out for lettering and sheets that read one way")
+    views: int = option(
+        2, "encodings of each picture: 1 at its short side, 2 also as a whole, 4 also mirrored", low=1
+    )
 
     def suited(self, pictures: int, side: int, downsample: int | None = None) -> Preset:
         """The preset fitted to a collection: so many pictures to learn from, of that short side in pixels (the median).
 
         A small collection needs fewer crops, and has too few tokens for many codes; small pictures need small tokens,
-        unless there is a tokenizer already with tokens of `downsample` pixels. What a flag said stays as it was said.
+        unless there is a tokenizer already with tokens of `downsample` pixels. What a flag says stays as it says.
         """
-        preset = self.resolved()
-        fitting = preset.downsample if side >= CELLS_A_SIDE * preset.downsample else min(DOWNSAMPLES)
+        self.check()
+        preset = PRESETS[self.preset]
+        fitting = preset.downsample if side >= TOKENS_A_SIDE * preset.downsample else min(DOWNSAMPLES)
         downsample = downsample or self.downsample or fitting
         levels = max(1, int(math.log2(downsample)) - 1)  # of the tokenizer: its patch of 4 pixels, then halvings
         cell = 1 if downsample > preset.downsample else preset.cell  # large tokens are few enough to be drawn singly
         cells = min(preset.cells, max(2, round(side / (cell * downsample))) ** 2)
-        tokens = pictures * cells * cell**2
-        codes = min(preset.codes, 2 ** int(math.log2(max(MIN_CODES, tokens / TOKENS_A_CODE))))
-        return self._over(replace(
-            preset, downsample=downsample, cell=cell, cells=cells, codes=codes,
-            channels=(*preset.channels, *preset.channels[-1:])[:levels],
-            crop=min(preset.crop, max(MIN_CROP, side // downsample * downsample)),
-            tokenizer_crops=min(preset.tokenizer_crops, max(MIN_CROPS, CROPS_A_PICTURE * pictures)),
-            decoder_crops=min(preset.decoder_crops, max(MIN_CROPS, CROPS_A_PICTURE * pictures) // 5),
-        ))  # fmt: skip
+        codes = min(preset.codes, 2 ** int(math.log2(max(MIN_CODES, pictures * cells * cell**2 / TOKENS_A_CODE))))
+        crops = max(MIN_CROPS, CROPS_A_PICTURE * pictures)
+        names = ("tokenizer_crops", "decoder_crops", "gpt_samples", "downsample", "codes")
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return replace(preset, **{
+            "downsample": downsample, "cell": cell, "cells": cells, "codes": codes,
+            "channels": (*preset.channels, *preset.channels[-1:])[:levels],
+            "crop": min(preset.crop, max(MIN_CROP, side // downsample * downsample)),
+            "tokenizer_crops": min(preset.tokenizer_crops, crops),
+            "decoder_crops": min(preset.decoder_crops, crops // 5),
+        } | given)  # fmt: skip
 
 
 METHODS = ("lora", "full")
@@ -158,23 +130,23 @@ METHODS = ("lora", "full")
 class TuneOptions(LearningOptions):
     """Flags of `igpt finetune`; each field is one. What is None is chosen from the pictures and the machine."""
 
-    adapter: bool = _option(False, "write a small adapter file (4 MB at most) for the base instead of a model folder")
-    minutes: float = _option(9.0, "how long it may take in all on this machine; less where few pictures need less")
-    method: str = _option("lora", "lora learns small additions to all weights, full all weights", choices=METHODS)
-    rank: int | None = _option(None, "rank of the additions of lora (default: from the number of pictures)")
-    views: int | None = _option(None, "crops of each picture to learn from (default: from pictures and machine)")
-    samples: int | None = _option(None, "training samples (default: from pictures, machine and --minutes)")
-    batch: int | None = _option(None, "samples a step (default: 16, fewer for few pictures)")
-    lr: float | None = _option(None, "peak learning rate (default: from the method)")
-    flip: bool | None = _option(None, "mirror pictures at random (default: unless left and right differ in all)")
-    decoder_crops: int | None = _option(None, "crops from which the decoder learns (default: from the pictures)")
-    rehearse: float = _option(0.1, "share of samples that the base draws itself, so that it forgets its labels less")
-    remember: str | None = _option(None, "the art the base learned from: also measure how much is forgotten of it")
-    manifest: str | None = _option(None, "CSV with the split of the art given with --remember")
+    adapter: bool = option(False, "write a small adapter file (4 MB at most) for the base instead of a model folder")
+    minutes: float = option(9.0, "how long it may take in all on this machine; less where few pictures need less")
+    method: str = option("lora", "lora learns small additions to all weights, full all weights", choices=METHODS)
+    rank: int | None = option(None, "rank of the additions of lora (default: from the number of pictures)")
+    views: int | None = option(None, "crops of each picture to learn from (default: from pictures and machine)")
+    samples: int | None = option(None, "training samples (default: from pictures, machine and --minutes)")
+    batch: int | None = option(None, "samples a step (default: 16, fewer for few pictures)")
+    lr: float | None = option(None, "peak learning rate (default: from the method)")
+    flip: bool | None = option(None, "mirror pictures at random (default: unless left and right differ in all)")
+    decoder_crops: int | None = option(None, "crops from which the decoder learns (default: from the pictures)")
+    rehearse: float = option(0.1, "share of samples that the base draws itself, so that it forgets its labels less")
+    remember: str | None = option(None, "the art the base learned from: also measure how much is forgotten of it")
+    manifest: str | None = option(None, "CSV with the split of the art given with --remember")
 
     def check(self) -> None:
         """Raises UserError on values that cannot be meant."""
-        self.check_learning()
+        super().check()
         for name in ("rank", "views", "samples", "batch"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= 100_000_000:

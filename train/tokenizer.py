@@ -1,9 +1,8 @@
-"""Stage one: the tokenizer learns to say a picture in codes. L1 and a perceptual distance; no adversary yet."""
+"""Stage one: the tokenizer learns to say a picture in codes. L1, structure, a perceptual distance; no adversary yet."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from types import EllipsisType
 from typing import Any
 
 import torch
@@ -13,112 +12,105 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from igpt.evaluation.perceptual import GradientSSIM, perceptual, reconstruction
+from igpt.evaluation.perceptual import GradientSSIM, reconstruction
 from igpt.sizes import Grids
-from tokenizer_vq.dataset import ArtFolder, Crops
+from tokenizer_vq.dataset import Crops
 from tokenizer_vq.images import fit_cover, to_picture, to_tensor
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
-from .options import Preset, TrainOptions
+from .folder import Run
+from .state import seeded
 
 WIDEST = 0.7  # crops are taken from pictures scaled to between this and 1 times their native side
 QUANTIZED_AFTER = 0.05  # share of the run in which the encoder learns to say something before it is quantized
-MEASURED = 96  # held-out pictures looked at during training
-SHOWN = 8
+MEASURED, SHOWN = 96, 8  # held-out pictures during training, and on a sheet
 JITTER = 4  # pixels: the perceptual distance looks from another corner every time, up to this far in
-COLLAPSED = 0.5  # share of the codes in use below which a codebook is said to collapse
+COLLAPSED = 0.5  # share of the codes in use below which a warning is given
+
+Seen = tuple[Tensor, list[Tensor]]  # pictures, and the feature maps that the perceptual distance has of them
 
 
-class TokenizerStage:
-    """A `loop.Stage`: encoder, codebook and decoder."""
+class TokenizerTask:
+    """A `loop.Task`: encoder, codebook and decoder."""
 
     name = "tokenizer"
-    divisible = False
+    divisible = False  # the codebook counts the codes of a whole batch
     structure_weight = 1.0
 
-    def __init__(
-        self, art: ArtFolder, train: list[int], held_out: list[int], preset: Preset, options: TrainOptions,
-        tokenizer: VQTokenizer | None = None,
-    ):  # fmt: skip
-        torch.manual_seed(options.seed)
-        self.options, self.art = options, art
+    def __init__(self, run: Run, tokenizer: VQTokenizer | None = None):
+        self.run, self.options, self.distance = run, run.options, run.perceptual
         if tokenizer is None:
-            tokenizer = VQTokenizer(VQConfig(channels=preset.channels, codes=preset.codes))
+            with seeded(run.options.seed):
+                tokenizer = VQTokenizer(VQConfig(channels=run.preset.channels, codes=run.preset.codes))
         # channels_last is what convolutions on both CPU and GPU run fastest in
         self.modules: dict[str, nn.Module] = {"model": tokenizer.to(memory_format=torch.channels_last)}
-        self.side, _ = Grids(tokenizer.downsample, preset.cell, preset.cells).native_size
-        scales = (max(1.0, WIDEST * self.side / preset.crop), max(1.0, self.side / preset.crop))
-        self.dataset: Dataset[Any] = Crops(art, train, preset.crop, options.seed, scales, options.flip)
-        self.distance = perceptual(options.perceptual)
+        self.side, _ = Grids(tokenizer.downsample, run.preset.cell, run.preset.cells).native_size
+        crop = run.preset.crop
+        scales = (max(1.0, WIDEST * self.side / crop), max(1.0, self.side / crop))
+        self.dataset: Dataset[Any] = Crops(run.art, run.train, crop, run.options.seed, scales, run.options.flip)
         self.structure = self.distance if isinstance(self.distance, GradientSSIM) else GradientSSIM()
-        self.used_K = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)  # in training, since somebody last worried
-        self.all_held_out = held_out or train[:SHOWN]
-        self.held_out = spread(self.all_held_out, MEASURED)
+        self.used_K = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)  # codes chosen since the last warnings
+        self.held_out = run.val or run.train[:SHOWN]
 
     def optimizer(self, name: str) -> torch.optim.Optimizer:
-        parameters = self.modules[name].parameters()
-        return torch.optim.AdamW(
-            parameters, lr=self.options.tokenizer_lr, betas=(0.9, 0.95), weight_decay=0.01, fused=True
-        )
-
-    def turns(self, progress: float) -> list[str]:
-        return ["model"]
+        return adamw(self.modules[name], self.options.tokenizer_lr)
 
     def loss(
-        self, turn: str, ready: dict[str, nn.Module], batch: Tensor, progress: float, generator: torch.Generator
+        self, modules: dict[str, nn.Module], batch: Tensor, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         images_BCHW = batch.contiguous(memory_format=torch.channels_last)
-        painted_BCHW, quantized = ready["model"](images_BCHW, generator, progress < QUANTIZED_AFTER)
-        self.used_K[quantized.tokens_Bhw.flatten().cpu()] = True
-        painted_BCHW, corner = painted_BCHW.float(), another_corner(generator)
-        with torch.no_grad():
-            features = self.features(images_BCHW[corner])
-        losses = self.reconstruction_losses(images_BCHW, painted_BCHW, features, self.features(painted_BCHW[corner]))
+        recon_BCHW, quantized = modules["model"](images_BCHW, generator, progress < QUANTIZED_AFTER)
+        self.used_K = self.used_K.to(images_BCHW.device)
+        self.used_K[quantized.tokens_Bhw.flatten()] = True
+        losses, *_ = self.compare(images_BCHW, recon_BCHW.float(), generator)
         losses["quantizer"] = quantized.loss
-        return total(losses), losses
+        return torch.stack(list(losses.values())).sum(), losses
 
-    def features(self, images_BCHW: Tensor) -> list[Tensor]:
-        """The feature maps that the perceptual distance has of pictures; none without weights."""
-        if isinstance(self.distance, GradientSSIM):
-            return []
-        return self.distance.to(images_BCHW.device).features(images_BCHW)
+    def compare(
+        self, images_BCHW: Tensor, recon_BCHW: Tensor, generator: torch.Generator
+    ) -> tuple[dict[str, Tensor], Seen, Seen]:
+        """The losses of reconstructions, to be summed; and what the perceptual distance has seen of both.
 
-    def reconstruction_losses(
-        self, images_BCHW: Tensor, painted_BCHW: Tensor, features: list[Tensor], painted_features: list[Tensor]
-    ) -> dict[str, Tensor]:
-        """What is summed: L1, edges and structure, and the distance of feature maps where there are any.
-
-        LPIPS alone leaves its stamp on every token: it does not see what falls between the strides of its network.
-        The others do, and it looks from another corner every time.
+        LPIPS alone leaves a pattern in every token, as it does not see what falls between the strides of its network.
+        L1, edges and SSIM do, and it looks from another corner every time.
         """
+        y, x = torch.randint(JITTER, (2,), generator=generator).tolist()
+        real_BCHW, fake_BCHW = images_BCHW[..., y:, x:], recon_BCHW[..., y:, x:]
         losses = {
-            "l1": F.l1_loss(painted_BCHW, images_BCHW),
-            "structure": self.structure_weight * self.structure(images_BCHW, painted_BCHW).mean(),
+            "l1": F.l1_loss(recon_BCHW, images_BCHW),
+            "structure": self.structure_weight * self.structure(images_BCHW, recon_BCHW).mean(),
         }
-        if not isinstance(self.distance, GradientSSIM):
-            losses["perceptual"] = self.distance.between(features, painted_features).mean()
-        return losses
+        if isinstance(self.distance, GradientSSIM):
+            return losses, (real_BCHW, []), (fake_BCHW, [])
+        distance = self.distance.to(images_BCHW.device)
+        with torch.no_grad():
+            real_features = distance.features(real_BCHW)
+        fake_features = distance.features(fake_BCHW)
+        losses["perceptual"] = distance.between(real_features, fake_features).mean()
+        return losses, (real_BCHW, real_features), (fake_BCHW, fake_features)
 
-    def pictures(self, indices: list[int]) -> Iterator[Tensor]:
+    def tokenizer(self, model: nn.Module) -> VQTokenizer:
+        """The tokenizer in what is learned."""
+        assert isinstance(model, VQTokenizer)
+        return model
+
+    def pictures(self, indices: list[int], device: torch.device) -> Iterator[Tensor]:
         """Centre crops of the native size, in batches [B, 3, H, W]."""
         for first in range(0, len(indices), 8):
-            chosen = [self.art.picture(i) for i in indices[first : first + 8]]
-            yield torch.stack([to_tensor(fit_cover(picture, self.side, self.side)) for picture in chosen])
+            chosen = [self.run.art.picture(i) for i in indices[first : first + 8]]
+            tensors = [to_tensor(fit_cover(picture, self.side, self.side)) for picture in chosen]
+            yield torch.stack(tensors).to(device)
 
-    def measure(self, model: nn.Module) -> dict[str, float]:
-        """On a part of the held-out pictures, for use during training."""
-        numbers = self.measure_all(model, self.held_out)
-        return numbers | {"score": numbers[self.distance.name]}
+    def measure(self, model: nn.Module, progress: float = 1.0) -> dict[str, float]:
+        metrics = self.reconstruction(model, spread(self.held_out, MEASURED))
+        return metrics | {"score": metrics[self.distance.name]}
 
-    def measure_all(self, model: nn.Module, indices: list[int] | None = None) -> dict[str, float]:
-        """`perceptual.reconstruction` on all held-out pictures."""
-        assert isinstance(model, VQTokenizer)
+    def reconstruction(self, model: nn.Module, indices: list[int]) -> dict[str, float]:
+        """`perceptual.reconstruction` of some pictures."""
         device = next(model.parameters()).device
-        batches = (batch.to(device) for batch in self.pictures(indices or self.all_held_out))
-        return reconstruction(model, batches, self.distance.to(device))
+        return reconstruction(self.tokenizer(model), self.pictures(indices, device), self.distance.to(device))
 
-    def worries(self, progress: float, numbers: dict[str, float]) -> list[str]:
-        """A codebook that collapses, in plain words."""
+    def warnings(self, progress: float, metrics: dict[str, float]) -> list[str]:
         used = float(self.used_K.float().mean())
         self.used_K.zero_()
         if progress < 2 * QUANTIZED_AFTER or used >= COLLAPSED:
@@ -131,24 +123,19 @@ class TokenizerStage:
     @torch.no_grad()
     def sheet(self, model: nn.Module) -> Image:
         """Held-out pictures above, their reconstructions below."""
-        assert isinstance(model, VQTokenizer)
-        device = next(model.parameters()).device
-        images = next(self.pictures(spread(self.all_held_out, SHOWN))).to(device)
-        painted = model.decode(model.encode(images))
-        return to_picture(rearrange([images, painted], "two b c h w -> c (two h) (b w)").cpu())
+        tokenizer, device = self.tokenizer(model), next(model.parameters()).device
+        images_BCHW = next(self.pictures(spread(self.held_out, SHOWN), device))
+        recon_BCHW = tokenizer.decode(tokenizer.encode(images_BCHW))
+        return to_picture(rearrange([images_BCHW, recon_BCHW], "two b c h w -> c (two h) (b w)").cpu())
 
 
-def another_corner(generator: torch.Generator) -> tuple[EllipsisType, slice, slice]:
-    """What to cut from pictures so that they begin up to JITTER - 1 pixels further in."""
-    y, x = torch.randint(JITTER, (2,), generator=generator).tolist()
-    return ..., slice(y, None), slice(x, None)
+def adamw(module: nn.Module, lr: float, beta: float = 0.9) -> torch.optim.Optimizer:
+    """For all that learns in a module; `beta` is of the mean of gradients."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    fused = parameters[0].device.type != "mps"  # which older versions of torch cannot do
+    return torch.optim.AdamW(parameters, lr=lr, betas=(beta, 0.95), weight_decay=0.01, fused=fused)
 
 
 def spread(indices: list[int], n: int) -> list[int]:
     """At most `n` of them, from all over the list: neighbours share a label."""
     return indices[:: max(1, len(indices) // n)][:n]
-
-
-def total(losses: dict[str, Tensor]) -> Tensor:
-    """Their sum."""
-    return torch.stack(list(losses.values())).sum()

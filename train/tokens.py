@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from PIL import Image, ImageOps
@@ -13,15 +11,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from igpt.checkpoint import Tokenizer
+from igpt.device import pick_device
 from igpt.sizes import Grids
 from igpt.token_cache import TokenCache
-from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.images import fit_cover, to_tensor
 
-from .interrupt import Interrupt
+from .folder import Run, use_bf16, weights_fingerprint
+from .state import catch_interrupt
 
 LONGEST = 2.0  # a view shows at most this many times its short side
 ZOOM = 1.12  # views beyond the first four come closer, up to this
+CLOSEST = 1.35  # a free view shows at least the short side of a picture over this
+SMALL = 64  # pixels: pictures of a shorter side are pixel art, and are enlarged to crisp squares first
 
 
 def view_of(picture: Image.Image, view: int, grids: Grids, flip: bool) -> Tensor:
@@ -38,10 +39,6 @@ def view_of(picture: Image.Image, view: int, grids: Grids, flip: bool) -> Tensor
         aspect = min(max(width / height, 1 / LONGEST), LONGEST)
         h, w = (round(side), round(side * aspect)) if aspect >= 1 else (round(side / aspect), round(side))
     return to_tensor(fit_cover(picture, w * grids.downsample, h * grids.downsample))
-
-
-CLOSEST = 1.35  # a free view shows at least the short side of a picture over this
-SMALL = 64  # pixels: pictures of a shorter side are pixel art, and are enlarged to crisp squares first
 
 
 def free_view(picture: Image.Image, view: int, grids: Grids, flip: bool, rng: random.Random) -> Tensor:
@@ -63,34 +60,30 @@ def free_view(picture: Image.Image, view: int, grids: Grids, flip: bool, rng: ra
 
 
 @torch.inference_mode()
-def encode(
-    art: ArtFolder, tokenizer: Tokenizer, path: Path, *, view_of: Callable[[Image.Image, int, int], Tensor],
-    views: int, identity: str, device: torch.device, bf16: bool, save_seconds: float, quiet: bool,
-) -> TokenCache:  # fmt: skip
-    """The token cache at `path`, made or completed. `identity` says what it is of; another one is made anew.
-
-    `view_of(picture, number of the picture, number of the view)` is what is encoded, [3, H, W]. Ctrl-C saves first.
-    """
+def encode(run: Run, tokenizer: Tokenizer) -> tuple[TokenCache, str]:
+    """The tokens of all pictures, made or completed in the folder of the run, and what names them: these pictures, this
+    tokenizer, these views. Ctrl-C saves first."""
+    art, options, path, device = run.art, run.options, run.work / "tokens.safetensors", pick_device()
+    grids = Grids(tokenizer.downsample, run.preset.cell, run.preset.cells)
+    identity = f"{art.fingerprint}/{weights_fingerprint(tokenizer)}/{options.views}/{options.flip}/{grids}"
     cache, notes = TokenCache.load(path) if path.is_file() else (None, {})
     if cache is None or notes.get("identity") != identity:
-        cache = TokenCache(views, [], [], [])
-    tokenizer = tokenizer.to(device).eval()
-    saved_at = time.monotonic()
-    numbers = range(len(cache), len(art))
-    with Interrupt() as interrupt:
-        for i in tqdm(numbers, desc="encoding", total=len(art), initial=len(cache), disable=quiet, mininterval=1):
+        cache = TokenCache(options.views, [], [], [])
+    tokenizer, saved_at = tokenizer.to(device).eval(), time.monotonic()
+    bar = tqdm(desc="encoding", total=len(art), initial=len(cache), disable=options.quiet, mininterval=1)
+    with catch_interrupt() as interrupt, bar, torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(options)):
+        for i in range(len(cache), len(art)):
             picture = art.picture(i)
-            for view in range(views):
-                image_CHW = view_of(picture, i, view)
-                with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                    tokens_hw = tokenizer.encode(image_CHW.unsqueeze(0).to(device))[0].cpu()
+            for view in range(options.views):
+                image_CHW = view_of(picture, view, grids, options.flip)
+                tokens_hw = tokenizer.encode(image_CHW.unsqueeze(0).to(device))[0].cpu()
                 cache.shapes.append((tokens_hw.shape[0], tokens_hw.shape[1]))
                 cache.grids.append(tokens_hw.flatten().to(torch.uint16))
             cache.labels.append(art.label_of[i])
-            last = i + 1 == len(art)
-            if last or interrupt.asked or time.monotonic() - saved_at > save_seconds:
+            bar.update()
+            if i + 1 == len(art) or interrupt.is_set() or time.monotonic() > saved_at + 60 * options.save_minutes:
                 cache.save(path, {"identity": identity})
                 saved_at = time.monotonic()
-            if interrupt.asked:
+            if interrupt.is_set():
                 raise KeyboardInterrupt
-    return cache
+    return cache, identity

@@ -14,7 +14,7 @@ from igpt.checkpoint import Tokenizer
 from igpt.config import SamplingOptions
 from igpt.lora import add_low_rank, with_labels
 from igpt.model import GPT
-from igpt.sampling import draw, generators
+from igpt.sampling import generators, sample
 from igpt.sheet import equal_sheet
 from igpt.token_cache import TokenCache, TokenWindows
 from tokenizer_vq.images import to_picture
@@ -83,7 +83,7 @@ def rehearsal(gpt: GPT, views: int, seed: int) -> TokenCache:
     grids: list[Tensor] = []
     for first in range(0, len(labels), DRAWN_AT_ONCE):
         part = labels[first : first + DRAWN_AT_ONCE]
-        *_, last = draw(gpt, part, (side, side), faithful, generators(seed + first, len(part)))
+        *_, last = sample(gpt, part, (side, side), faithful, generators(seed + first, len(part)))
         grids += list(last.tokens_Bhw.flatten(1).to(torch.uint16))
     numbers = range(gpt.config.labels)
     chosen = [grids[label * REHEARSED + view % REHEARSED] for label in numbers for view in range(views)]
@@ -173,7 +173,7 @@ def draw_pictures(
     tokenizer = tokenizer.to(device)
     for first in range(0, len(labels), DRAWN_AT_ONCE):
         labels_B = torch.tensor(labels[first : first + DRAWN_AT_ONCE])
-        *_, last = draw(gpt, labels_B, grid, options or SamplingOptions(), generators(seed + first, len(labels_B)))
+        *_, last = sample(gpt, labels_B, grid, options or SamplingOptions(), generators(seed + first, len(labels_B)))
         for tokens_hw in last.tokens_Bhw:
             pictures.append(to_picture(tokenizer.decode(tokens_hw.unsqueeze(0).to(device))[0].float()))
     return pictures

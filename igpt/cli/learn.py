@@ -37,7 +37,7 @@ def _add_train(commands: Any) -> None:
 def _train(args: argparse.Namespace) -> None:
     check_art(args.art)
     options = options_of(args, sibling("train.options").TrainOptions)
-    options.resolved()
+    options.check()
     check_writable(args.out)
     sibling("train.run").train(args.stage, Path(args.art), Path(args.out), options)
 

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from igpt.bundle import Bundle
 from igpt.config import SamplingOptions
 from igpt.likelihood import bits_per_token
-from igpt.sampling import draw, generators
+from igpt.sampling import generators, sample
 from igpt.sheet import equal_sheet
 from tokenizer_vq.images import fit_cover, to_tensor
 
@@ -125,7 +125,7 @@ class Evaluation:
         for first in tqdm(range(0, len(labels), BATCH), desc="drawing", disable=quiet or None, leave=False):
             labels_B = torch.tensor(labels[first : first + BATCH])
             seeds = generators(self.options.seed + first, len(labels_B))
-            *_, last = draw(self.model.gpt, labels_B, self.model.grids.native, self.sampling, seeds)
+            *_, last = sample(self.model.gpt, labels_B, self.model.grids.native, self.sampling, seeds)
             self.samples += self.model.decode(last.tokens_Bhw)
         tiles = [(picture, names[label]) for picture, label in zip(self.samples, labels, strict=True)]
         self.show("drawn", "Drawn pictures", *(tiles[i : i + COLUMNS] for i in range(0, 3 * COLUMNS, COLUMNS)))
