@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHORT = {  # what a test can wait for
     "train": "--preset toy --tokenizer-crops 64 --gpt-samples 64 --adversarial 0 --quiet",
-    "finetune": "--samples 16 --views 2 --rehearse 0 --decoder-crops 0 --quiet",
+    "finetune": "--samples 16 --quiet",
 }
 
 
