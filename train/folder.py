@@ -106,7 +106,7 @@ def numbers_of(task: Task, batch: int, work: Path) -> dict[str, Any]:
 def schedule_for(samples: int, batch: int, options: LearningOptions) -> Schedule:
     return Schedule(
         -(-samples // batch), batch, 60 * options.save_minutes, options.patience, options.seed, use_bf16(options),
-        options.workers, options.quiet,
+        quiet=options.quiet,
     )  # fmt: skip
 
 

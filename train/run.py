@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -112,7 +112,8 @@ def _learn(
     run: Run, task: loop.Task, samples: int, batch: int, identity: str
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Learn a task on what `identity` names; the best averaged model and its numbers on held-out pictures."""
-    model = loop.run(task, schedule_for(samples, batch, run.options), run.work, {"identity": identity})
+    schedule = replace(schedule_for(samples, batch, run.options), workers=run.options.workers)
+    model = loop.run(task, schedule, run.work, {"identity": identity})
     return model, numbers_of(task, batch, run.work)
 
 
