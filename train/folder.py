@@ -6,7 +6,7 @@ import hashlib
 import json
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ class Run:
 
     def learn(self, task: Task, samples: int, batch: int, identity: str) -> tuple[nn.Module, dict[str, Any]]:
         """Learn a task on what `identity` names; the best averaged model and its numbers on held-out pictures."""
-        model = loop.run(task, schedule_for(samples, batch, self.options), self.work, {"identity": identity})
+        schedule = replace(schedule_for(samples, batch, self.options), workers=self.options.workers)
+        model = loop.run(task, schedule, self.work, {"identity": identity})
         return model, numbers_of(task, batch, self.work)
 
 
@@ -112,7 +113,7 @@ def numbers_of(task: Task, batch: int, work: Path) -> dict[str, Any]:
 def schedule_for(samples: int, batch: int, options: LearningOptions) -> Schedule:
     return Schedule(
         -(-samples // batch), batch, 60 * options.save_minutes, options.patience, options.seed, use_bf16(options),
-        options.workers, options.quiet,
+        quiet=options.quiet,
     )  # fmt: skip
 
 

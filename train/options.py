@@ -53,10 +53,9 @@ class LearningOptions:
     token_noise: float = option(0.05, "share of the GPT's input tokens replaced by random ones", low=0, high=1)
     dropout: float = option(0.1, "dropout inside the GPT", low=0, high=0.99)
     precision: str = option("auto", "auto is bf16 where the hardware has it", choices=("auto", "fp32", "bf16"))
-    workers: int = option(0, "processes that load pictures; 0 is best on two cores", low=0)
     save_minutes: float = option(5.0, "minutes between two saved training states", low=0)
     patience: int = option(
-        6, "stop after so many of the 20 measurements on held-out pictures without a better one", low=1
+        6, "stop after so many measurements on held-out pictures without a better one", low=1
     )
     quiet: bool = option(False, "no progress line")
 
@@ -92,6 +91,7 @@ class TrainOptions(LearningOptions):
     adversarial: float = option(
         0.7, "how hard the discriminator pulls at the decoder in the end; 0 trains without", low=0
     )
+    workers: int = option(0, "processes that load pictures; 0 is best on two cores", low=0)
     flip: bool = option(True, "mirror pictures at random; leave out for lettering and sheets that read one way")
     views: int = option(
         2, "encodings of each picture: 1 at its short side, 2 also as a whole, 4 also mirrored", low=1
