@@ -15,12 +15,17 @@ from PIL.Image import Image, Resampling
 from igpt import checkpoint
 from igpt.config import DEFAULT_MODEL
 from igpt.image_gpt import ImageGPT
-from igpt.sheet import equal_sheet
+from igpt.sheet import equal_sheet, sheet
 from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.images import fit_cover, to_tensor
 
 SEEDS = 8
 LARGE, SMALL = 192, 112  # pixels of a picture on a sheet
+
+
+def spread(labels: list[str], count: int) -> list[str]:
+    """`count` labels from all over the list."""
+    return [labels[i * len(labels) // count] for i in range(min(count, len(labels)))]
 
 
 def drawn(model: ImageGPT, labels: list[str], seeds: int, side: int) -> list[list[tuple[Image, str]]]:
@@ -52,13 +57,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     model, out = ImageGPT.load(args.model), args.out or checkpoint.find(args.model)
-    few = model.default_labels[:: max(1, len(model.default_labels) // SEEDS)][:SEEDS]
+    few = spread(model.default_labels, SEEDS)
     columns = [list(column) for column in zip(*drawn(model, few, SEEDS // 2, LARGE), strict=True)]
-    equal_sheet(columns, LARGE).save(out / "sheet.jpg", quality=88)
+    page = sheet(columns) if model.downsample == 1 else equal_sheet(columns, LARGE)
+    page.save(out / "sheet.jpg", quality=88)
     if args.art:
         art = ArtFolder(args.art, manifest=args.manifest)
         equal_sheet(reconstructed(model, art), 256).save(out / "reconstructions.jpg", quality=90)
-    equal_sheet(drawn(model, model.labels, SEEDS, SMALL), SMALL).save(out / "labels.jpg", quality=85)
+    rows = drawn(model, model.labels, SEEDS, SMALL)
+    page = sheet(rows) if model.downsample == 1 else equal_sheet(rows, SMALL)
+    page.save(out / "labels.jpg", quality=85)
 
 
 if __name__ == "__main__":
