@@ -63,7 +63,7 @@ class SamplingOptions:
     temperature: float = 1.0  # below 1 the likelier tokens win more often; 0 always takes the likeliest
     top_k: int = 0  # only the k likeliest tokens; 0 = all
     top_p: float = 0.95  # only the likeliest tokens that hold this much probability together
-    guidance: float = 3.0  # how hard to pull towards the label, reached at the last step; 1 = not at all
+    guidance: float = 5.0  # how hard to pull towards the label, reached at the last step; 1 = not at all
     order: str = "random"  # of the cells: "random", or "raster" (rows from the top, one cell a step)
 
     def check(self) -> None:

@@ -19,9 +19,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from igpt.cli import build_parser, main
-from igpt.cli.flags import options_of
+from igpt.cli.flags import options_of, sampling_of
 from igpt.config import SamplingOptions
 from igpt.evaluation.options import EvaluateOptions
+from igpt.files import write_picture
+from igpt.recipe import Recipe
 from igpt.siblings import sibling
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -390,16 +392,16 @@ def test_replay_draws_the_same_pixels_and_says_so(more: list[str], desk: Path, c
 
 
 def test_replay_looks_up_no_path_or_address_that_a_picture_names(desk: Path, capsys: Capture) -> None:
-    files = sibling("generate.files")
     for name in ("somebody/model", "../models/tiny", "/etc/model", ".."):
-        recipe = files.Recipe(name, "", None, 1, (16, 16), SamplingOptions(), (1, 1), (0,))
-        files.write_picture(Image.new("RGB", (16, 16)), Path("stranger.png"), recipe, force=True)
+        recipe = Recipe(name, "", None, 1, (16, 16), SamplingOptions(), (1, 1), (0,))
+        write_picture(Image.new("RGB", (16, 16)), Path("stranger.png"), recipe, force=True)
         assert f"{name!r}" in refusal(capsys, "replay", "stranger.png")
 
 
 def test_info_describes_a_model(desk: Path, capsys: Capture) -> None:
     assert main(["info", "../models/tiny"]) == 0
-    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    lines = capsys.readouterr().out.splitlines()
+    rows = dict(line.split(maxsplit=1) for line in lines if not line.startswith(" "))
     assert (rows["name"], rows["labels"]) == ("tiny", "2: red, blue")
     assert "32 tokens of 4x4 pixels" in rows["tokenizer"]
     assert "8x8 tokens, 32x32 pixels" in rows["picture"]
@@ -432,8 +434,10 @@ def test_train_hands_every_option_over(stage: str | None, desk: Path, monkeypatc
 def test_every_default_comes_from_the_dataclasses() -> None:
     parser, options = build_parser(), sibling("train.options").TrainOptions
     assert options_of(parser.parse_args(["evaluate", "tiny", "art"]), EvaluateOptions) == EvaluateOptions()
-    assert options_of(parser.parse_args(["evaluate", "tiny", "art"]), SamplingOptions) == SamplingOptions()
-    assert options_of(parser.parse_args(["generate"]), SamplingOptions) == SamplingOptions()
+    for words in (["evaluate", "tiny", "art"], ["generate"], ["complete", "a.png"]):
+        assert sampling_of(parser.parse_args(words)) == {}, "the model says how it draws"
+    said = ["--steps", "3", "--guidance", "2", "--order", "raster"]
+    assert sampling_of(parser.parse_args(["generate", *said])) == {"steps": 3, "guidance": 2.0, "order": "raster"}
     assert options_of(parser.parse_args(["train", "art", "--out", "model"]), options) == options()
     tuning = sibling("train.options").TuneOptions
     assert options_of(parser.parse_args(["finetune", "art", "--out", "model"]), tuning) == tuning()
@@ -453,7 +457,8 @@ def test_help_shows_every_flag_with_its_default(command: str, capsys: Capture, m
     help = capsys.readouterr().out
     assert stopped.value.code == 0
     if command == "generate":
-        assert f"(default: {SamplingOptions().steps})" in help and f"(default: {SamplingOptions().guidance})" in help
+        for default in (SamplingOptions().steps, SamplingOptions().guidance):
+            assert f"(default: {default}, unless the model has its own)" in help
     if command == "train":
         assert "--tokenizer-crops" in help and "(default: small)" in help and "--stage" not in help
 

@@ -84,8 +84,8 @@ def test_the_auc_is_that_of_scikit_learn_with_ties_too() -> None:
 def test_the_frechet_distance_of_fresh_gaussians_is_the_exact_one() -> None:
     """Two isotropic Gaussians: D (m^2 + (s - 1)^2)."""
     exact = 4 * (0.5**2 + (2 - 1) ** 2)
-    told = frechet(gaussian(20_000, 4, 5), gaussian(20_000, 4, 6, mean=0.5, scale=2))
-    assert told == pytest.approx(exact, rel=0.03)
+    found = frechet(gaussian(20_000, 4, 5), gaussian(20_000, 4, 6, mean=0.5, scale=2))
+    assert found == pytest.approx(exact, rel=0.03)
 
 
 def test_a_correlated_gaussian_has_its_exact_distance_too() -> None:

@@ -3,7 +3,7 @@
 Notable choices:
 - every picture is decoded once at the start, so a broken file is reported then and cannot stop a training later;
 - the split is by the SHA-256 of each file: exact copies share a side, and new pictures do not move the old ones;
-- members of a .tar are read by their byte offsets, without an open handle, so worker processes can share an ArtFolder;
+- members of a .tar are read by their byte offsets, without an open handle: an ArtFolder can be sent to other processes;
 - sample k of a training is a pure function of (seed, k), so that a training can resume.
 """
 
@@ -61,7 +61,7 @@ class _Entry(NamedTuple):
 
 
 def _check(entry: _Entry) -> Skipped | tuple[_Entry, str, tuple[int, int]]:
-    """Decodes one picture, and gives the SHA-256 of its file and its size."""
+    """Decodes one picture; with the entry come the SHA-256 of the file and the size of the picture."""
     try:
         content = entry.read()
         width, height = open_picture(content, entry.name).size

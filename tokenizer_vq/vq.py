@@ -32,7 +32,7 @@ class VQConfig:
     code_width: int = 8
 
     def __post_init__(self) -> None:
-        """Raises UserError on values that cannot be meant."""
+        """Raises UserError on impossible values."""
         for name, value in vars(self).items():
             several = name in ("channels", "head")
             numbers = value if isinstance(value, tuple) else (value,)

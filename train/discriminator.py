@@ -91,9 +91,7 @@ def hinge_loss(real: list[Tensor], fake: list[Tensor]) -> Tensor:
     )
 
 
-def adaptive_gan_gradient(
-    loss: Tensor, g_loss: Tensor | None, weight: float, leaf_BCHW: Tensor
-) -> Tensor:
+def adaptive_gan_gradient(loss: Tensor, g_loss: Tensor | None, weight: float, leaf_BCHW: Tensor) -> Tensor:
     """dloss/dleaf + weight |dloss/dleaf| / |dg_loss/dleaf| dg_loss/dleaf: the gradient for a reconstruction.
 
     VQGAN's adaptive weight (Esser et al. 2021, arXiv 2012.09841, equation 7), at the picture instead of at the last

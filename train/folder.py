@@ -6,7 +6,7 @@ import hashlib
 import json
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from igpt.files import atomic_write, check_writable
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
 
+from . import loop
 from .loop import Schedule, Task
 from .options import LearningOptions, Preset, TrainOptions
 from .state import peek
@@ -43,6 +44,12 @@ class Run:
     def perceptual(self) -> Distance:
         """What judges reconstructions."""
         return perceptual(self.options.perceptual)
+
+    def learn(self, task: Task, samples: int, batch: int, identity: str) -> tuple[nn.Module, dict[str, Any]]:
+        """Learn a task on what `identity` names; the best averaged model and its numbers on held-out pictures."""
+        schedule = replace(schedule_for(samples, batch, self.options), workers=self.options.workers)
+        model = loop.run(task, schedule, self.work, {"identity": identity})
+        return model, numbers_of(task, batch, self.work)
 
 
 def work_folder(out: Path, stage: str | None) -> Path:

@@ -5,13 +5,12 @@ log; and now and then evaluate (measure, paint a sheet, keep the best weights, w
 
 What is learned is a `Task`. Its samples are numbered, and sample k is a pure function of (seed, k), as dropout is of
 (seed, step). So all that a training has to remember beside its weights is the step, and a run that was killed goes on
-to the same weights, bit for bit on the CPU. Started by `accelerate launch`, each process learns from samples of its own
-and gradients are averaged over all (DistributedDataParallel).
+to the same weights, bit for bit on the CPU. With several processes (`accelerate launch`, `torchrun`) each has samples
+of its own, and gradients are averaged over all (DistributedDataParallel).
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import itertools
 import json
@@ -147,11 +146,13 @@ def run(task: Task, schedule: Schedule, folder: Path, metadata: dict[str, str]) 
                 optimizer.step()
             average(trainer.averaged, trainer.modules["model"], trainer.step)
             trainer.advance()
+
             last = trainer.progress >= 1
             if last or trainer.step % schedule.log_every == 0:
                 trainer.log({name: float(value) for name, value in metrics.items()})
             if last or trainer.step >= trainer.evaluated_at + trainer.evaluate_every:
                 trainer.evaluate(last)
+
             overfits = trainer.evals_since_best >= schedule.patience
             overfits, stopped = (vote > 0 for vote in trainer.agreed(overfits, interrupt.is_set()))
             if overfits:  # the best weights are on disk
@@ -187,7 +188,10 @@ class Trainer:
         self.state_path, self.best_path = (folder / f"{task.name}-{which}.safetensors" for which in ("state", "best"))
         if self.state_path.is_file():
             self._resume()
-        self.ddp = {name: self._distributed(module.train()) for name, module in self.modules.items()}
+        self.ddp = {name: module.train() for name, module in self.modules.items()}
+        if self.processes.num_processes > 1:
+            ids = [self.device] if self.device.type == "cuda" else None
+            self.ddp = {name: DistributedDataParallel(module, ids) for name, module in self.ddp.items()}
         self.bar = tqdm(
             total=self.steps, initial=self.step, desc=task.name, mininterval=1, smoothing=0.05,
             disable=schedule.quiet or not self.main,
@@ -202,25 +206,15 @@ class Trainer:
         self.best_score, self.evals_since_best = float(at["best_score"]), int(at["evals_since_best"])
         self.seconds_before = float(at["seconds"])
 
-    def _distributed(self, module: nn.Module) -> nn.Module:
-        """The module as it is to be called: with several processes one that averages its gradients over all."""
-        if self.processes.num_processes == 1:
-            return module
-        return DistributedDataParallel(module, device_ids=[self.device] if self.device.type == "cuda" else None)
-
     # Learning
 
     def batches(self) -> Iterable[Any]:
         """The batches of the steps that are still to be done, and more: `run` knows when to stop."""
         if self.progress >= 1:
             return []
-        processes, schedule = self.processes, self.schedule
-        numbers = StepSampler(self.step, schedule.batch, processes.process_index, processes.num_processes)
-        pin, workers = self.device.type == "cuda", schedule.workers
-        loader: DataLoader[Any] = DataLoader(
-            self.task.dataset, batch_sampler=numbers, num_workers=workers, pin_memory=pin
-        )
-        return loader
+        processes, workers, pin = self.processes, self.schedule.workers, self.device.type == "cuda"
+        numbers = StepSampler(self.step, self.schedule.batch, processes.process_index, processes.num_processes)
+        return DataLoader(self.task.dataset, batch_sampler=numbers, num_workers=workers, pin_memory=pin)
 
     def gradients(self, batch: Any) -> dict[str, Tensor]:
         """Leave the gradients of a batch in the weights, and return the metrics of its loss.
@@ -231,8 +225,9 @@ class Trainer:
         batch = send_to_device(batch, self.device, non_blocking=True)
         seed, alone = self.schedule.seed * 1_000_003 + self.step, self.processes.num_processes == 1
         while True:
+            metrics: dict[str, Tensor] = {}
+            generator = torch.Generator().manual_seed(seed)
             torch.manual_seed(seed * 131 + self.processes.process_index)  # of dropout
-            generator, metrics = torch.Generator().manual_seed(seed), dict[str, Tensor]()
             for optimizer in self.optimizers.values():
                 optimizer.zero_grad(set_to_none=True)
             try:
@@ -256,8 +251,8 @@ class Trainer:
                 torch.cuda.empty_cache()
             print(f"out of memory: going on with {size // 2} samples at once", file=sys.stderr)
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.schedule.bf16 else contextlib.nullcontext()
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.schedule.bf16)
 
     # Where it stands
 
@@ -284,7 +279,7 @@ class Trainer:
 
     @property
     def steps(self) -> int:
-        """In all, as far as is known."""
+        """In all; a guess at the pace so far where the time is limited."""
         return round(self.step / self.progress) if self.progress else self.schedule.steps
 
     @property
@@ -292,7 +287,7 @@ class Trainer:
         return max(self.schedule.log_every, self.steps // self.schedule.evaluations)
 
     def where(self) -> dict[str, str]:
-        """All of this, for the metadata of files."""
+        """What is needed to go on from here, beside weights and optimizers: the metadata of files."""
         names = ("step", "progress", "evaluated_at", "best_score", "evals_since_best", "seconds")
         return self.metadata | {name: repr(getattr(self, name)) for name in names}
 
@@ -333,13 +328,11 @@ class Trainer:
             self.say(f"warning: {sentence}")
 
     def save(self) -> None:
-        """All that is needed to go on."""
         if self.main:
             save_state(self.state_path, {**self.modules, "averaged": self.averaged}, self.optimizers, self.where())
         self.saved_at = time.monotonic()
 
     def load_best(self) -> nn.Module:
-        """The averaged model with the weights that scored best."""
         self.processes.wait_for_everyone()  # until they are on disk
         load_state(self.best_path, {"model": self.averaged}, {})
         return self.averaged

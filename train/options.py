@@ -54,9 +54,7 @@ class LearningOptions:
     dropout: float = option(0.1, "dropout inside the GPT", low=0, high=0.99)
     precision: str = option("auto", "auto is bf16 where the hardware has it", choices=("auto", "fp32", "bf16"))
     save_minutes: float = option(5.0, "minutes between two saved training states", low=0)
-    patience: int = option(
-        6, "stop after so many measurements on held-out pictures without a better one", low=1
-    )
+    patience: int = option(6, "stop after so many measurements on held-out pictures without a better one", low=1)
     quiet: bool = option(False, "no progress line")
 
     def check(self) -> None:
@@ -73,9 +71,7 @@ class TrainOptions(LearningOptions):
     perceptual: str = option(DEFAULT_MODEL, "what judges reconstructions: a folder with LPIPS weights, or the encoder "
                                              "of a model; none: edges and SSIM alone")  # fmt: skip
     tokenizer: str | None = option(None, "take the tokenizer from this model instead of training one")
-    tokenizer_crops: int | None = option(
-        None, "training crops seen by the tokenizer (default: from the preset)", low=1
-    )
+    tokenizer_crops: int | None = option(None, "training crops seen by the tokenizer (default: from the preset)", low=1)
     decoder_crops: int | None = option(
         None, "crops for the decoder alone, in the end (default: from the preset)", low=0
     )
@@ -93,9 +89,7 @@ class TrainOptions(LearningOptions):
     )
     workers: int = option(0, "processes that load pictures; 0 is best on two cores", low=0)
     flip: bool = option(True, "mirror pictures at random; leave out for lettering and sheets that read one way")
-    views: int = option(
-        2, "encodings of each picture: 1 at its short side, 2 also as a whole, 4 also mirrored", low=1
-    )
+    views: int = option(2, "encodings of each picture: 1 at its short side, 2 also as a whole, 4 also mirrored", low=1)
 
     def suited(self, pictures: int, side: int, downsample: int | None = None) -> Preset:
         """The preset fitted to a collection: so many pictures to learn from, of that short side in pixels (the median).

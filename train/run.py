@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -21,20 +21,9 @@ from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.vq import VQTokenizer
 
-from . import loop
 from .card import model_card
 from .decoder import DecoderTask
-from .folder import (
-    Run,
-    command_line,
-    numbers_of,
-    remember,
-    say,
-    schedule_for,
-    state_file,
-    weights_fingerprint,
-    work_folder,
-)
+from .folder import Run, command_line, numbers_of, remember, say, state_file, weights_fingerprint, work_folder
 from .gpt import GPTTask, new_gpt
 from .options import TrainOptions
 from .state import load_state
@@ -108,15 +97,6 @@ def _say_what_was_found(run: Run, judged: bool) -> None:
         say(f"no LPIPS weights: reconstructions are judged by {what}", options)
 
 
-def _learn(
-    run: Run, task: loop.Task, samples: int, batch: int, identity: str
-) -> tuple[nn.Module, dict[str, Any]]:
-    """Learn a task on what `identity` names; the best averaged model and its numbers on held-out pictures."""
-    schedule = replace(schedule_for(samples, batch, run.options), workers=run.options.workers)
-    model = loop.run(task, schedule, run.work, {"identity": identity})
-    return model, numbers_of(task, batch, run.work)
-
-
 def _train_tokenizer(run: Run) -> tuple[VQTokenizer, dict[str, Any]]:
     """A new tokenizer, and what is known of it."""
     preset, side = run.preset, run.preset.downsample
@@ -124,7 +104,7 @@ def _train_tokenizer(run: Run) -> tuple[VQTokenizer, dict[str, Any]]:
         f"pixels a side, then {preset.decoder_crops:,} for the decoder alone; reconstructions to look at appear in "
         f"{run.work}", run.options)  # fmt: skip
     task = TokenizerTask(run)
-    model, numbers = _learn(run, task, preset.tokenizer_crops, preset.tokenizer_batch, run.art.fingerprint)
+    model, numbers = run.learn(task, preset.tokenizer_crops, preset.tokenizer_batch, run.art.fingerprint)
     if not preset.decoder_crops:
         return task.tokenizer(model), numbers | _measured(task, model)
     tokenizer, later = _train_decoder(run, task.tokenizer(model))
@@ -135,7 +115,7 @@ def _train_decoder(run: Run, tokenizer: VQTokenizer) -> tuple[VQTokenizer, dict[
     """The tokenizer with a decoder that went on learning on frozen codes, and what is known of it."""
     task = DecoderTask(run, tokenizer)
     identity = f"{run.art.fingerprint}/{weights_fingerprint(tokenizer)}"
-    model, numbers = _learn(run, task, run.preset.decoder_crops, run.preset.tokenizer_batch, identity)
+    model, numbers = run.learn(task, run.preset.decoder_crops, run.preset.tokenizer_batch, identity)
     seen = {"decoder_samples": numbers["samples"], "seconds": numbers["seconds"]}
     return task.tokenizer(model), seen | _measured(task, model)
 
@@ -175,7 +155,7 @@ def _train_gpt(run: Run, tokenizer: checkpoint.Tokenizer, provenance: dict[str, 
         say(f"the model is in {out}: draw with `igpt generate --model {out}`", run.options)
 
     try:
-        save(*_learn(run, task, run.preset.gpt_samples, batch, identity))
+        save(*run.learn(task, run.preset.gpt_samples, batch, identity))
     except KeyboardInterrupt:
         if (best := state_file(run.work, task, "best")).is_file():  # what was learned so far can be drawn with
             load_state(best, {"model": gpt}, {})

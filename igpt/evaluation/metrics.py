@@ -87,7 +87,7 @@ def neighbourhoods(real_ND: Tensor, drawn_MD: Tensor, k: int = 5) -> dict[str, f
     return {
         "precision": float(within_real_MN.any(1).double().mean()),
         "recall": float(within_drawn_MN.any(0).double().mean()),
-        "density": float(within_real_MN.double().sum(1).mean()) / k,
+        "density": int(within_real_MN.sum()) / (k * len(drawn_MD)),
         "coverage": float((distance_MN.amin(0) < real_radii_N).double().mean()),
     }
 
