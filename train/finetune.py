@@ -78,6 +78,8 @@ def finetune(art: str | Path, out: str | Path, model: str, options: TuneOptions)
             tuning.prepare()
             tuning.learn()
         except KeyboardInterrupt:
+            if not state_file(work, tuning.task, "best").is_file():
+                say("stopped before its first look at validation, so it has learned little or nothing yet", options)
             say(tuning.write(), options)
             raise
         except OSError as error:
