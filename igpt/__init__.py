@@ -21,7 +21,7 @@ from .siblings import sibling
 if TYPE_CHECKING:
     from .image_gpt import ImageGPT as ImageGPT
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["ImageGPT", "SamplingOptions", "UserError", "finetune", "load"]
 
 
