@@ -96,6 +96,7 @@ class ImageGPT(Bundle):
         seed: int = 0,
         options: SamplingOptions | None = None,
         tile: bool = False,
+        *,
         previews: bool = True,
         **changes: Any,
     ) -> Iterator[list[Image]]:
