@@ -162,13 +162,16 @@ def test_the_decoder_learns_if_asked_and_is_kept_only_if_unseen_pictures_come_ou
 # Views
 
 
-def test_views_beyond_the_first_two_are_crops_of_the_picture_that_follow_from_their_number() -> None:
-    picture, grids = Image.radial_gradient("L").convert("RGB").resize((200, 64)), Grids(8, 2, 64)
-    views = [free_view(picture, view, grids, True, Random(f"{view}")) for view in range(6)]
+def test_every_other_view_is_the_whole_picture_and_the_others_are_squares_that_follow_from_their_number() -> None:
+    picture, grids = Image.linear_gradient("L").rotate(90).convert("RGB").resize((200, 64)), Grids(8, 2, 64)
+    views = [free_view(picture, view, grids, True, Random(f"{view}")) for view in range(8)]
     h, w = grids.composition(200, 64)
-    assert {tuple(view.shape) for view in views} == {(3, 8 * h, 8 * w), (3, 128, 128)} and w > h
+    assert [tuple(view.shape) for view in views] == 4 * [(3, 8 * h, 8 * w), (3, 128, 128)] and w > h
+    assert torch.equal(views[0], views[4]) and torch.equal(views[2], views[6])
+    assert torch.allclose(views[0], views[2].flip(2), atol=0.05) and not torch.equal(views[0], views[2])
     again = free_view(picture, 5, grids, True, Random("5"))
     assert torch.equal(views[5], again) and not torch.equal(views[5], views[3])
+    assert torch.equal(free_view(picture, 2, grids, False, Random(0)), views[0]), "not mirrored unless asked for"
 
 
 def test_pixel_art_for_a_model_of_paintings_is_enlarged_to_crisp_squares() -> None:

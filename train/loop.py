@@ -100,7 +100,8 @@ def average(averaged: nn.Module, model: nn.Module, step: int) -> None:
     """averaged += (1 - decay) (model - averaged); the decay grows as (1 + step) / (10 + step), up to EMA_DECAY."""
     decay = min(EMA_DECAY, (1 + step) / (10 + step))
     update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    update(list(averaged.parameters()), list(model.parameters()), step)
+    pairs = zip(averaged.parameters(), model.parameters(), strict=True)
+    update(*zip(*(pair for pair in pairs if pair[1].requires_grad), strict=True), step)  # what is frozen is the same
     for mine, theirs in zip(averaged.buffers(), model.buffers(), strict=True):
         mine.copy_(theirs)
 

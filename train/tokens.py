@@ -42,16 +42,21 @@ def view_of(picture: Image.Image, view: int, grids: Grids, flip: bool) -> Tensor
 
 
 def free_view(picture: Image.Image, view: int, grids: Grids, flip: bool, rng: random.Random) -> Tensor:
-    """View number `view` of many, [3, H, W]: 0 the whole picture on its composition's grid, 1 its middle square, then
-    in turn the whole and a square, each from somewhere, a little closer, and with `flip` mirrored at random."""
+    """View number `view` of many, [3, H, W].
+
+    The even ones are the whole picture on its composition's grid, with its margins and frame, for that is what will be
+    drawn; with `flip` every other is mirrored. 1 is the middle square; the other odd ones are squares from somewhere, a
+    little closer, and with `flip` mirrored at random.
+    """
     width, height = picture.size
     if (short := min(width, height)) < SMALL:
         factor = -(-4 * SMALL // short)
         width, height = width * factor, height * factor
         picture = picture.resize((width, height), Image.Resampling.NEAREST)
     h, w = grids.native if view % 2 else grids.composition(width, height)
-    if view < 2:
-        return to_tensor(fit_cover(picture, w * grids.downsample, h * grids.downsample))
+    if view % 2 == 0 or view == 1:
+        whole = ImageOps.mirror(picture) if flip and view % 4 == 2 else picture
+        return to_tensor(fit_cover(whole, w * grids.downsample, h * grids.downsample))
     scale = min(width / w, height / h) / (1 + (CLOSEST - 1) * rng.random() ** 1.5)
     left, top = rng.uniform(0, width - w * scale), rng.uniform(0, height - h * scale)
     box = (left, top, min(width, left + w * scale), min(height, top + h * scale))

@@ -40,7 +40,7 @@ from .loop import run
 from .options import PRESETS, TrainOptions, TuneOptions
 from .tokens import free_view
 
-VIEWS = 16  # of a picture: 0 as a whole, 1 its middle square, the others free
+VIEWS = 8  # of a picture, see `free_view`
 KEPT_SIDE = 512  # pixels of the short side of a picture that is kept at hand for more views
 TILE = 160  # pixels of a picture on the sheet, about
 DRAWN_AT_ONCE = 8
@@ -94,6 +94,8 @@ class Views(TokenCache):
     @torch.no_grad()
     def grid(self, picture: int, view: int) -> Tensor:
         """Tokens [h, w] of one view of a picture, int64."""
+        if view % 2 == 0:
+            view %= 4 if self.flip else 2  # see `free_view`: the other even ones are the same again
         if (picture, view) not in self.known:
             opened, model = self._picture(picture), self.model
             if model.downsample > 1:
