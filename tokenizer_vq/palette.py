@@ -158,8 +158,7 @@ class PaletteTokenizer(nn.Module):
 
         Raises UserError for a file that is missing or not in one of these forms.
         """
-        path = Path(path)
-        kind = path.suffix.lower()
+        path, kind = Path(path), Path(path).suffix.lower()
         if kind not in (".gpl", ".hex"):
             raise UserError(f"got {path} as a palette, wanted a .gpl or a .hex file")
         try:

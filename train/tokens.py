@@ -42,12 +42,8 @@ def view_of(picture: Image.Image, view: int, grids: Grids, flip: bool) -> Tensor
 
 
 def free_view(picture: Image.Image, view: int, grids: Grids, flip: bool, rng: random.Random) -> Tensor:
-    """View number `view` of many, [3, H, W].
-
-    The even ones are the whole picture on its composition's grid, with its margins and frame, for that is what will be
-    drawn; with `flip` every other is mirrored. 1 is the middle square; the other odd ones are squares from somewhere, a
-    little closer, and with `flip` mirrored at random.
-    """
+    """View number `view` of many, [3, H, W]: even ones the whole picture on its composition's grid, frame and all, as
+    it will be drawn (with `flip` every other mirrored); 1 its middle square, other odd ones squares from closer."""
     width, height = picture.size
     if (short := min(width, height)) < SMALL:
         factor = -(-4 * SMALL // short)

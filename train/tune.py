@@ -94,8 +94,7 @@ class Views(TokenCache):
     @torch.no_grad()
     def grid(self, picture: int, view: int) -> Tensor:
         """Tokens [h, w] of one view of a picture, int64."""
-        if view % 2 == 0:
-            view %= 4 if self.flip else 2  # see `free_view`: the other even ones are the same again
+        view = view if view % 2 else view % (4 if self.flip else 2)  # see `free_view`: other even ones are the same
         if (picture, view) not in self.known:
             opened, model = self._picture(picture), self.model
             if model.downsample > 1:
