@@ -33,9 +33,14 @@ def transformers_work(peer: str, batch: int, dtype: torch.dtype) -> Work:
     from transformers import GPT2Config, GPT2LMHeadModel, ImageGPTConfig, ImageGPTForCausalImageModeling
 
     shape = {
-        "vocab_size": CODES + 1, "n_positions": TOKENS + 1, "n_layer": LAYERS, "n_embd": WIDTH, "n_head": HEADS,
-        "bos_token_id": CODES, "eos_token_id": None,
-    }  # fmt: skip
+        "vocab_size": CODES + 1,
+        "n_positions": TOKENS + 1,
+        "n_layer": LAYERS,
+        "n_embd": WIDTH,
+        "n_head": HEADS,
+        "bos_token_id": CODES,
+        "eos_token_id": None,
+    }
     if peer == "imagegpt":
         model = ImageGPTForCausalImageModeling(ImageGPTConfig(**shape))
     else:
@@ -44,9 +49,14 @@ def transformers_work(peer: str, batch: int, dtype: torch.dtype) -> Work:
 
     def work() -> Tensor:
         grid: Tensor = model.generate(
-            start, attention_mask=torch.ones_like(start), max_new_tokens=TOKENS,
-            do_sample=True, temperature=1.0, top_k=0, use_cache=True,
-        )  # fmt: skip
+            start,
+            attention_mask=torch.ones_like(start),
+            max_new_tokens=TOKENS,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            use_cache=True,
+        )
         return grid
 
     return work

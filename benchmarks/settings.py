@@ -27,9 +27,7 @@ from igpt.image_gpt import ImageGPT
 from igpt.sampling import generators, sample
 from igpt.token_cache import TokenCache
 
-TRIED = (
-    "", "steps=8", "steps=32", "guidance=1.5", "guidance=5", "top_p=0.9", "temperature=0.9",
-)  # fmt: skip
+TRIED = ("", "steps=8", "steps=32", "guidance=1.5", "guidance=5", "top_p=0.9", "temperature=0.9")
 BATCH = 16
 
 

@@ -47,10 +47,20 @@ def gpt2(layers: int, width: int, heads: int) -> tuple[nn.Module, Loss]:
         from transformers import GPT2Config, GPT2LMHeadModel
     except ImportError:
         sys.exit("gpt2 needs transformers: `pip install transformers`, or leave it out with --peers none")
-    model = GPT2LMHeadModel(GPT2Config(
-        vocab_size=CODES, n_positions=TOKENS, n_layer=layers, n_embd=width, n_head=heads,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
-    ))  # fmt: skip
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=CODES,
+            n_positions=TOKENS,
+            n_layer=layers,
+            n_embd=width,
+            n_head=heads,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+    )
     return model, lambda seen, targets: cross_entropy(model(seen, use_cache=False).logits, targets)
 
 
@@ -59,9 +69,11 @@ def nanogpt(folder: Path, layers: int, width: int, heads: int) -> tuple[nn.Modul
     if not (folder / "model.py").is_file():
         sys.exit(f"there is no model.py in {folder}; the folder of a clone of karpathy/nanoGPT is wanted")
     names = runpy.run_path(str(folder / "model.py"))
-    model = names["GPT"](names["GPTConfig"](
-        block_size=TOKENS, vocab_size=CODES, n_layer=layers, n_head=heads, n_embd=width, dropout=0.0, bias=False,
-    ))  # fmt: skip
+    model = names["GPT"](
+        names["GPTConfig"](
+            block_size=TOKENS, vocab_size=CODES, n_layer=layers, n_head=heads, n_embd=width, dropout=0.0, bias=False
+        )
+    )
     return model, lambda seen, targets: model(seen, targets)[1]
 
 

@@ -40,9 +40,14 @@ class Job:
 
 
 def generate_files(
-    model: ImageGPT, job: Job, size: tuple[int, int], label: str | None, *, tile: bool = False,
+    model: ImageGPT,
+    job: Job,
+    size: tuple[int, int],
+    label: str | None,
+    *,
+    tile: bool = False,
     timelapse: str | None = None,
-) -> list[Path]:  # fmt: skip
+) -> list[Path]:
     """Draws new pictures of size (width, height), writes each with its recipe and prints each path.
 
     Without a label each seed chooses one of the model's, after which the file is named. With `timelapse` ("gif" or
@@ -84,9 +89,15 @@ def edit_files(model: ImageGPT, job: Job, edit: Edit, stem: str) -> list[Path]:
         (grid,) = _last(draw_edit(model, edit, seed, job.options), canvas, 1, job.quiet)
         result = finish_edit(model, edit, seed, grid.tokens_hw)
         recipe = _recipe(
-            model, result.tokens_hw, result.picture, label=edit.label, seed=seed, options=job.options,
-            command=edit.command, given=tuple(result.given_hw.flatten().tolist()),
-        )  # fmt: skip
+            model,
+            result.tokens_hw,
+            result.picture,
+            label=edit.label,
+            seed=seed,
+            options=job.options,
+            command=edit.command,
+            given=tuple(result.given_hw.flatten().tolist()),
+        )
         paths.append(_write(result.picture, job.output.picture(stem_for(stem, seed)), recipe, job.force))
         shown.append((result.picture, str(seed)))
     return paths + _sheet(job, shown, stem_for(stem, job.seed))
@@ -138,9 +149,7 @@ def replay(
     return path
 
 
-def _again(
-    model: ImageGPT, recipe: Recipe, canvas: Canvas, recorded_hw: Tensor
-) -> Iterator[list[PartialGrid]] | None:
+def _again(model: ImageGPT, recipe: Recipe, canvas: Canvas, recorded_hw: Tensor) -> Iterator[list[PartialGrid]] | None:
     """The drawing of a recipe once more; None where it cannot be had without the source picture. Raises UserError for
     a grid on which this model would not have drawn it."""
     seeds, labels_B = generators(recipe.seed, 1), model.label_numbers([recipe.label])
@@ -163,9 +172,14 @@ def _again(
 def _recipe(model: ImageGPT, tokens_hw: Tensor, picture: Image, **more: Any) -> Recipe:
     """The recipe of a picture; `more` are the fields that only its command knows."""
     return Recipe(
-        model=model.name, weights_hash=model.weights_hash, size=picture.size, pixels=digest(picture),
-        grid=(tokens_hw.shape[0], tokens_hw.shape[1]), tokens=tuple(tokens_hw.flatten().tolist()), **more,
-    )  # fmt: skip
+        model=model.name,
+        weights_hash=model.weights_hash,
+        size=picture.size,
+        pixels=digest(picture),
+        grid=(tokens_hw.shape[0], tokens_hw.shape[1]),
+        tokens=tuple(tokens_hw.flatten().tolist()),
+        **more,
+    )
 
 
 def _last(frames: Iterator[list[PartialGrid]], canvas: Canvas, n: int, quiet: bool) -> list[PartialGrid]:

@@ -43,9 +43,14 @@ def tokenize(tokenizer: ImageTokenizer, picture: Image.Image, device: torch.devi
 
 
 def tokenize_files(
-    tokenizer: ImageTokenizer, sources: list[Path], out: Output | None, *,
-    device: torch.device, force: bool = False, quiet: bool = False,
-) -> list[Path]:  # fmt: skip
+    tokenizer: ImageTokenizer,
+    sources: list[Path],
+    out: Output | None,
+    *,
+    device: torch.device,
+    force: bool = False,
+    quiet: bool = False,
+) -> list[Path]:
     """Writes NAME-tokens.png, original and reconstruction side by side, into `out` or (None) beside each original, and
     prints what it measured. Raises UserError, before anything is written, if one of the pictures cannot be read."""
     for source in sources:

@@ -25,9 +25,7 @@ __version__ = "0.2.0"
 __all__ = ["ImageGPT", "SamplingOptions", "UserError", "finetune", "load"]
 
 
-def load(
-    name: str | Path = DEFAULT_MODEL, device: str | None = None, *, adapter: str | Path | None = None
-) -> ImageGPT:
+def load(name: str | Path = DEFAULT_MODEL, device: str | None = None, *, adapter: str | Path | None = None) -> ImageGPT:
     """A model folder, an in-the-box name or a Hub id, on `device` (default: the best there is), with an adapter.
 
     Raises UserError if there is no such model or device, if its files are damaged or the adapter is of another model.

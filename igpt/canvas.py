@@ -45,9 +45,13 @@ class PartialGrid(NamedTuple):
 
 
 def generate_grids(
-    model: Bundle, canvas: Canvas, labels_B: Tensor, seeds: Sequence[Generator], options: SamplingOptions,
+    model: Bundle,
+    canvas: Canvas,
+    labels_B: Tensor,
+    seeds: Sequence[Generator],
+    options: SamplingOptions,
     start: Inpainting | PartialGrid | None = None,
-) -> Iterator[list[PartialGrid]]:  # fmt: skip
+) -> Iterator[list[PartialGrid]]:
     """Draws a picture for each generator and label (`Bundle.label_numbers`), yielding all of them after every step;
     those of the last one are complete.
 
@@ -71,9 +75,13 @@ def generate_grids(
 
 
 def compose(
-    model: Bundle, canvas: Canvas, labels_B: Tensor, seeds: Sequence[Generator], options: SamplingOptions,
+    model: Bundle,
+    canvas: Canvas,
+    labels_B: Tensor,
+    seeds: Sequence[Generator],
+    options: SamplingOptions,
     known: Known | None,
-) -> Iterator[Step]:  # fmt: skip
+) -> Iterator[Step]:
     """The first grid of a canvas, step by step."""
     grid, cell, step = canvas.levels[0], model.gpt.config.cell, None
     for step in sample(model.gpt, labels_B, grid, options, seeds, known):

@@ -36,9 +36,15 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         for name, least in (
-            ("vocab_size", 1), ("labels", 0), ("layers", 2), ("width", 1), ("heads", 1), ("cell", 1),
-            ("head_layers", 0), ("cells", 1),
-        ):  # fmt: skip
+            ("vocab_size", 1),
+            ("labels", 0),
+            ("layers", 2),
+            ("width", 1),
+            ("heads", 1),
+            ("cell", 1),
+            ("head_layers", 0),
+            ("cells", 1),
+        ):
             if type(value := getattr(self, name)) is not int or value < least:
                 raise ValueError(f"{name} is {value!r}; a whole number of {least} or more is wanted")
         if self.layers % 2 or self.width % (4 * self.heads):
@@ -121,9 +127,13 @@ def check_anchor(anchor: str) -> None:
 
 
 def option(
-    default: Any, help: str, *, low: float | None = None, high: float | None = None,
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
     choices: tuple[Any, ...] | None = None,
-) -> Any:  # fmt: skip
+) -> Any:
     """A field that becomes a flag of the command line. `low`, `high` and `choices` are what `check_options` allows."""
     return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 

@@ -107,9 +107,11 @@ def complete(source: Source, keep: str | float) -> Edit:
         raise UserError(f"a picture of {width}x{height} pixels is too small to keep a part of it")
     kept = min(max(1, round(length * share)), length - 1)
     box = {
-        "top": (0, kept, width, height), "bottom": (0, 0, width, height - kept),
-        "left": (kept, 0, width, height), "right": (0, 0, width - kept, height),
-    }[side]  # fmt: skip
+        "top": (0, kept, width, height),
+        "bottom": (0, 0, width, height - kept),
+        "left": (kept, 0, width, height),
+        "right": (0, 0, width - kept, height),
+    }[side]
     mask = Image.new("L", source.picture.size, 0)
     mask.paste(255, box)
     return _fixed("complete", source, Inpainting(source.picture, mask, source.tokens_hw))

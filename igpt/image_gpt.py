@@ -31,9 +31,13 @@ class ImageGPT(Bundle):
 
     @classmethod
     def load(
-        cls, name: str | Path = DEFAULT_MODEL, device: str | None = None, *, adapter: str | Path | None = None,
+        cls,
+        name: str | Path = DEFAULT_MODEL,
+        device: str | None = None,
+        *,
+        adapter: str | Path | None = None,
         bf16: bool | None = None,
-    ) -> ImageGPT:  # fmt: skip
+    ) -> ImageGPT:
         """A model folder, an in-the-box name or a Hub id, on `device` (default: the best there is), with an adapter.
 
         On a CPU it draws in bfloat16 or float32 (default: bfloat16 where the hardware has it). Raises UserError if
@@ -53,9 +57,13 @@ class ImageGPT(Bundle):
         if fast_bf16(target) if bf16 is None else bf16:
             found.gpt.draw_in(torch.bfloat16)
         return cls(
-            found.tokenizer.to(target), found.gpt.to(target), found.labels, name=Path(name).name,
-            weights_hash=found.weights_hash, provenance=found.provenance,
-        )  # fmt: skip
+            found.tokenizer.to(target),
+            found.gpt.to(target),
+            found.labels,
+            name=Path(name).name,
+            weights_hash=found.weights_hash,
+            provenance=found.provenance,
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write the model to a folder: config.json and model.safetensors."""
@@ -127,9 +135,16 @@ class ImageGPT(Bundle):
     # Editing pictures
 
     def complete(
-        self, picture: Picture, keep: str | float = DEFAULT_KEEP, *, n: int = 1, label: str | None = None,
-        seed: int = 0, options: SamplingOptions | None = None, **changes: Any,
-    ) -> list[Image]:  # fmt: skip
+        self,
+        picture: Picture,
+        keep: str | float = DEFAULT_KEEP,
+        *,
+        n: int = 1,
+        label: str | None = None,
+        seed: int = 0,
+        options: SamplingOptions | None = None,
+        **changes: Any,
+    ) -> list[Image]:
         """Keep one half of a picture (top, bottom, left, right), or that share from the top, and draw the rest n times.
 
         As with every edit, pixels outside what is drawn stay exactly as they are. The label, unless one is given, is
@@ -138,41 +153,76 @@ class ImageGPT(Bundle):
         return self._edited(edit.complete(edit.open_source(self, picture), keep), n, label, seed, options, changes)
 
     def inpaint(
-        self, picture: Picture, mask: Picture, *, n: int = 1, label: str | None = None, seed: int = 0,
-        options: SamplingOptions | None = None, **changes: Any,
-    ) -> list[Image]:  # fmt: skip
+        self,
+        picture: Picture,
+        mask: Picture,
+        *,
+        n: int = 1,
+        label: str | None = None,
+        seed: int = 0,
+        options: SamplingOptions | None = None,
+        **changes: Any,
+    ) -> list[Image]:
         """Draw a picture anew where the mask, of the same size, is white."""
         asked = edit.inpaint(edit.open_source(self, picture), edit.open_source(self, mask))
         return self._edited(asked, n, label, seed, options, changes)
 
     def extend(
-        self, picture: Picture, size: Size, anchor: str = ANCHORS[0], *, n: int = 1, label: str | None = None,
-        seed: int = 0, options: SamplingOptions | None = None, **changes: Any,
-    ) -> list[Image]:  # fmt: skip
+        self,
+        picture: Picture,
+        size: Size,
+        anchor: str = ANCHORS[0],
+        *,
+        n: int = 1,
+        label: str | None = None,
+        seed: int = 0,
+        options: SamplingOptions | None = None,
+        **changes: Any,
+    ) -> list[Image]:
         """Draw around a picture until it has the size; `anchor` (as "left", "top-right") is where the picture stays."""
         asked = edit.extend(edit.open_source(self, picture), parse_size(size), anchor, self.downsample)
         return self._edited(asked, n, label, seed, options, changes)
 
     def vary(
-        self, picture: Picture, strength: float = DEFAULT_STRENGTH, *, n: int = 1, label: str | None = None,
-        seed: int = 0, options: SamplingOptions | None = None, **changes: Any,
-    ) -> list[Image]:  # fmt: skip
+        self,
+        picture: Picture,
+        strength: float = DEFAULT_STRENGTH,
+        *,
+        n: int = 1,
+        label: str | None = None,
+        seed: int = 0,
+        options: SamplingOptions | None = None,
+        **changes: Any,
+    ) -> list[Image]:
         """Draw that share of a picture's cells anew: 0 leaves it as it is, 1 leaves nothing of it."""
         asked = edit.vary(self, edit.open_source(self, picture), strength)
         return self._edited(asked, n, label, seed, options, changes)
 
     def blend(
-        self, a: Picture, b: Picture, mix: float = DEFAULT_MIX, *, n: int = 1, label: str | None = None, seed: int = 0,
-        options: SamplingOptions | None = None, **changes: Any,
-    ) -> list[Image]:  # fmt: skip
+        self,
+        a: Picture,
+        b: Picture,
+        mix: float = DEFAULT_MIX,
+        *,
+        n: int = 1,
+        label: str | None = None,
+        seed: int = 0,
+        options: SamplingOptions | None = None,
+        **changes: Any,
+    ) -> list[Image]:
         """Draw parts of two pictures into one of the size of A, with new passages between; `mix` is the share of B."""
         asked = edit.blend(self, edit.open_source(self, a), edit.open_source(self, b), mix)
         return self._edited(asked, n, label, seed, options, changes)
 
     def _edited(
-        self, asked: Edit, n: int, label: str | None, seed: int, options: SamplingOptions | None,
+        self,
+        asked: Edit,
+        n: int,
+        label: str | None,
+        seed: int,
+        options: SamplingOptions | None,
         changes: dict[str, Any],
-    ) -> list[Image]:  # fmt: skip
+    ) -> list[Image]:
         options = self._options(options, changes)
         self._check(n, label, options)
         return edit.edited(self, asked, n, label, seed, options)
@@ -208,4 +258,3 @@ class ImageGPT(Bundle):
             "labels": self.labels,
             "provenance": self.provenance,
         }
-

@@ -273,9 +273,7 @@ class GPT(nn.Module):
         embedded: Tensor = self.tokens(cells_BLn)
         return embedded.flatten(-2)
 
-    def encode_content(
-        self, x_BLD: Tensor, freqs_B1LF: Tensor, cache: KVCache | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def encode_content(self, x_BLD: Tensor, freqs_B1LF: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Tensor]:
         """The content stream, down to the keys and values [B, N, L, E] that all query blocks share."""
         new, mask = x_BLD.shape[1], None
         if cache is not None and cache.length and new > 1:  # each new cell sees the old ones and the new up to itself

@@ -143,9 +143,13 @@ class Known(NamedTuple):
 
 @torch.inference_mode()
 def sample(
-    gpt: GPT, labels_B: Tensor, grid: tuple[int, int], options: SamplingOptions, seeds: Sequence[torch.Generator],
+    gpt: GPT,
+    labels_B: Tensor,
+    grid: tuple[int, int],
+    options: SamplingOptions,
+    seeds: Sequence[torch.Generator],
     known: Known | None = None,
-) -> Iterator[Step]:  # fmt: skip
+) -> Iterator[Step]:
     """Draw len(labels_B) grids of h x w tokens (whole cells), yielding after every step; the last one is complete.
 
     Given tokens are never redrawn. The model sees the cells that are given whole; of a cell given in part, the rest is

@@ -73,9 +73,10 @@ class Grids:
     def enlarged(self, width: int, height: int) -> int:
         """How many pixels a side each pixel of the composition gets in a picture that is larger than any sprite."""
         return next(
-            k for k in range(1, max(width, height) + 1)
+            k
+            for k in range(1, max(width, height) + 1)
             if -(-width // (k * self.cell)) * -(-height // (k * self.cell)) <= self.cells
-        )  # fmt: skip
+        )
 
     def pyramid(self, width: int, height: int) -> list[Grid]:
         """The grids on which a picture is drawn: its composition, then each about twice as fine.

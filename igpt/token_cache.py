@@ -75,9 +75,16 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(
-        self, cache: TokenCache, pictures: list[int], config: GPTConfig, seed: int, *,
-        random_orders: float, noise: float = 0.0, label_dropout: float = 0.0,
-    ):  # fmt: skip
+        self,
+        cache: TokenCache,
+        pictures: list[int],
+        config: GPTConfig,
+        seed: int,
+        *,
+        random_orders: float,
+        noise: float = 0.0,
+        label_dropout: float = 0.0,
+    ):
         self.cache, self.pictures, self.config, self.seed = cache, pictures, config, seed
         self.random_orders, self.noise, self.label_dropout = random_orders, noise, label_dropout
 

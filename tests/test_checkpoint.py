@@ -205,14 +205,21 @@ def spoilt(how: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     "how",
     [
-        "a scale is missing", "a scale without rows", "a scale beside what is no int8", "scales of another length",
-        "one scale for all rows", "scales of another shape", "whole numbers for scales", "int8 rows that are no matrix",
-        "NaN", "infinite", "zero", "negative",
+        "a scale is missing",
+        "a scale without rows",
+        "a scale beside what is no int8",
+        "scales of another length",
+        "one scale for all rows",
+        "scales of another shape",
+        "whole numbers for scales",
+        "int8 rows that are no matrix",
+        "NaN",
+        "infinite",
+        "zero",
+        "negative",
     ],
-)  # fmt: skip
-def test_spoilt_scales_are_refused_in_one_sentence_that_names_them(
-    how: str, tiny_folder: Path, tmp_path: Path
-) -> None:
+)
+def test_spoilt_scales_are_refused_in_one_sentence_that_names_them(how: str, tiny_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(tiny_folder, tmp_path / "model")
     save_file(spoilt(how, load_file(folder / "model.safetensors")), folder / "model.safetensors")
     with pytest.raises(UserError, match=ROWS.replace(".", r"\.")) as raised:

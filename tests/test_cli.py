@@ -158,11 +158,21 @@ def spoil(model: Path, how: str) -> None:
 
 
 SPOILT = [
-    "truncated weights", "weights cut off in the header", "empty weights", "pickled weights", "missing weights",
-    "missing config", "config that is no JSON", "config that is a list", "config of a wider GPT",
-    "config of a deeper GPT", "config with more labels", "config with other codes", "config with a word of its own",
+    "truncated weights",
+    "weights cut off in the header",
+    "empty weights",
+    "pickled weights",
+    "missing weights",
+    "missing config",
+    "config that is no JSON",
+    "config that is a list",
+    "config of a wider GPT",
+    "config of a deeper GPT",
+    "config with more labels",
+    "config with other codes",
+    "config with a word of its own",
     "config with text for a number",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("how", SPOILT)
@@ -444,9 +454,22 @@ def test_every_default_comes_from_the_dataclasses() -> None:
 
 
 COMMANDS = (
-    "generate", "train", "finetune", "replay", "show", "info", "tokenize", "complete", "inpaint", "extend", "vary",
-    "blend", "evaluate", "audit", "surprise",
-)  # fmt: skip
+    "generate",
+    "train",
+    "finetune",
+    "replay",
+    "show",
+    "info",
+    "tokenize",
+    "complete",
+    "inpaint",
+    "extend",
+    "vary",
+    "blend",
+    "evaluate",
+    "audit",
+    "surprise",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -500,18 +523,49 @@ for argv in json.loads(sys.argv[1]):
     assert not {"torch", "numpy", "torchvision", "accelerate"} & set(sys.modules), argv
 """
     lines = [
-        "", "--help", "--version", "generate --help", "train --help", "info --help", "draw", "generate --colour",
-        "generate --size 0", "generate --steps 0", "generate -n 0", "generate --top-p 2", "generate --seed -1",
-        "generate --out file/x", "generate --order spiral", "show missing.png", "show red-1.png",
-        "complete missing.png", "complete red-1.png --keep 1", "inpaint red-1.png file", "extend red-1.png --size 0",
-        "extend red-1.png --size 64 --anchor up", "vary red-1.png --strength 2",
+        "",
+        "--help",
+        "--version",
+        "generate --help",
+        "train --help",
+        "info --help",
+        "draw",
+        "generate --colour",
+        "generate --size 0",
+        "generate --steps 0",
+        "generate -n 0",
+        "generate --top-p 2",
+        "generate --seed -1",
+        "generate --out file/x",
+        "generate --order spiral",
+        "show missing.png",
+        "show red-1.png",
+        "complete missing.png",
+        "complete red-1.png --keep 1",
+        "inpaint red-1.png file",
+        "extend red-1.png --size 0",
+        "extend red-1.png --size 64 --anchor up",
+        "vary red-1.png --strength 2",
         "blend red-1.png red-1.png --mix 2",
-        "finetune missing --out model", "finetune . --out model --minutes 0", "finetune . --out file/x",
-        "finetune --help", "train missing --out model", "train . --out file/x", "train . --out model --views 0",
-        "evaluate tiny missing", "evaluate tiny . --samples 0", "evaluate tiny . --top-p 2", "evaluate tiny",
-        "evaluate tiny . --out file/x", "audit missing.png --against .", "audit file", "surprise missing.png",
-        "surprise file --orders 0", "evaluate --help", "audit --help",
-    ]  # fmt: skip
+        "finetune missing --out model",
+        "finetune . --out model --minutes 0",
+        "finetune . --out file/x",
+        "finetune --help",
+        "train missing --out model",
+        "train . --out file/x",
+        "train . --out model --views 0",
+        "evaluate tiny missing",
+        "evaluate tiny . --samples 0",
+        "evaluate tiny . --top-p 2",
+        "evaluate tiny",
+        "evaluate tiny . --out file/x",
+        "audit missing.png --against .",
+        "audit file",
+        "surprise missing.png",
+        "surprise file --orders 0",
+        "evaluate --help",
+        "audit --help",
+    ]
     done = python("-c", code, json.dumps([line.split() for line in lines]), capture_output=True)
     assert done.returncode == 0, done.stderr
     assert '"tokens"' in done.stdout

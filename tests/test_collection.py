@@ -28,9 +28,10 @@ def used(collection: Collection) -> dict[str, str]:
     """What became of each file."""
     names = collection.art.names
     return {
-        **{names[i]: "train" for i in collection.train}, **{names[i]: "val" for i in collection.validation},
+        **{names[i]: "train" for i in collection.train},
+        **{names[i]: "val" for i in collection.validation},
         **{skip.name: skip.reason for skip in collection.skipped},
-    }  # fmt: skip
+    }
 
 
 def test_a_folder_as_people_have_them_is_taken_and_every_file_accounted_for(tmp_path: Path) -> None:

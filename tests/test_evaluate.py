@@ -78,9 +78,7 @@ def test_evaluate_prints_tables_and_writes_json_and_markdown_with_pictures(desk:
             assert f"| {measure} " in page and f"| {measure} " in out
 
 
-def test_a_model_of_pixels_is_looked_at_in_the_same_ways(
-    desk: Path, capsys: Capture, tiny_pixels: ImageGPT
-) -> None:
+def test_a_model_of_pixels_is_looked_at_in_the_same_ways(desk: Path, capsys: Capture, tiny_pixels: ImageGPT) -> None:
     tiny_pixels.save("pixels")
     split = ["--manifest", manifest(desk, 4), "--device", "cpu"]
     assert main(["evaluate", "pixels", "art", *split, "--samples", "6", "--steps", "2"]) == 0
@@ -125,9 +123,7 @@ def test_labels_that_the_model_does_not_know_are_said(desk: Path, capsys: Captur
     assert "no picture has a label that both" in capsys.readouterr().out
 
 
-def test_nan_features_are_said_and_the_rest_is_done(
-    desk: Path, capsys: Capture, tiny_model: ImageGPT
-) -> None:
+def test_nan_features_are_said_and_the_rest_is_done(desk: Path, capsys: Capture, tiny_model: ImageGPT) -> None:
     model = copy.deepcopy(tiny_model)
     torch.nn.init.constant_(model.tokenizer.get_parameter("encoder.head.bias"), torch.nan)
     model.save("spoilt")

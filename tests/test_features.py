@@ -85,9 +85,12 @@ def test_without_a_key_or_without_saved_weights_nothing_is_kept(space: MetricSpa
 
 
 def test_damaged_vectors_are_made_anew_and_a_disk_that_refuses_is_no_obstacle(
-    corners: Corners, space: MetricSpace, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    corners: Corners,
+    space: MetricSpace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     EXTRACT(space, pictures(3), 3, key="a collection")
     (kept,) = (tmp_path / "cache").rglob("*.safetensors")
     kept.write_bytes(b"rubbish")

@@ -29,9 +29,15 @@ from tokenizer_vq.images import fit_cover
 
 OPTIONS = SamplingOptions(steps=4)
 RECIPE = Recipe(
-    model="tiny", weights_hash="ab" * 32, label="red", seed=7, size=(48, 32), options=OPTIONS,
-    grid=(2, 3), tokens=(0, 1, 2, 255, 256, 65535),
-)  # fmt: skip
+    model="tiny",
+    weights_hash="ab" * 32,
+    label="red",
+    seed=7,
+    size=(48, 32),
+    options=OPTIONS,
+    grid=(2, 3),
+    tokens=(0, 1, 2, 255, 256, 65535),
+)
 
 
 def painted(width: int = 48, height: int = 32) -> Image.Image:
@@ -491,7 +497,8 @@ def test_what_the_command_draws_is_what_the_library_draws(each_model: ImageGPT, 
 @pytest.mark.parametrize(
     "asked",
     [
-        {"label": NO_LABEL}, {"size": (45, 31), "seed": 2**60},
+        {"label": NO_LABEL},
+        {"size": (45, 31), "seed": 2**60},
         {"options": SamplingOptions(3, 0.7, 9, 0.9, 1.5, "raster")},
     ],
     ids=["without label", "odd size", "raster order"],
@@ -533,9 +540,7 @@ def test_a_recipe_with_a_grid_that_this_igpt_would_not_choose_is_only_decoded(
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp"])
-def test_a_timelapse_lies_beside_its_picture_and_ends_with_it(
-    kind: str, each_model: ImageGPT, tmp_path: Path
-) -> None:
+def test_a_timelapse_lies_beside_its_picture_and_ends_with_it(kind: str, each_model: ImageGPT, tmp_path: Path) -> None:
     picture, film = draw(each_model, tmp_path, size=(48, 48), timelapse=kind)
     assert film.name == f"red-7-timelapse.{kind}"
     with Image.open(film) as frames:

@@ -337,9 +337,14 @@ def test_a_model_that_repeats_its_pictures_is_warned_of() -> None:
 @pytest.mark.parametrize("label", ["my label", "-dash", "it's"])
 @pytest.mark.parametrize("adapter", [False, True])
 def test_the_command_printed_in_the_end_can_be_pasted(
-    label: str, adapter: bool, green: Path, tiny_folder: Path, tmp_path: Path,
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    label: str,
+    adapter: bool,
+    green: Path,
+    tiny_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copytree(green, f"art/{label}")
     shutil.copytree(tiny_folder, "a base")
@@ -371,15 +376,26 @@ def test_mistakes_are_answered_in_one_sentence_and_leave_nothing_behind(
     Path("thesis").mkdir()
     Path("thesis/thesis.txt").write_text("precious")
     cases = [
-        ("missing", "'missing'"), ("empty", "no usable picture in empty"), ("one", "1 usable different picture"),
-        ("same", "all 4 show the same"), ("unreadable", "0.png is no picture"), ("tiny", "is a model"),
-        ("art --out thesis", "something else"), ("art --out tiny", "already holds a finished model"),
-        ("art --out art/0.png", "art/0.png"), ("art --model nothing", "'nothing'"),
-        ("art --minutes 0", "--minutes 0"), ("art --rank 0", "--rank 0"), ("art --samples 0", "--samples 0"),
-        ("art --lr 2", "--lr 2"), ("art --method best", "'best'"), ("art --patience 0", "--patience"),
-        ("art --adapter --method full", "--adapter"), ("art --adapter --decoder-crops 9", "no decoder"),
+        ("missing", "'missing'"),
+        ("empty", "no usable picture in empty"),
+        ("one", "1 usable different picture"),
+        ("same", "all 4 show the same"),
+        ("unreadable", "0.png is no picture"),
+        ("tiny", "is a model"),
+        ("art --out thesis", "something else"),
+        ("art --out tiny", "already holds a finished model"),
+        ("art --out art/0.png", "art/0.png"),
+        ("art --model nothing", "'nothing'"),
+        ("art --minutes 0", "--minutes 0"),
+        ("art --rank 0", "--rank 0"),
+        ("art --samples 0", "--samples 0"),
+        ("art --lr 2", "--lr 2"),
+        ("art --method best", "'best'"),
+        ("art --patience 0", "--patience"),
+        ("art --adapter --method full", "--adapter"),
+        ("art --adapter --decoder-crops 9", "no decoder"),
         ("art --decoder-crops -1", "--decoder-crops -1"),
-    ]  # fmt: skip
+    ]
     for line, said in cases:
         before = sorted(str(path) for path in Path().rglob("*"))
         words = line.split()

@@ -15,14 +15,7 @@ import torch
 from PIL import Image
 
 from tokenizer_vq.base import MAX_PIXELS, UserError
-from tokenizer_vq.images import (
-    UnreadablePicture,
-    fit_cover,
-    open_picture,
-    random_crop,
-    to_picture,
-    to_tensor,
-)
+from tokenizer_vq.images import UnreadablePicture, fit_cover, open_picture, random_crop, to_picture, to_tensor
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -56,9 +49,15 @@ def test_a_photo_is_turned_the_way_its_exif_orientation_asks(orientation: int) -
     # What a camera stores is the inverse of what a viewer has to do; 5 and 7 are their own inverses, 6 and 8 swap.
     turn = Image.Transpose
     stored = {
-        1: None, 2: turn.FLIP_LEFT_RIGHT, 3: turn.ROTATE_180, 4: turn.FLIP_TOP_BOTTOM,
-        5: turn.TRANSPOSE, 6: turn.ROTATE_90, 7: turn.TRANSVERSE, 8: turn.ROTATE_270,
-    }[orientation]  # fmt: skip
+        1: None,
+        2: turn.FLIP_LEFT_RIGHT,
+        3: turn.ROTATE_180,
+        4: turn.FLIP_TOP_BOTTOM,
+        5: turn.TRANSPOSE,
+        6: turn.ROTATE_90,
+        7: turn.TRANSVERSE,
+        8: turn.ROTATE_270,
+    }[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
     photo = packed(upright if stored is None else upright.transpose(stored), exif=exif)

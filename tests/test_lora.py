@@ -94,9 +94,7 @@ def test_an_adapter_brings_the_change_and_the_labels_to_its_base(
         assert base.weights_hash in file.metadata()["igpt-adapter"]
 
 
-def test_an_adapter_refuses_another_base_and_damage(
-    base: Checkpoint, tiny_folder: Path, tmp_path: Path
-) -> None:
+def test_an_adapter_refuses_another_base_and_damage(base: Checkpoint, tiny_folder: Path, tmp_path: Path) -> None:
     save_adapter(tmp_path / "a.safetensors", changed(base), LABELS, ("tiny", base.weights_hash), {})
     other = ImageGPT.load(tiny_folder, "cpu")
     with torch.no_grad():

@@ -191,9 +191,18 @@ def test_an_untrained_gpt_finds_all_tokens_equally_likely() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("cell", 3), ("cell", 0), ("layers", 3), ("width", 30), ("heads", 3), ("labels", -1), ("vocab_size", 2.5),
-     ("dropout", 1.5), ("rope_base", 0.0)],
-)  # fmt: skip
+    [
+        ("cell", 3),
+        ("cell", 0),
+        ("layers", 3),
+        ("width", 30),
+        ("heads", 3),
+        ("labels", -1),
+        ("vocab_size", 2.5),
+        ("dropout", 1.5),
+        ("rope_base", 0.0),
+    ],
+)
 def test_a_shape_that_no_gpt_can_have_is_refused_with_its_value(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=str(value)):
         GPTConfig(**({"vocab_size": 7, "labels": 2} | {field: value}))  # type: ignore[arg-type]
@@ -204,20 +213,48 @@ def test_the_names_of_the_weights_are_frozen(cell: int) -> None:
     names = {name.replace(".0.", ".N.").replace(".1.", ".N.") for name in make(cell=cell).state_dict()}
     names = {"head_norms.N.weight" if name.startswith("head_norms") else name for name in names}
     local = {
-        "slots", "before.weight", "head_norms.N.weight", "head_blocks.N.gate_and_value.weight",
+        "slots",
+        "before.weight",
+        "head_norms.N.weight",
+        "head_blocks.N.gate_and_value.weight",
         "head_blocks.N.out.weight",
-    }  # fmt: skip
+    }
     assert names == {
-        "query", "tokens.weight", "labels.weight", "norm.weight", "head.weight",
-        "shared_norm.weight", "shared_kv.weight", "shared_k_norm.weight",
-        *(f"content_blocks.N.{part}.weight" for part in (
-            "norm1", "project", "q_norm", "k_norm", "attention_out", "norm2",
-            "feed_forward.gate_and_value", "feed_forward.out")),
-        *(f"query_blocks.N.{part}.weight" for part in (
-            "norm1", "project", "q_norm", "attention_out", "norm2",
-            "feed_forward.gate_and_value", "feed_forward.out")),
+        "query",
+        "tokens.weight",
+        "labels.weight",
+        "norm.weight",
+        "head.weight",
+        "shared_norm.weight",
+        "shared_kv.weight",
+        "shared_k_norm.weight",
+        *(
+            f"content_blocks.N.{part}.weight"
+            for part in (
+                "norm1",
+                "project",
+                "q_norm",
+                "k_norm",
+                "attention_out",
+                "norm2",
+                "feed_forward.gate_and_value",
+                "feed_forward.out",
+            )
+        ),
+        *(
+            f"query_blocks.N.{part}.weight"
+            for part in (
+                "norm1",
+                "project",
+                "q_norm",
+                "attention_out",
+                "norm2",
+                "feed_forward.gate_and_value",
+                "feed_forward.out",
+            )
+        ),
         *(local if cell > 1 else ()),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])

@@ -45,11 +45,22 @@ def test_the_token_side_follows_from_the_config() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("patch", 3), ("patch", 8), ("channels", ()), ("channels", (32, 0)), ("channels", 32), ("channels", [32]),
-        ("encoder_blocks", 0), ("decoder_blocks", -1), ("head", (48,)), ("codes", 1), ("codes", 65537), ("codes", 64.0),
-        ("code_width", "8"), ("code_width", True),
+        ("patch", 3),
+        ("patch", 8),
+        ("channels", ()),
+        ("channels", (32, 0)),
+        ("channels", 32),
+        ("channels", [32]),
+        ("encoder_blocks", 0),
+        ("decoder_blocks", -1),
+        ("head", (48,)),
+        ("codes", 1),
+        ("codes", 65537),
+        ("codes", 64.0),
+        ("code_width", "8"),
+        ("code_width", True),
     ],
-)  # fmt: skip
+)
 def test_a_config_that_cannot_be_meant_is_refused_in_one_sentence(field: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"^.*{field}.* want.*$"):
         VQConfig(**{field: value})

@@ -63,9 +63,10 @@ def vq(codes: int = 32) -> VQTokenizer:
 
 
 def gpt_task(
-    pictures: int = 6, options: TrainOptions = QUIET,
+    pictures: int = 6,
+    options: TrainOptions = QUIET,
     shapes: tuple[tuple[int, int], ...] = ((4, 4), (2, 7), (5, 3), (4, 6)),
-) -> GPTTask:  # fmt: skip
+) -> GPTTask:
     """On grids of random tokens."""
     generator = torch.Generator().manual_seed(0)
     chosen = [shapes[i % len(shapes)] for i in range(pictures)]
@@ -258,11 +259,13 @@ def test_two_processes_stop_together_with_the_same_weights(tmp_path: Path) -> No
     environment = {**os.environ, **about, "ACCELERATE_USE_CPU": "true", "PYTHONPATH": str(ROOT)}
     pair = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(tmp_path)], stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-c", PROCESS, str(tmp_path)],
+            stdout=subprocess.PIPE,
+            text=True,
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
         )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     try:
         while not (tmp_path / "painting").exists() and all(process.poll() is None for process in pair):
             time.sleep(0.05)
@@ -327,8 +330,13 @@ def test_the_gpt_stage_can_take_the_tokenizer_of_another_model(art: Path, tmp_pa
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"preset": "huge"}, "huge"), ({"gpt_samples": 0}, "samples 0"), ({"dropout": 1.5}, "1.5"),
-        ({"views": 0}, "0"), ({"seed": -1}, "seed"), ({"gpt_lr": 0.0}, "gpt-lr"), ({"patience": 0}, "patience"),
+        ({"preset": "huge"}, "huge"),
+        ({"gpt_samples": 0}, "samples 0"),
+        ({"dropout": 1.5}, "1.5"),
+        ({"views": 0}, "0"),
+        ({"seed": -1}, "seed"),
+        ({"gpt_lr": 0.0}, "gpt-lr"),
+        ({"patience": 0}, "patience"),
     ],
 )
 def test_options_that_cannot_be_meant_are_refused(change: dict[str, Any], sentence: str) -> None:

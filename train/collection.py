@@ -61,8 +61,10 @@ class Collection:
         skipped = Counter(_label(skip.name, self.art) for skip in self.skipped)
         names = sorted({*self.art.labels, *skipped})
         shown = names[:ROWS] if len(names) > 1 else []
-        rows = [(f"{name[:LONGEST]}..." if len(name) > LONGEST + 3 else name, told[name], kept[name], skipped[name])
-                for name in shown]  # fmt: skip
+        rows = [
+            (f"{name[:LONGEST]}..." if len(name) > LONGEST + 3 else name, told[name], kept[name], skipped[name])
+            for name in shown
+        ]
         rows.append(("in all", told.total(), kept.total(), len(self.skipped)))
         width = max(16, *(len(name) + 2 for name, *_ in rows))
         lines = [f"{'':{width}}{'taken':>8}{'to learn from':>16}{'for validation':>16}{'skipped':>10}"]

@@ -55,9 +55,12 @@ class FeatureDiscriminator(nn.Module):
 
 def _head(channels: int, width: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(channels, width, 1), nn.LeakyReLU(0.2),
-        nn.Conv2d(width, width, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 3, padding=1),
-    )  # fmt: skip
+        nn.Conv2d(channels, width, 1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(width, width, 3, padding=1),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(width, 1, 3, padding=1),
+    )
 
 
 class MultiDiscriminator(nn.Module):

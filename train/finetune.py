@@ -178,9 +178,10 @@ class _Tuning:
         """Train; `gpt` has the best weights then."""
         options, plan = self.options, self.plan
         schedule = replace(
-            schedule_for(plan.samples, options.batch, options), evaluations=plan.looks,
+            schedule_for(plan.samples, options.batch, options),
+            evaluations=plan.looks,
             seconds=math.inf if options.samples else plan.learning,
-        )  # fmt: skip
+        )
         identity = f"{self.collection.art.fingerprint}/{self.base.weights_hash}"
         learned = run(self.task, schedule, self.work, {"identity": identity})
         assert isinstance(learned, GPT)
@@ -206,9 +207,10 @@ class _Tuning:
         sampling = {"sampling": self.base.provenance.get("sampling", {})}
         after = self._drawn(Bundle(self.tokenizer, merge_lora(self.gpt), self.labels, provenance=sampling), asked)
         rows = {
-            "the folder": [self.collection.art.picture(i) for i in shown], "before": before,
+            "the folder": [self.collection.art.picture(i) for i in shown],
+            "before": before,
             "after": after[:columns],
-        }  # fmt: skip
+        }
         write_sheet(self.out / SHEET, rows, sprites=self.base.downsample == 1)
         facts["copied"], facts["drawn"] = copies(self.collection, after), len(after)
         facts["minutes"], facts["peak_memory_gb"] = round(self._seconds() / 60, 1), peak_memory()
@@ -232,13 +234,20 @@ class _Tuning:
         """The model folder or the adapter, with everything that is known so far; a sentence that says so."""
         art, base, options = self.collection.art, self.base, self.options
         provenance: dict[str, Any] = {
-            "base": base.name, "base_hash": base.weights_hash, "pictures": len(self.collection.train),
-            "held_out": len(self.collection.validation), "art_fingerprint": art.fingerprint,
-            "default_labels": art.labels, "sampling": base.provenance.get("sampling", {}),
-            "trained": date.today().isoformat(), "command": command_line(), "options": asdict(options),
+            "base": base.name,
+            "base_hash": base.weights_hash,
+            "pictures": len(self.collection.train),
+            "held_out": len(self.collection.validation),
+            "art_fingerprint": art.fingerprint,
+            "default_labels": art.labels,
+            "sampling": base.provenance.get("sampling", {}),
+            "trained": date.today().isoformat(),
+            "command": command_line(),
+            "options": asdict(options),
             "machine": f"{platform.machine()}, {base.device.type}, torch {torch.__version__}",
-            "tokenizer": base.provenance.get("tokenizer", {}), "finetune": dict(self.facts),
-        }  # fmt: skip
+            "tokenizer": base.provenance.get("tokenizer", {}),
+            "finetune": dict(self.facts),
+        }
         if (best := state_file(self.work, self.task, "best")).is_file():
             load_state(best, {"model": self.gpt}, {})
             provenance["gpt"] = numbers_of(self.task, options.batch, self.work)

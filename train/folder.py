@@ -112,9 +112,14 @@ def numbers_of(task: Task, batch: int, work: Path) -> dict[str, Any]:
 
 def schedule_for(samples: int, batch: int, options: LearningOptions) -> Schedule:
     return Schedule(
-        -(-samples // batch), batch, 60 * options.save_minutes, options.patience, options.seed, use_bf16(options),
+        -(-samples // batch),
+        batch,
+        60 * options.save_minutes,
+        options.patience,
+        options.seed,
+        use_bf16(options),
         quiet=options.quiet,
-    )  # fmt: skip
+    )
 
 
 def use_bf16(options: LearningOptions) -> bool:

@@ -40,16 +40,26 @@ class GPTTask:
     divisible = True
 
     def __init__(
-        self, cache: TokenCache, split: tuple[list[int], list[int]], tokenizer: Tokenizer, model: GPT,
-        options: LearningOptions, lr: float,
-    ):  # fmt: skip
+        self,
+        cache: TokenCache,
+        split: tuple[list[int], list[int]],
+        tokenizer: Tokenizer,
+        model: GPT,
+        options: LearningOptions,
+        lr: float,
+    ):
         self.options, self.tokenizer, self.lr = options, tokenizer, lr
         self.config = config = model.config
         self.modules: dict[str, nn.Module] = {"model": model}
         self.dataset: Dataset[Any] = TokenWindows(
-            cache, split[0], config, options.seed, random_orders=options.random_orders, noise=options.token_noise,
+            cache,
+            split[0],
+            config,
+            options.seed,
+            random_orders=options.random_orders,
+            noise=options.token_noise,
             label_dropout=LABEL_DROPOUT,
-        )  # fmt: skip
+        )
         self.measured = {
             order: TokenWindows(cache, split[1] or split[0][:64], config, options.seed + 1, random_orders=share)
             for order, share in (("random", 1), ("raster", 0))
@@ -95,10 +105,18 @@ class GPTTask:
 def new_gpt(tokenizer: Tokenizer, labels: int, preset: Preset, options: LearningOptions) -> GPT:
     """The GPT that a training begins with: random weights."""
     with seeded(options.seed):
-        return GPT(GPTConfig(
-            tokenizer.vocab_size, labels, preset.layers, preset.width, preset.heads, preset.cell,
-            cells=preset.cells, dropout=options.dropout,
-        ))  # fmt: skip
+        return GPT(
+            GPTConfig(
+                tokenizer.vocab_size,
+                labels,
+                preset.layers,
+                preset.width,
+                preset.heads,
+                preset.cell,
+                cells=preset.cells,
+                dropout=options.dropout,
+            )
+        )
 
 
 def cross_entropy(logits_BLnK: Tensor, targets_BLn: Tensor) -> Tensor:

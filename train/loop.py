@@ -194,9 +194,13 @@ class Trainer:
             ids = [self.device] if self.device.type == "cuda" else None
             self.ddp = {name: DistributedDataParallel(module, ids) for name, module in self.ddp.items()}
         self.bar = tqdm(
-            total=self.steps, initial=self.step, desc=task.name, mininterval=1, smoothing=0.05,
+            total=self.steps,
+            initial=self.step,
+            desc=task.name,
+            mininterval=1,
+            smoothing=0.05,
             disable=schedule.quiet or not self.main,
-        )  # fmt: skip
+        )
 
     def _resume(self) -> None:
         """Go on from the state in the folder. Raises UserError where it is damaged or of something else."""

@@ -43,11 +43,14 @@ def muon(network: nn.Module, lr: float, decay: float, tables: Sequence[str]) -> 
     of embeddings do: they are left to AdamW."""
     learning = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
     matrices = [(name in tables, p) for name, p in learning if p.dim() == 2]
-    return Muon([
-        {"params": [p for is_table, p in matrices if not is_table], "weight_decay": decay, "orthogonal": True},
-        {"params": [p for is_table, p in matrices if is_table], "weight_decay": decay},
-        {"params": [p for _, p in learning if p.dim() != 2]},
-    ], lr)  # fmt: skip
+    return Muon(
+        [
+            {"params": [p for is_table, p in matrices if not is_table], "weight_decay": decay, "orthogonal": True},
+            {"params": [p for is_table, p in matrices if is_table], "weight_decay": decay},
+            {"params": [p for _, p in learning if p.dim() != 2]},
+        ],
+        lr,
+    )
 
 
 class Muon(torch.optim.Optimizer):

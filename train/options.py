@@ -68,8 +68,11 @@ class TrainOptions(LearningOptions):
 
     preset: str = option("small", "how much to learn: each is several times the one before", choices=tuple(PRESETS))
     manifest: str | None = option(None, "CSV with columns id and split (train, val): the held-out pictures")
-    perceptual: str = option(DEFAULT_MODEL, "what judges reconstructions: a folder with LPIPS weights, or the encoder "
-                                             "of a model; none: edges and SSIM alone")  # fmt: skip
+    perceptual: str = option(
+        DEFAULT_MODEL,
+        "what judges reconstructions: a folder with LPIPS weights, or the encoder "
+        "of a model; none: edges and SSIM alone",
+    )
     tokenizer: str | None = option(None, "take the tokenizer from this model instead of training one")
     tokenizer_crops: int | None = option(None, "training crops seen by the tokenizer (default: from the preset)", low=1)
     decoder_crops: int | None = option(
@@ -108,13 +111,20 @@ class TrainOptions(LearningOptions):
         crops = max(MIN_CROPS, CROPS_A_PICTURE * pictures)
         names = ("tokenizer_crops", "decoder_crops", "gpt_samples", "downsample", "codes")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return replace(preset, **{
-            "downsample": downsample, "cell": cell, "cells": cells, "codes": codes,
-            "channels": (*preset.channels, *preset.channels[-1:])[:levels],
-            "crop": min(preset.crop, max(MIN_CROP, side // downsample * downsample)),
-            "tokenizer_crops": min(preset.tokenizer_crops, crops),
-            "decoder_crops": min(preset.decoder_crops, crops // 5),
-        } | given)  # fmt: skip
+        return replace(
+            preset,
+            **{
+                "downsample": downsample,
+                "cell": cell,
+                "cells": cells,
+                "codes": codes,
+                "channels": (*preset.channels, *preset.channels[-1:])[:levels],
+                "crop": min(preset.crop, max(MIN_CROP, side // downsample * downsample)),
+                "tokenizer_crops": min(preset.tokenizer_crops, crops),
+                "decoder_crops": min(preset.decoder_crops, crops // 5),
+            }
+            | given,
+        )
 
 
 RATES = {"lora": 2e-3, "full": 3e-4}  # peak learning rates of the methods

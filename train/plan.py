@@ -60,9 +60,10 @@ class Plan:
             return [*told, f"{_say(60 * options.minutes)} in all, less if it stops getting better before"]
         drawings = self.columns + self.drawn
         return [
-            *told, f"--minutes {options.minutes:g} is too little on this machine: {_say(self.least)} is the least, for "
+            *told,
+            f"--minutes {options.minutes:g} is too little on this machine: {_say(self.least)} is the least, for "
             f"{FEWEST_STEPS} steps, {FEWEST_LOOKS + 1} looks and {drawings} drawings",
-        ]  # fmt: skip
+        ]
 
     def after(self, seconds: float, minutes: float) -> Plan:
         """The plan once it is `seconds` after the start and learning begins."""

@@ -69,10 +69,15 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     else:
         tokenizer, about = _train_tokenizer(run)
     provenance: dict[str, Any] = {
-        "pictures": len(ids), "held_out": len(val_ids), "art_fingerprint": collection.fingerprint,
-        "trained": date.today().isoformat(), "command": command_line(), "options": asdict(options),
-        "machine": f"{platform.machine()}, {pick_device().type}, torch {torch.__version__}", "tokenizer": about,
-    }  # fmt: skip
+        "pictures": len(ids),
+        "held_out": len(val_ids),
+        "art_fingerprint": collection.fingerprint,
+        "trained": date.today().isoformat(),
+        "command": command_line(),
+        "options": asdict(options),
+        "machine": f"{platform.machine()}, {pick_device().type}, torch {torch.__version__}",
+        "tokenizer": about,
+    }
     if found and "decoder" in found.provenance:
         provenance["decoder"] = found.provenance["decoder"]
     if stage == "tokenizer":
@@ -85,8 +90,11 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
 def _say_what_was_found(run: Run, judged: bool) -> None:
     """The pictures, which files were passed over and why, and what judges reconstructions where there will be any."""
     art, options = run.art, run.options
-    say(f"{len(art)} pictures: {len(run.train)} to learn from, {len(run.val)} held out, {len(art.labels)} labels; "
-        f"{len(art.skipped)} skipped", options)  # fmt: skip
+    say(
+        f"{len(art)} pictures: {len(run.train)} to learn from, {len(run.val)} held out, {len(art.labels)} labels; "
+        f"{len(art.skipped)} skipped",
+        options,
+    )
     for skipped in art.skipped[:10]:
         say(f"skipped: {skipped.name} {skipped.reason}", options)
     if len(art.skipped) > 10:
@@ -100,9 +108,12 @@ def _say_what_was_found(run: Run, judged: bool) -> None:
 def _train_tokenizer(run: Run) -> tuple[VQTokenizer, dict[str, Any]]:
     """A new tokenizer, and what is known of it."""
     preset, side = run.preset, run.preset.downsample
-    say(f"tokenizer: {preset.codes} codes of {side}x{side} pixels; {preset.tokenizer_crops:,} crops of {preset.crop} "
+    say(
+        f"tokenizer: {preset.codes} codes of {side}x{side} pixels; {preset.tokenizer_crops:,} crops of {preset.crop} "
         f"pixels a side, then {preset.decoder_crops:,} for the decoder alone; reconstructions to look at appear in "
-        f"{run.work}", run.options)  # fmt: skip
+        f"{run.work}",
+        run.options,
+    )
     task = TokenizerTask(run)
     model, numbers = run.learn(task, preset.tokenizer_crops, preset.tokenizer_batch, run.art.fingerprint)
     if not preset.decoder_crops:
@@ -129,15 +140,19 @@ def _measured(task: TokenizerTask, model: nn.Module) -> dict[str, float]:
 def _train_decoder_of(model: checkpoint.Checkpoint, run: Run, out: Path) -> None:
     """Write a model to `out` that differs in its decoder only, which learned more."""
     assert isinstance(model.tokenizer, VQTokenizer)
-    say(f"decoder: {run.preset.decoder_crops:,} crops of {run.preset.crop} pixels a side; reconstructions appear in "
-        f"{run.work}", run.options)  # fmt: skip
+    say(
+        f"decoder: {run.preset.decoder_crops:,} crops of {run.preset.crop} pixels a side; reconstructions appear in "
+        f"{run.work}",
+        run.options,
+    )
     tokenizer, numbers = _train_decoder(run, model.tokenizer)
     before = model.provenance.get("tokenizer", {})
     for name in ("decoder_samples", "seconds"):
         numbers[name] += before.get(name, 0)
     provenance = model.provenance | {
-        "decoder": {"trained": date.today().isoformat(), "command": command_line()}, "tokenizer": before | numbers,
-    }  # fmt: skip
+        "decoder": {"trained": date.today().isoformat(), "command": command_line()},
+        "tokenizer": before | numbers,
+    }
     card = model_card(out.name, provenance, model.labels) if model.gpt is not None else None
     checkpoint.save(out, tokenizer, model.gpt, model.labels, provenance, card)
 

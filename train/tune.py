@@ -211,9 +211,14 @@ def tune_decoder(
     recipes stay good. Without a discriminator, which so few pictures would make blind, a decoder also grows softer:
     the old one comes back where unseen pictures do not gain much."""
     how = TrainOptions(
-        seed=options.seed, adversarial=0.0, tokenizer_lr=DECODER_LR, flip=flip, precision=options.precision,
-        quiet=options.quiet, perceptual=NO_WEIGHTS,
-    )  # fmt: skip
+        seed=options.seed,
+        adversarial=0.0,
+        tokenizer_lr=DECODER_LR,
+        flip=flip,
+        precision=options.precision,
+        quiet=options.quiet,
+        perceptual=NO_WEIGHTS,
+    )
     preset = replace(PRESETS["small"], crop=CROP)
     about = Run(collection.art, collection.train, collection.validation, preset, how, work)
     task = DecoderTask(about, copy.deepcopy(tokenizer))

@@ -221,9 +221,13 @@ def _replay(args: argparse.Namespace) -> None:
     if args.model is None and Path(recipe.model).name != recipe.model:
         raise UserError(f"the picture names the model {recipe.model!r}; say with --model where it is")
     sibling("generate.run").replay(
-        load_model(args, args.model or recipe.model), recipe, output.picture(f"{Path(args.picture).stem}-replay"),
-        from_tokens=args.from_tokens, force=args.force, quiet=args.quiet,
-    )  # fmt: skip
+        load_model(args, args.model or recipe.model),
+        recipe,
+        output.picture(f"{Path(args.picture).stem}-replay"),
+        from_tokens=args.from_tokens,
+        force=args.force,
+        quiet=args.quiet,
+    )
 
 
 def _show(args: argparse.Namespace) -> None:

@@ -81,10 +81,12 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         value = getattr(defaults, name)
         kind = type(value)
         parser.add_argument(
-            f"--{name.replace('_', '-')}", type=kind if kind is str else number(kind),
-            choices=ORDERS if name == "order" else None, metavar=None if kind is str else {int: "N", float: "X"}[kind],
+            f"--{name.replace('_', '-')}",
+            type=kind if kind is str else number(kind),
+            choices=ORDERS if name == "order" else None,
+            metavar=None if kind is str else {int: "N", float: "X"}[kind],
             help=f"{text} (default: {value}, unless the model has its own)",
-        )  # fmt: skip
+        )
 
 
 def sampling_of(args: argparse.Namespace) -> dict[str, Any]:

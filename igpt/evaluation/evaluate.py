@@ -57,11 +57,17 @@ class Evaluation:
         self.drawn_as = [self.mixed[i % len(self.mixed)] for i in range(options.samples)]
         self.samples: list[Image] = []
         facts = {
-            "model": model.name, "weights_hash": model.weights_hash, "art_fingerprint": self.art.fingerprint,
-            "made": date.today().isoformat(), "training": len(self.train), "held_out": len(self.val),
-            "features": [net.name for net in self.nets], "side": self.side,
-            "options": asdict(options), "sampling": asdict(sampling),
-        }  # fmt: skip
+            "model": model.name,
+            "weights_hash": model.weights_hash,
+            "art_fingerprint": self.art.fingerprint,
+            "made": date.today().isoformat(),
+            "training": len(self.train),
+            "held_out": len(self.val),
+            "features": [net.name for net in self.nets],
+            "side": self.side,
+            "options": asdict(options),
+            "sampling": asdict(sampling),
+        }
         self.report = Report(f"{model.name}, looked at beside {Path(art).name}", facts)
 
     def run(self) -> Report:
@@ -79,18 +85,26 @@ class Evaluation:
         """Model and collection, or the collection and what good numbers want."""
         notes, labels = self.report.notes, self.art.labels
         if self.model.provenance.get("art_fingerprint") != self.art.fingerprint:
-            notes.append("the model did not learn from exactly this collection: \"training\" below means the training "
-                         "part of ART, not what the model has seen")  # fmt: skip
+            notes.append(
+                'the model did not learn from exactly this collection: "training" below means the training '
+                "part of ART, not what the model has seen"
+            )
         strangers = [label for label in labels if label not in self.model.labels]
         if self.model.labels and strangers:
-            notes.append(f"{len(strangers)} of the {len(labels)} labels of ART are unknown to the model (the first: "
-                         f"{strangers[0]!r}); their share is drawn without a label")  # fmt: skip
+            notes.append(
+                f"{len(strangers)} of the {len(labels)} labels of ART are unknown to the model (the first: "
+                f"{strangers[0]!r}); their share is drawn without a label"
+            )
         if 0 < len(self.val) < FEW:
-            notes.append(f"only {len(self.val)} pictures are held out: \"copied\" means nearer than the nearest "
-                         "of them, and the membership AUC is rough")  # fmt: skip
+            notes.append(
+                f'only {len(self.val)} pictures are held out: "copied" means nearer than the nearest '
+                "of them, and the membership AUC is rough"
+            )
         if self.options.limit:
-            notes.append(f"only {len(self.train)} training and {len(self.val)} held-out pictures were looked at; "
-                         "nearest training pictures among fewer are farther away")  # fmt: skip
+            notes.append(
+                f"only {len(self.train)} training and {len(self.val)} held-out pictures were looked at; "
+                "nearest training pictures among fewer are farther away"
+            )
 
     # Pictures
 
@@ -151,10 +165,13 @@ class Evaluation:
     def measure_likelihood(self) -> None:
         """Also the membership AUC: whether a picture's likelihood gives away that it was learned from."""
         part = self.report.section(
-            "likelihood", "Bits the model needs to say a picture, its label given: fewer is better, and far fewer on "
+            "likelihood",
+            "Bits the model needs to say a picture, its label given: fewer is better, and far fewer on "
             "training than on held-out pictures is learning by heart. Membership AUC: how well that difference tells a "
-            "training picture from an unseen one; 0.5 not at all, 1 always.", "training", "held-out",
-        )  # fmt: skip
+            "training picture from an unseen one; 0.5 not at all, 1 always.",
+            "training",
+            "held-out",
+        )
         rng, seed = random.Random(f"likelihood/{self.options.seed}"), self.options.seed
         train = rng.sample(self.train, min(MEASURED, len(self.train), max(len(self.val), 16)))
         sides = {"training": train, "held-out": self.val[:MEASURED]}
@@ -176,10 +193,12 @@ class Evaluation:
         n, attempt = min(len(self.samples), len(self.mixed) // 2), self.report.attempt
         part = self.report.section(
             f"fidelity and diversity, {net.name}, {n} pictures a side",
-            "All against the same real pictures; \"real\" are others: as good as it gets with so few. Distances: lower "
+            'All against the same real pictures; "real" are others: as good as it gets with so few. Distances: lower '
             "is nearer. Only numbers of the same features and the same count can be compared.",
-            "drawn", "reconstructed", "real",
-        )  # fmt: skip
+            "drawn",
+            "reconstructed",
+            "real",
+        )
         others, reference = self.mixed[:n], self.mixed[n : 2 * n]
         real_ND, others_ND = (
             self.extract(net, self.squares(some), n, "real", self.split.key(some, f"squares of {self.side}"))
@@ -204,10 +223,12 @@ class Evaluation:
     def measure_originality(self) -> None:
         """Copies in every space, and in that of the features also what makes them creative."""
         part = self.report.section(
-            "originality", "How near drawn pictures come to their nearest training picture, over crops and mirror "
+            "originality",
+            "How near drawn pictures come to their nearest training picture, over crops and mirror "
             "images, beside pictures the model has never seen. Copied: nearer than one in a hundred of those.",
-            "drawn", "held-out",
-        )  # fmt: skip
+            "drawn",
+            "held-out",
+        )
         for space in metric_spaces(self.model, self.nets[0]):
             with self.report.attempt(f"originality in {space.kind}"):
                 baseline = Baseline(space, self.split, self.side, self.extract)
@@ -234,11 +255,14 @@ class Evaluation:
         """Novelty, and what a classifier of the training labels says of drawn and of held-out pictures."""
         attempt, art = self.report.attempt, self.art
         part = self.report.section(
-            "creativity", "Novelty: distance to the nearest training picture in units of that of unseen art (0 a copy, "
+            "creativity",
+            "Novelty: distance to the nearest training picture in units of that of unseen art (0 a copy, "
             "1 as new as unseen art; above 1 unlike anything at hand, as blur and mistakes are too). Style ambiguity: "
             "how undecided a label classifier is (0 decided, 1 a blind guess). Label faithfulness: how often it finds "
-            f"the label that a picture was drawn for. All on {self.nets[0].name}.", "drawn", "held-out",
-        )  # fmt: skip
+            f"the label that a picture was drawn for. All on {self.nets[0].name}.",
+            "drawn",
+            "held-out",
+        )
         with attempt("novelty"):
             part.add("novelty", "drawn", novelty(drawn.distance_QK[:, 0], baseline.val_N))
             part.add("novelty", "held-out", 1.0)

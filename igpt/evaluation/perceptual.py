@@ -206,7 +206,10 @@ def reconstruction(tokenizer: ImageTokenizer, batches: Iterable[Tensor], distanc
     means = torch.cat(rows, dim=1).mean(1)
     usage = codebook_usage(torch.cat(tokens), tokenizer.vocab_size)
     return {
-        "psnr": float(means[0]), "ssim": float(means[1]), distance.name: float(means[2]),
-        "codes_used": usage.used, "perplexity": usage.perplexity,
+        "psnr": float(means[0]),
+        "ssim": float(means[1]),
+        distance.name: float(means[2]),
+        "codes_used": usage.used,
+        "perplexity": usage.perplexity,
         "grid": float(profile.std(correction=0) / profile.mean()),
-    }  # fmt: skip
+    }
