@@ -27,6 +27,8 @@ class PaletteConfig:
     """The colours of a palette as "#rrggbb", in the order of their tokens. Any sequence is taken, "#" is optional."""
 
     colours: tuple[str, ...]
+    ground: str = ""  # the one of them that stands for transparency
+    ground_inside: bool = True  # whether all of its pixels are transparent, or only those that reach the edge
 
     def __post_init__(self) -> None:
         """Raises UserError for a colour that is none, and for none or too many colours. Repeated ones count once."""
@@ -36,6 +38,8 @@ class PaletteConfig:
         colours = tuple(dict.fromkeys("#" + colour.removeprefix("#").lower() for colour in self.colours))
         if not 1 <= len(colours) <= MAX_COLOURS:
             raise UserError(f"got a palette of {len(colours)} colours, wanted 1 to {MAX_COLOURS}")
+        if self.ground and self.ground not in colours:
+            raise UserError(f"got {self.ground!r:.60} as the ground of a palette, wanted one of its colours")
         object.__setattr__(self, "colours", colours)  # the way to set a field of a frozen dataclass
 
 
