@@ -193,10 +193,10 @@ class ArtFolder:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def picture(self, index: int) -> Image.Image:
-        """One picture, decoded now, as RGB. Raises UnreadablePicture if the file is gone or no longer readable."""
+    def picture(self, index: int, mode: str = "RGB") -> Image.Image:
+        """One picture, decoded now, as RGB or RGBA. Raises UnreadablePicture if the file is gone or unreadable now."""
         entry = self._entries[index]
-        return open_picture(entry.read(), entry.name)
+        return open_picture(entry.read(), entry.name, mode)
 
     def digest(self, index: int) -> str:
         """The SHA-256 of the file of one picture."""

@@ -13,8 +13,9 @@ import random
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .base import MAX_PIXELS, UserError
@@ -41,8 +42,9 @@ class UnreadablePicture(UserError):
 # Reading
 
 
-def open_picture(source: Path | bytes, name: str | None = None) -> Image.Image:
-    """The picture in a file, or in the bytes of one, as upright RGB: 8 bit, transparency laid on white, first frame.
+def open_picture(source: Path | bytes, name: str | None = None, mode: str = "RGB") -> Image.Image:
+    """The picture in a file, or in the bytes of one, upright, 8 bit, first frame: in mode RGB with transparency laid on
+    white, or in mode RGBA.
 
     `name` is what error messages call it. Raises UnreadablePicture for what is missing, broken, no picture, or larger
     than MAX_PIXELS.
@@ -57,7 +59,7 @@ def open_picture(source: Path | bytes, name: str | None = None) -> Image.Image:
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             picture.load()
-            return as_rgb(picture)
+            return as_rgb(picture) if mode == "RGB" else as_rgba(picture)
     except UnreadablePicture:
         raise
     except UnidentifiedImageError as error:
@@ -83,29 +85,65 @@ def _why_unknown(source: Path | bytes) -> str:
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:
-    """A picture of any mode to upright RGB without metadata: greys scaled to 8 bit, transparency laid on white."""
+    """A picture of any mode to upright sRGB of 8 bit without metadata, transparency laid on white."""
+    upright = _upright(picture)
+    return upright.convert("RGB") if upright.mode == "RGB" else laid_on(upright, "white")
+
+
+def as_rgba(picture: Image.Image) -> Image.Image:
+    """As `as_rgb`, with the transparency of the picture."""
+    return _upright(picture).convert("RGBA")
+
+
+def laid_on(picture: Image.Image, ground: str, threshold: int | None = None) -> Image.Image:
+    """An RGBA picture as RGB with a colour under what is transparent. With a threshold nothing is half transparent:
+    pixels of that alpha or more keep their colour."""
+    if threshold is None:
+        return Image.alpha_composite(Image.new("RGBA", picture.size, ground), picture).convert("RGB")
+    page = Image.new("RGB", picture.size, ground)
+    page.paste(picture, mask=picture.getchannel("A").point(lambda alpha: 255 * (alpha >= threshold)))
+    return page
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """In mode RGB, or RGBA where something may be transparent; in sRGB, and with nothing in `info`: a colour profile or
+    EXIF of the source must not end up in what is drawn from it."""
     with suppress(Exception):  # damaged EXIF raises almost anything, and the pixels may be good
         picture = ImageOps.exif_transpose(picture)
+    profile = picture.info.get("icc_profile")
     if picture.mode.startswith("I") or picture.mode == "F":
         picture = _eight_bit(picture)
-    if "transparency" in picture.info or picture.mode in ("LA", "PA", "RGBA"):
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("RGB")
-    picture.info.clear()  # a colour profile or EXIF of the source must not end up in what is drawn from it
+    clear = "transparency" in picture.info or picture.mode in ("LA", "PA", "La", "RGBA", "RGBa")
+    if profile and picture.mode in ("RGB", "RGBA", "RGBX", "CMYK", "P", "PA"):  # grey ones differ in their tones alone
+        picture = _in_srgb(picture, profile, "RGBA" if clear else "RGB")
+    picture = picture.convert("RGBA" if clear else "RGB")
+    picture.info.clear()
     return picture
 
 
+def _in_srgb(picture: Image.Image, profile: bytes, mode: str) -> Image.Image:
+    """A picture in the colours of its ICC profile, in sRGB; as it is where the profile is broken or of another mode."""
+    if picture.mode != "CMYK":
+        picture = picture.convert(mode)
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        srgb = ImageCms.createProfile("sRGB")
+        out = ImageCms.profileToProfile(picture, source, srgb, outputMode="RGB" if picture.mode == "CMYK" else mode)
+        return picture if out is None else out
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+        return picture
+
+
 def _eight_bit(picture: Image.Image) -> Image.Image:
-    """Greys of 16 bit, or floats up to 1 or 255, to 8 bit: Pillow's own conversion would clip them to white."""
-    if picture.mode == "F":
-        highest = max(float(grey) for grey in picture.getextrema() if not isinstance(grey, tuple))
-        scale = 255.0 if highest <= 1 else 1.0
-    else:
-        picture, scale = picture.convert("I"), 1 / 257
-    picture = picture.point(lambda grey: grey * scale + 0.5)
-    picture.info.pop("transparency", None)  # it is a 16-bit grey, which no longer exists
-    return picture.convert("L")
+    """Greys of 16 or 32 bit, or floats, to 8 bit by the range that their values are in: up to 1, 255, 65535, or up to
+    the largest. Pillow's own conversion would clip them to white."""
+    values_HW = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0, neginf=0)
+    largest = float(values_HW.max())
+    ranges = {"F": (1.0, 255.0, 65535.0), "I": (255.0, 65535.0)}.get(picture.mode, (65535.0,))
+    white = next((white for white in ranges if largest <= white), largest)
+    grey = Image.fromarray((values_HW.clip(0) * (255 / white) + 0.5).astype(np.uint8))
+    grey.info = {key: value for key, value in picture.info.items() if key != "transparency"}  # a grey of the old range
+    return grey
 
 
 # Pictures and tensors
