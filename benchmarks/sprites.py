@@ -45,18 +45,19 @@ def nearest(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], list[int]]:
     """For each sprite the largest share of its pixels that a tile shares, over shifts and mirror images: of all pixels,
     and of those that are not ground in both; and that tile."""
-    tiles = torch.from_numpy(tiles_NHW)
-    padded = torch.nn.functional.pad(tiles, [SHIFT] * 4, value=ground)
     size = tiles_NHW.shape[1]
-    moved = [padded[:, y : y + size, x : x + size] for y in range(2 * SHIFT + 1) for x in range(2 * SHIFT + 1)]
+    padded = np.pad(tiles_NHW, ((0, 0), (SHIFT, SHIFT), (SHIFT, SHIFT)), constant_values=ground)
+    steps = range(2 * SHIFT + 1)
+    moved = [padded[:, y : y + size, x : x + size].reshape(len(padded), -1) for y in steps for x in steps]
+    clear = [others == ground for others in moved]
     shares, inner, which = [], [], []
-    for sprite in torch.from_numpy(drawn_NHW):
+    for sprite in drawn_NHW:
         best = (-1.0, 0.0, 0)
-        for one in (sprite, sprite.flip(1)):
-            for others in moved:
-                same = (others == one).flatten(1).sum(1)
-                both = ((others == ground) & (one == ground)).flatten(1).sum(1)
-                score = (same - both) / (size * size - both).clamp(min=1)
+        for one in (sprite.ravel(), sprite[:, ::-1].ravel()):
+            for others, empty in zip(moved, clear, strict=True):
+                same = np.count_nonzero(others == one, axis=1)
+                both = np.count_nonzero(empty[:, one == ground], axis=1)
+                score = (same - both) / np.maximum(size * size - both, 1)
                 tile = int(score.argmax())
                 best = max(best, (float(score[tile]), float(same[tile]) / size**2, tile))
         inner.append(best[0])

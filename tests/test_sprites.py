@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from generate.atlas import LARGEST_ATLAS, Sprite, atlas, atlas_shape
 from igpt.sprites import SpriteOptions, finish_sprite
 from tokenizer_vq.base import UserError
 from tokenizer_vq.colours import match_palette, to_lab
-from tokenizer_vq.palette import PaletteConfig
+from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
 
 RED, WHITE, GREEN = "#d03030", "#ffffff", "#30a030"
 #  A ring: ground outside it and inside it.
@@ -110,6 +111,13 @@ def test_a_palette_stays_as_it_is_when_drawn_in_itself() -> None:
 def test_a_palette_of_one_colour_is_refused() -> None:
     with pytest.raises(UserError, match="1 colour"):
         match_palette(torch.zeros(3, 3), torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("suffix", [".gpl", ".hex"])
+def test_a_palette_written_to_a_file_is_read_again_as_it_was(tmp_path: Path, suffix: str) -> None:
+    tokenizer = PaletteTokenizer(EDGE)
+    (tmp_path / f"mine{suffix}").write_text(tokenizer.to_text(suffix))
+    assert PaletteTokenizer.from_file(tmp_path / f"mine{suffix}").config.colours == EDGE.colours
 
 
 # Atlases

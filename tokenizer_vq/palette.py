@@ -171,3 +171,13 @@ class PaletteTokenizer(nn.Module):
             return cls(PaletteConfig(tuple(_parse_gpl(text) if kind == ".gpl" else text.split())))
         except (OSError, UserError) as error:
             raise UserError(f"the palette {path} cannot be read: {getattr(error, 'strerror', error)}") from error
+
+    def to_text(self, suffix: str) -> str:
+        """What a ".gpl" or ".hex" file of this palette holds; the inverse of `from_file`."""
+        if suffix == ".hex":
+            return "".join(f"{colour[1:]}\n" for colour in self.config.colours)
+        rows = [
+            f"{red:3} {green:3} {blue:3}\t#{bytes((red, green, blue)).hex()}"
+            for red, green, blue in self.palette_K3.tolist()
+        ]
+        return "\n".join(["GIMP Palette", "Name: igpt", "#", *rows]) + "\n"
