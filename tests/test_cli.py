@@ -495,7 +495,7 @@ def test_an_interruption_ends_quietly(desk: Path, capsys: Capture, monkeypatch: 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sibling("generate.run"), "generate_files", interrupted)
+    monkeypatch.setattr(sibling("generate.run"), "draw_files", interrupted)
     assert main([*GENERATE, "--seed", "1"]) == 130
     assert capsys.readouterr() == ("", "igpt: stopped\n")
     assert list(desk.iterdir()) == []

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageChops
 from PIL.PngImagePlugin import PngInfo
 
-from generate.run import Job, generate_files, replay
+from generate.run import replay
 from igpt.config import ANY_LABEL, NO_LABEL, GPTConfig, SamplingOptions
 from igpt.files import plan_output, stem_for, write_picture
 from igpt.image_gpt import ImageGPT
@@ -24,6 +24,7 @@ from igpt.model import GPT
 from igpt.recipe import Recipe, digest, read_recipe, recipe_of
 from igpt.sheet import MARGIN, square_sheet
 from igpt.sizes import LARGEST_SIDE, SMALLEST_SIDE, Grids, parse_size
+from tests.painting import drawn
 from tokenizer_vq.base import UserError
 from tokenizer_vq.images import fit_cover
 
@@ -306,7 +307,7 @@ def test_out_is_a_folder_or_the_exact_name_of_one_picture(tmp_path: Path) -> Non
     assert plan_output(tmp_path / "new/deep", 3).picture("red-7") == tmp_path / "new/deep/red-7.png"
     exact = plan_output(tmp_path / "Cat.PNG", 1)
     assert exact.picture("red-7") == tmp_path / "Cat.PNG"
-    assert exact.beside("red-7", "-sheet.png") == tmp_path / "Cat-sheet.png"
+    assert exact.companion("red-7", "-sheet.png") == tmp_path / "Cat-sheet.png"
     (tmp_path / "album.png").mkdir()
     assert plan_output(tmp_path / "album.png", 3).picture("red-7") == tmp_path / "album.png/red-7.png"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["album.png"], "planning makes nothing"
@@ -412,11 +413,7 @@ def test_every_size_from_8_to_300_can_be_drawn_and_fitted(tiny_model: ImageGPT, 
 
 
 def draw(model: ImageGPT, folder: Path, **more: Any) -> list[Path]:
-    fields = {"n": 1, "seed": 7, "options": OPTIONS}
-    fields |= {name: more.pop(name) for name in list(more) if name in Job.__dataclass_fields__}
-    job = Job(output=plan_output(folder, fields["n"]), **fields)
-    size, label = more.pop("size", model.grids.native_size), more.pop("label", "red")
-    return generate_files(model, job, size, label, **more)
+    return drawn(model, folder, **{"options": OPTIONS, **more})
 
 
 def test_pictures_are_named_by_label_and_seed_and_printed(
