@@ -26,7 +26,7 @@ def sibling(name: str) -> ModuleType:
     module = sys.modules.get(package) or _load(package)
     if getattr(module, "PART_OF", None) != "igpt":
         origin = getattr(module, "__file__", None) or "another module"
-        raise UserError(f"{origin} holds the name {package!r}, so igpt's own {package!r} cannot be loaded beside it")
+        raise UserError(f"{origin} holds the name {package!r}, so igpt's own {package!r} cannot be loaded")
     return import_module(name)
 
 

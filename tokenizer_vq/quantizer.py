@@ -25,6 +25,8 @@ COMMITMENT = 0.25  # beta in equation 3 of van den Oord et al. 2017
 
 
 class Quantized(NamedTuple):
+    """What the codebook makes of its inputs."""
+
     codes_BEhw: Tensor  # the nearest codes, with straight-through gradients to the input
     tokens_Bhw: Tensor  # their indices
     loss: Tensor  # the commitment loss, a scalar
@@ -79,8 +81,8 @@ class EMACodebook(nn.Module):
     def reset_ema(self) -> None:
         """Continue from the codebook as it is, with averages as if every code had been chosen equally often."""
         self.sums_KE = self.codebook_KE.clone()
-        self.counts_K = torch.ones(len(self.codebook_KE), device=self.codebook_KE.device)
-        self.started = torch.ones((), dtype=torch.bool, device=self.codebook_KE.device)
+        self.counts_K = torch.ones_like(self.codebook_KE[:, 0])
+        self.started = torch.ones_like(self.started)
 
     @torch.no_grad()
     def start(self, flat_ME: Tensor, generator: Generator | None) -> None:
@@ -90,8 +92,7 @@ class EMACodebook(nn.Module):
         self.codebook_KE.copy_(several[torch.randperm(len(several), generator=generator)[:codes]])
         for _ in range(KMEANS_ROUNDS):
             sums_KE, counts_K = self.cluster_sums(flat_ME, self.nearest(flat_ME))
-            means_KE = F.normalize(sums_KE, dim=-1)
-            self.codebook_KE.copy_(torch.where(counts_K[:, None] > 0, means_KE, self.codebook_KE))
+            self.codebook_KE.copy_(torch.where(counts_K[:, None] > 0, F.normalize(sums_KE, dim=-1), self.codebook_KE))
         self.counts_K.copy_(counts_K / counts_K.mean())
         self.sums_KE.copy_(self.codebook_KE * self.counts_K[:, None])
         self.started.fill_(True)
@@ -124,6 +125,8 @@ class EMACodebook(nn.Module):
 
 
 class Usage(NamedTuple):
+    """Health of a codebook."""
+
     used: float  # share of the codes that occur, 0 to 1
     perplexity: float  # exp of the entropy of the codes: the size of a codebook used uniformly with that entropy
 
@@ -132,5 +135,4 @@ def codebook_usage(tokens: Tensor, codes: int) -> Usage:
     """Health of a codebook from the tokens of many pictures (any shape)."""
     share_K = torch.bincount(tokens.flatten().cpu(), minlength=codes).double()
     share_K = share_K / share_K.sum().clamp(min=1)
-    entropy = torch.special.entr(share_K).sum()
-    return Usage(float((share_K > 0).double().mean()), float(entropy.exp()))
+    return Usage(float((share_K > 0).double().mean()), float(torch.special.entr(share_K).sum().exp()))
