@@ -41,21 +41,8 @@ class Bundle:
             )
         self.tokenizer, self.gpt, self.labels = tokenizer.eval(), gpt.eval(), list(labels)
         self.name, self.weights_hash, self.provenance = name, weights_hash, provenance or {}
-
-    @property
-    def device(self) -> torch.device:
-        """Where the GPT is."""
-        return self.gpt.query.device
-
-    @property
-    def downsample(self) -> int:
-        """Pixels a side of a token."""
-        return self.tokenizer.downsample
-
-    @property
-    def grids(self) -> Grids:
-        """The token grids on which it draws."""
-        return Grids(self.downsample, self.gpt.config.cell, self.gpt.config.cells)
+        self.device, self.downsample = gpt.query.device, tokenizer.downsample  # pixels a side of a token
+        self.grids = Grids(self.downsample, gpt.config.cell, gpt.config.cells)  # the token grids on which it draws
 
     @property
     def sampling(self) -> SamplingOptions:

@@ -70,31 +70,22 @@ def find(name: str | Path) -> Path:
         there, is_model = folder.is_dir(), (folder / CONFIG).is_file()
     except (OSError, RuntimeError) as error:  # too long a name, an unreadable folder, no such user
         raise UserError(f"there is no model {text!r:.200}: {error}") from error
-    if is_model:
-        return folder
-    if text in boxed:
-        return boxed[text]
+    if is_model or text in boxed:
+        return folder if is_model else boxed[text]
     if there and (folder / ADAPTER).is_file():
         raise UserError(f"{text!r} holds an adapter: --model BASE --adapter {folder / ADAPTER} is wanted")
     if there:
         raise UserError(f"the folder {text!r} holds no model: {CONFIG} is missing")
-    if re.fullmatch("[^/.]+/[^/]+", text):
-        return _download(text)
-    names = ", ".join(boxed) or "(none in the box)"
-    raise UserError(
-        f"there is no model {text!r}: a model folder, a Hub id like user/model, or one of these is wanted: {names}"
-    )
-
-
-def _download(hub_id: str) -> Path:
+    if not re.fullmatch("[^/.]+/[^/]+", text):
+        names = f"a model folder, a Hub id like user/model, or one of these is wanted: {', '.join(boxed) or '(none)'}"
+        raise UserError(f"there is no model {text!r}: {names}")
     from huggingface_hub import snapshot_download  # only here: it takes a second to import
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG, WEIGHTS, CARD]))
+        return Path(snapshot_download(text, allow_patterns=[CONFIG, WEIGHTS, CARD]))
     except Exception as error:  # network, access and naming errors have no common parent
-        raise UserError(
-            f"there is no folder {hub_id!r}, and the model could not be had from the Hub ({type(error).__name__})"
-        ) from error
+        reason = f"the model could not be had from the Hub ({type(error).__name__})"
+        raise UserError(f"there is no folder {text!r}, and {reason}") from error
 
 
 # Reading
@@ -168,23 +159,19 @@ def quantize_rows(name: str, matrix_OI: Tensor) -> dict[str, Tensor]:
     return {name: rows_OI, name + ROW_SCALES: scale_O}
 
 
-def _are_rows(rows_OI: Tensor, scale_O: Tensor) -> bool:
-    as_many = rows_OI.dtype == torch.int8 and rows_OI.dim() == 2 and scale_O.shape == rows_OI.shape[:1]
-    return as_many and scale_O.is_floating_point() and bool((scale_O.isfinite() & (scale_O > 0)).all())
-
-
 def dequantize_rows(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a file with all floating-point values and int8 rows in float32, and no scales any more.
 
     Raises ValueError for int8 rows without scales above zero of their own, and for scales without rows.
     """
-    found: dict[str, Tensor] = {}
+    found, nothing = {}, torch.zeros(0)
     for name, value in tensors.items():
         owner = name.removesuffix(ROW_SCALES)
-        rows_OI, scale_O = tensors.get(owner), tensors.get(owner + ROW_SCALES)
-        if scale_O is None and value.dtype != torch.int8:
+        rows_OI, scale_O = tensors.get(owner, nothing), tensors.get(owner + ROW_SCALES, nothing)
+        above_zero = scale_O.is_floating_point() and bool((scale_O.isfinite() & (scale_O > 0)).all())
+        if value.dtype != torch.int8 and scale_O is nothing:
             found[name] = value.float() if value.is_floating_point() else value
-        elif rows_OI is None or scale_O is None or not _are_rows(rows_OI, scale_O):
+        elif rows_OI.dtype != torch.int8 or rows_OI.dim() != 2 or scale_O.shape != rows_OI.shape[:1] or not above_zero:
             raise ValueError(f"{owner} is not int8 rows with a finite scale above zero for each")
         elif name == owner:
             found[name] = rows_OI * scale_O.float()[:, None]

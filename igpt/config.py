@@ -62,10 +62,8 @@ class GPTConfig:
             if type(value) is not int or value < least:
                 raise ValueError(f"{name} is {value!r}; a whole number of {least} or more is wanted")
         if self.layers % 2 or self.width % (4 * self.heads):
-            raise ValueError(
-                f"got {self.layers} layers, {self.width} wide, {self.heads} heads; an even number of layers and a "
-                "width that is a multiple of 4 * heads are wanted"
-            )
+            wanted = "an even number of layers and a width that is a multiple of 4 * heads are wanted"
+            raise ValueError(f"got {self.layers} layers, {self.width} wide, {self.heads} heads; {wanted}")
         if self.width % self.cell**2:
             raise ValueError(f"a cell of {self.cell}x{self.cell} tokens does not divide a width of {self.width}")
         if not 0 <= self.dropout < 1 or not 1 < self.rope_base < 1e9:
@@ -102,9 +100,7 @@ ANCHORS = ("center", *SIDES, "top-left", "top-right", "bottom-left", "bottom-rig
 
 def keep_of(keep: str | float) -> tuple[str, float]:
     """The side of a picture and the share of it to keep: a half for a side, a number counts from the top.
-
-    Raises UserError for anything else, and where nothing or everything would be drawn.
-    """
+    Raises UserError for anything else, and where nothing or everything would be drawn."""
     if keep in SIDES:
         return str(keep), 0.5
     with suppress(ValueError):

@@ -80,10 +80,9 @@ def _exact_product(x: Tensor, packed: Tensor) -> Tensor:
 
 def _rough_product(x: Tensor, packed: Tensor) -> Tensor:
     """In bfloat16. With AMX always as many rows at a time: oneDNN adds up in another order there for other numbers of
-    rows, and where results are rounded so coarsely, that would make another picture of the same seed in another batch.
-    """
+    rows, and rounding so coarse would make another picture of the same seed in another batch."""
     rows_NI = x.bfloat16().flatten(0, -2)
-    if not has_amx():
+    if not getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)():  # where torch cannot tell, it may have AMX
         return _product(rows_NI, packed).to(x.dtype).view(*x.shape[:-1], -1)
     *whole, rest = torch.split(rows_NI, AMX_ROWS)
     rest = F.pad(rest, (0, 0, 0, AMX_ROWS - len(rest)))
@@ -102,12 +101,6 @@ def packing_works(dtype: torch.dtype) -> bool:
             return torch.allclose(product(x, _pack(weight.to(dtype))), F.linear(x, weight), rtol, atol)
         except (AttributeError, RuntimeError, TypeError):
             return False
-
-
-@cache
-def has_amx() -> bool:
-    """Whether the CPU multiplies matrices in tiles; where torch cannot tell, it is taken for one that does."""
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)())
 
 
 # Training

@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ LORA_SCALE = 2.0  # of the product, whatever the rank: alpha / r in the paper
 ADAPTER_BYTES = 4_000_000  # the largest adapter file, which must be easy to send
 HEADER_BYTES = 100_000  # of it, for names of tensors and provenance
 ADAPTER_DTYPE = torch.float16  # finer steps than bfloat16, and nothing in an adapter is large
+HEADER = ("base", "base_hash", "labels", "rank", "provenance")  # what an adapter says of itself; labels: all of them
 FROZEN = (".base.weight", "tokens.weight")  # ends of the names of what stays as it is
 
 # Layers
@@ -106,19 +107,9 @@ def with_labels(gpt: GPT, count: int) -> GPT:
 # The file
 
 
-class _Header(NamedTuple):
-    """What an adapter says of itself."""
-
-    base: str  # name and weights hash of the model that it changes
-    base_hash: str
-    labels: list[str]  # all of them, those of the base first
-    rank: int
-    provenance: dict[str, Any]
-
-
-def _learned(gpt: GPT) -> dict[str, nn.Parameter]:
+def _learned(gpt: GPT) -> dict[str, Tensor]:
     """What an adapter carries of a GPT with low-rank layers."""
-    return {name: parameter for name, parameter in gpt.named_parameters() if not name.endswith(FROZEN)}
+    return {name: value.detach() for name, value in gpt.named_parameters() if not name.endswith(FROZEN)}
 
 
 def save_adapter(
@@ -129,12 +120,12 @@ def save_adapter(
     Raises UserError where the disk refuses, and for more than ADAPTER_BYTES.
     """
     rank = len(_layers(gpt, LoRALinear)[0][2].down)
-    header = json.dumps(_Header(*base, list(labels), rank, provenance)._asdict(), ensure_ascii=False)
-    tensors = {name: value.detach().cpu().to(ADAPTER_DTYPE).contiguous() for name, value in _learned(gpt).items()}
+    header = dict(zip(HEADER, (*base, list(labels), rank, provenance), strict=True))
+    tensors = {name: value.to("cpu", ADAPTER_DTYPE).contiguous() for name, value in _learned(gpt).items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as part:
-            save_file(tensors, part, {"igpt-adapter": header})
+            save_file(tensors, part, {"igpt-adapter": json.dumps(header, ensure_ascii=False)})
             if (size := part.stat().st_size) > ADAPTER_BYTES:
                 raise UserError(f"the adapter would be {size / 1e6:.1f} MB, more than 4; a smaller --rank is wanted")
     except (OSError, SafetensorError) as error:
@@ -148,23 +139,24 @@ def with_adapter(found: Checkpoint, path: Path) -> Checkpoint:
         raise UserError(f"there is no adapter at {str(path)!r}; a .safetensors file of igpt finetune is wanted")
     try:
         with safe_open(path, framework="pt") as file:
-            header = _Header(**json.loads((file.metadata() or {})["igpt-adapter"]))
+            header = json.loads((file.metadata() or {})["igpt-adapter"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        base, base_hash, labels, rank, provenance = (header[key] for key in HEADER)
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is no adapter that can be read; one made by igpt finetune is wanted") from error
-    if header.base_hash != found.weights_hash:
+    if base_hash != found.weights_hash:
         raise UserError(
-            f"the adapter {path} belongs to the model {header.base!r} with weights {header.base_hash[:12]}, and this "
-            f"model has weights {found.weights_hash[:12]}; an adapter works with the very model it was made for"
+            f"the adapter {path} belongs to the model {base!r} with weights {base_hash:.12}, and this model has "
+            f"weights {found.weights_hash:.12}; an adapter works with the very model it was made for"
         )
     assert found.gpt is not None
     try:
-        gpt = apply_lora(with_labels(found.gpt, len(header.labels) - len(found.labels)), header.rank)
+        gpt = apply_lora(with_labels(found.gpt, len(labels) - len(found.labels)), rank)
         if {k: v.shape for k, v in _learned(gpt).items()} != {k: v.shape for k, v in tensors.items()}:
             raise ValueError("its tensors have other names or shapes")
         gpt.load_state_dict(tensors, strict=False)
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"the adapter {path} does not fit the model it names: {error}") from error
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
     both = hashlib.sha256(f"{found.weights_hash}+{digest}".encode()).hexdigest()
-    return Checkpoint(found.tokenizer, merge_lora(gpt).eval(), header.labels, header.provenance, both)
+    return Checkpoint(found.tokenizer, merge_lora(gpt).eval(), labels, provenance, both)

@@ -100,40 +100,13 @@ def drawing_orders(mask_BL: Tensor, order: str, seeds: Sequence[torch.Generator]
     return torch.stack(rows)
 
 
-class GuidedGPT:
-    """A GPT that draws a batch of grids, each a second time without its label where guidance compares the two."""
-
-    def __init__(self, gpt: GPT, labels_B: Tensor, cells: tuple[int, int], guidance: float):
-        self.gpt, self.guidance, self.device = gpt, guidance, gpt.query.device
-        self.labelled_B11 = (labels_B != gpt.null_label).view(-1, 1, 1)
-        self.copies = 2 if guidance != 1 and bool(self.labelled_B11.any()) else 1
-        both = torch.cat([labels_B, torch.full_like(labels_B, gpt.null_label)][: self.copies])
-        self.positions_L2 = cell_positions(*cells).to(self.device)
-        self.cache = gpt.init_cache(both.to(self.device), len(self.positions_L2))
-
-    def append(self, tokens_BMn: Tensor, cells_BM: Tensor) -> None:
-        """Add drawn cells to the cache."""
-        self.gpt.append(self._copied(tokens_BMn), self._positions(cells_BM), self.cache)
-
-    def query_hidden(self, cells_BM: Tensor) -> Tensor:
-        """Hidden states of these cells, for `logits`."""
-        return self.gpt.query_hidden(self._positions(cells_BM), self.cache)
-
-    def logits(self, hidden: Tensor, earlier_BMj: Tensor, share: float) -> Tensor:
-        """Logits [B, M, K] on the CPU of the token that follows `earlier` in each cell. Guidance grows with the share
-        that is drawn: strong early guidance would make all pictures alike."""
-        logits = self.gpt.next_token(hidden, self._copied(earlier_BMj)).float().cpu()
-        if self.copies == 1:
-            return logits
-        cond, uncond = logits.chunk(2)
-        weight_B11 = torch.where(self.labelled_B11, 1 + (self.guidance - 1) * share, 1.0)
-        return uncond + guidance_delta(cond, uncond, weight_B11)
-
-    def _copied(self, tokens: Tensor) -> Tensor:
-        return tokens.to(self.device).repeat(self.copies, 1, 1)
-
-    def _positions(self, cells_BM: Tensor) -> Tensor:
-        return self.positions_L2[cells_BM.to(self.device)].repeat(self.copies, 1, 1)
+def _in_cells(known: Known | None, batch: int, grid: tuple[int, int], cell: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens (0 where unknown), known and wanted ones of a batch of grids, each [B, L, n]: L cells of n tokens."""
+    nothing_hw = torch.zeros(grid, dtype=torch.bool)
+    given = known or Known(nothing_hw.long(), nothing_hw)
+    parts = (given.tokens_Bhw, given.known_hw, ~nothing_hw if given.wanted_hw is None else given.wanted_hw)
+    tokens_BLn, known_BLn, wanted_BLn = (to_cells(x.cpu().expand(batch, *grid), cell) for x in parts)
+    return torch.where(known_BLn, tokens_BLn, 0), known_BLn, wanted_BLn
 
 
 @torch.inference_mode()
@@ -151,21 +124,24 @@ def sample(
     drawn to what comes before it in the cell. What is neither given nor wanted stays unknown. All grids of a batch must
     have equally many cells to see and to draw. The first thing yielded is the grid as given, before any step.
     """
-    # Everything is in cells here: [B, L, n], L cells of n tokens.
-    cell, nothing_hw = gpt.config.cell, torch.zeros(grid, dtype=torch.bool)
+    cell, device, labels_B = gpt.config.cell, gpt.query.device, labels_B.cpu()
     rows, columns = grid[0] // cell, grid[1] // cell
-    given = known or Known(nothing_hw.long(), nothing_hw)
-    masks = given.known_hw, ~nothing_hw if given.wanted_hw is None else given.wanted_hw
-    parts = (x.cpu().expand(len(labels_B), *grid) for x in (given.tokens_Bhw, *masks))
-    tokens_BLn, known_BLn, wanted_BLn = (to_cells(x_Bhw, cell) for x_Bhw in parts)
-    tokens_BLn = torch.where(known_BLn, tokens_BLn, 0)
+    tokens_BLn, known_BLn, wanted_BLn = _in_cells(known, len(labels_B), grid, cell)
+    # Where guidance compares, every grid is in the batch a second time, without its label.
+    labelled_B11 = (labels_B != gpt.null_label).view(-1, 1, 1)
+    copies = 2 if options.guidance != 1 and bool(labelled_B11.any()) else 1
+    both = torch.cat([labels_B, torch.full_like(labels_B, gpt.null_label)][:copies])
+    positions_L2, cache = cell_positions(rows, columns), gpt.init_cache(both.to(device), rows * columns)
+
+    def copied(x: Tensor) -> Tensor:
+        return x.to(device).repeat(copies, 1, 1)
+
+    # The cells that are given whole become the first of the content, in a random order.
     whole_BL = known_BLn.all(-1)
     orders_BM = drawing_orders(wanted_BLn.any(-1) & ~whole_BL, options.order, seeds)
-    # The cells that are given whole become the first of the content, in a random order.
-    model = GuidedGPT(gpt, labels_B.cpu(), (rows, columns), options.guidance)
     if whole_BL.any():
         seen_BM = drawing_orders(whole_BL, "random", seeds)
-        model.append(_at(tokens_BLn, seen_BM), seen_BM)
+        gpt.append(copied(_at(tokens_BLn, seen_BM)), copied(positions_L2[seen_BM]), cache)
     yield Step(to_grid(tokens_BLn, rows, cell), to_grid(known_BLn, rows, cell))
 
     total, drawn = orders_BM.shape[1], 0
@@ -173,11 +149,16 @@ def sample(
         # All cells of a step at once, and within each one token after the other.
         cells_BM = orders_BM[:, drawn : drawn + count]
         drawn += count
-        hidden = model.query_hidden(cells_BM)
+        hidden = gpt.query_hidden(copied(positions_L2[cells_BM]), cache)
         uniform_BMn = torch.stack([torch.rand(count, cell**2, generator=g, dtype=torch.float64) for g in seeds])
         given_BMn, tokens_BMn = _at(known_BLn, cells_BM), _at(tokens_BLn, cells_BM)
+        # Guidance grows with the share that is drawn: strong early guidance would make all pictures alike.
+        weight_B11 = torch.where(labelled_B11, 1 + (options.guidance - 1) * (drawn / total), 1.0)
         for j in range(cell**2):
-            logits_BMK = model.logits(hidden, tokens_BMn[..., :j], drawn / total)
+            logits_BMK = gpt.next_token(hidden, copied(tokens_BMn[..., :j])).float().cpu()
+            if copies == 2:
+                cond, uncond = logits_BMK.chunk(2)
+                logits_BMK = uncond + guidance_delta(cond, uncond, weight_B11)
             token_BM = sample_token(logits_BMK, uniform_BMn[..., j], options)
             tokens_BMn[..., j] = torch.where(given_BMn[..., j], tokens_BMn[..., j], token_BM)
         # They become known, and content of all later ones.
@@ -186,7 +167,7 @@ def sample(
         known_BLn = known_BLn.scatter(1, places_BMn, True)
         yield Step(to_grid(tokens_BLn, rows, cell), to_grid(known_BLn, rows, cell))
         if drawn < total:
-            model.append(tokens_BMn, cells_BM)
+            gpt.append(copied(tokens_BMn), copied(positions_L2[cells_BM]), cache)
 
 
 def _at(values_BLn: Tensor, cells_BM: Tensor) -> Tensor:

@@ -109,9 +109,7 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
 
 def window(grid_hw: Tensor, config: GPTConfig, rng: random.Random) -> Tensor:
     """A random part of the grid with whole cells, as large as `config.cells` allow and as square as can be.
-
-    Raises UserError for a grid that has not even one cell.
-    """
+    Raises UserError for a grid that has not even one cell."""
     h, w = (side // config.cell for side in grid_hw.shape)
     if not h * w:
         raise UserError(f"a grid of {'x'.join(map(str, grid_hw.shape))} tokens has no cell of {config.cell} a side")

@@ -112,7 +112,7 @@ def _read_manifest(path: Path) -> dict[str, str]:
             for row in rows:
                 name, split = row.get("path") or row.get("name") or row.get("id"), row.get("split")
                 if not name or split not in SPLITS:
-                    wanted = "a path, name or id and a split of train, val or test are wanted"
+                    wanted = f"a path, name or id and a split of {', '.join(SPLITS)} are wanted"
                     raise UserError(f"line {rows.line_num} of {path} says {name!r} and {split!r}: {wanted}")
                 name = _normalized(name.replace("\\", "/").removeprefix("./"))
                 if split_of.setdefault(name, split) != split:
@@ -138,15 +138,12 @@ def _check(entry: _Entry) -> Skipped | tuple[_Entry, str, tuple[int, int]]:
 
 
 class ArtFolder:
-    """The usable pictures below `path`, in the order of their names.
+    """The usable pictures of a folder or an uncompressed .tar, in the order of their names.
 
-    `path` is a folder or an uncompressed .tar. The sub-folder of a picture is its label ("a/b" when nested); pictures
-    at the top have the name of the folder, or of the archive, as their label. Hidden files are left out.
-
-    `manifest` is a CSV that decides the split: the column `path`, `name` or `id` names a picture (with or without
-    folders and extension), the column `split` says train, val or test; test and unnamed pictures are in neither part.
-
-    Raises UserError when the path is missing or of the wrong kind, when nothing is usable, and for a bad manifest.
+    The sub-folder of a picture is its label ("a/b" when nested); pictures at the top have the name of the folder, or of
+    the archive, as their label. `manifest` is a CSV that decides the split: its column `path`, `name` or `id` names a
+    picture (with or without folders and extension), its column `split` says train, val or test; test and unnamed
+    pictures are in neither part. Raises UserError when nothing is usable, and for a bad manifest.
     """
 
     labels: list[str]  # in use, sorted
@@ -158,7 +155,7 @@ class ArtFolder:
 
     def __init__(self, path: str | Path, *, manifest: str | Path | None = None) -> None:
         root = Path(os.path.abspath(Path(path).expanduser()))  # the working directory may change later
-        split_of = None if manifest is None else _read_manifest(Path(manifest).expanduser())
+        split_of = {} if manifest is None else _read_manifest(Path(manifest).expanduser())
         files = _files_in_folder(root) if root.is_dir() else _files_in_tar(root)
         candidates = [entry for entry in files if PurePosixPath(entry.name).suffix.lower() in PICTURE_SUFFIXES]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -176,8 +173,8 @@ class ArtFolder:
         labels = [name.rpartition("/")[0] or top for name in self.names]
         self.labels = sorted(set(labels))
         self.label_of = [self.labels.index(label) for label in labels]
-        self._splits = None if split_of is None else [_split_of(name, split_of) for name in self.names]
-        if self._splits is not None and not any(self._splits):
+        self._splits = [_split_of(name, split_of) for name in self.names]
+        if manifest is not None and not any(self._splits):
             raise UserError(f"{manifest} names none of the {len(self)} pictures in {path}")
 
     def __len__(self) -> int:
@@ -205,7 +202,7 @@ class ArtFolder:
         Without a manifest about VALIDATION_SHARE of them are for validation, and at least one if two differ.
         """
         splits = self._splits
-        if splits is None:
+        if not any(splits):
             distinct = sorted(set(self.digests))
             below = sum(int(digest[:16], 16) < VALIDATION_SHARE * 2**64 for digest in distinct)
             chosen = set(distinct[: min(max(below, 1), len(distinct) - 1)])  # neither none nor all

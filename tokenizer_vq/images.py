@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.Image import Resampling
 from torch import Tensor
 
 from .base import MAX_PIXELS, UserError
@@ -45,8 +46,7 @@ class UnreadablePicture(UserError):
 def open_picture(source: Path | bytes, name: str | None = None) -> Image.Image:
     """The picture in a file, or in the bytes of one, as upright RGB: 8 bit, transparency laid on white, first frame.
 
-    `name` is what error messages call it. Raises UnreadablePicture for what is missing, broken, no picture, or larger
-    than MAX_PIXELS.
+    Raises UnreadablePicture, by `name`, for what is missing, broken, no picture, or larger than MAX_PIXELS.
     """
     name = name or ("the picture" if isinstance(source, bytes) else str(source))
     head = b""
@@ -132,9 +132,7 @@ def to_picture(image_CHW: Tensor) -> Image.Image:
 # Sizes
 
 
-def fit_cover(
-    picture: Image.Image, width: int, height: int, resample: Image.Resampling = Image.Resampling.LANCZOS
-) -> Image.Image:
+def fit_cover(picture: Image.Image, width: int, height: int, resample: Resampling = Resampling.LANCZOS) -> Image.Image:
     """The largest centred part with the aspect ratio of width x height, resampled to exactly that size."""
     return ImageOps.fit(picture, (width, height), resample)
 
@@ -149,5 +147,5 @@ def random_crop(picture: Image.Image, size: int, scale: float, rng: random.Rando
     wide, high = max(size, round(width * zoom)), max(size, round(height * zoom))
     left, top = rng.randint(0, wide - size), rng.randint(0, high - size)
     box = (left * width / wide, top * height / high, (left + size) * width / wide, (top + size) * height / high)
-    crop = picture.resize((size, size), Image.Resampling.LANCZOS, box)
+    crop = picture.resize((size, size), Resampling.LANCZOS, box)
     return ImageOps.mirror(crop) if flip and rng.random() < 0.5 else crop

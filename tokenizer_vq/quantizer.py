@@ -2,9 +2,8 @@
 
 Notable choices: codes and inputs are unit vectors (ViT-VQGAN, Yu et al. 2021, section 3.2); the codebook is an
 exponential moving average of the inputs (VQ-VAE, van den Oord et al. 2017, appendix A.1), initialised by k-means over
-the first batch; dead codes are replaced by inputs (SoundStream, Zeghidour et al. 2021, section 3.3). At the start of a
-training the trainer bypasses the codebook: the outputs of an untrained encoder are nearly all alike, and a codebook
-initialised from them collapses to one code. float32 even under autocast, since rounding would change the nearest code.
+the first batch that is not bypassed, as the outputs of an untrained encoder are nearly all alike; dead codes are
+replaced by inputs (SoundStream, Zeghidour et al. 2021, section 3.3); bfloat16 would change which code is nearest.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class EMACodebook(nn.Module):
         with torch.autocast(z_BEhw.device.type, enabled=False):
             z_BhwE = F.normalize(rearrange(z_BEhw.float(), "b e h w -> b h w e"), dim=-1)
             if bypass:
-                return Quantized(rearrange(z_BhwE, "b h w e -> b e h w"), self.nearest(z_BhwE), z_BhwE.new_zeros(()))
+                return Quantized(z_BhwE.movedim(-1, 1), self.nearest(z_BhwE), z_BhwE.new_zeros(()))
             flat_ME = z_BhwE.detach().flatten(0, 2)
             if self.training and not self.started:
                 self.start(flat_ME, generator)
