@@ -14,6 +14,7 @@ import random
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.Image import Resampling
@@ -95,14 +96,9 @@ def as_rgb(picture: Image.Image) -> Image.Image:
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
     """Greys of 16 bit, or floats up to 1 or 255, to 8 bit: Pillow's own conversion would clip them to white."""
-    if picture.mode == "F":
-        highest = max(float(grey) for grey in picture.getextrema() if not isinstance(grey, tuple))
-        scale = 255.0 if highest <= 1 else 1.0
-    else:
-        picture, scale = picture.convert("I"), 1 / 257
-    picture = picture.point(lambda grey: grey * scale + 0.5)
-    picture.info.pop("transparency", None)  # it is a 16-bit grey, which no longer exists
-    return picture.convert("L")
+    grey_HW = np.asarray(picture, dtype=np.float64)
+    white = 65535 if picture.mode != "F" else 1 if grey_HW.max() <= 1 else 255
+    return Image.fromarray((grey_HW * (255 / white) + 0.5).clip(0, 255).astype(np.uint8))
 
 
 # Pictures and tensors
@@ -120,8 +116,7 @@ def to_uint8(values: Tensor) -> Tensor:
 
 def to_tensor(picture: Image.Image) -> Tensor:
     """A picture to [3, H, W], float32 in [-1, 1]. The inverse of `to_picture`."""
-    pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
-    return from_uint8(pixels.view(picture.height, picture.width, 3).permute(2, 0, 1).contiguous())
+    return from_uint8(torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous())
 
 
 def to_picture(image_CHW: Tensor) -> Image.Image:
