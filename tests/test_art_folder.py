@@ -164,7 +164,7 @@ def test_links_inside_an_archive_are_not_followed_out_of_it(tmp_path: Path) -> N
 
 
 def test_a_missing_path_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"sketches does not exist"):
+    with pytest.raises(UserError, match=r"sketches is neither a folder nor a readable \.tar"):
         ArtFolder(tmp_path / "sketches")
 
 

@@ -194,9 +194,9 @@ def test_a_header_that_declares_a_bomb_is_refused_before_decoding(side: int) -> 
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UnreadablePicture, match=r"half\.png does not exist"):
+    with pytest.raises(UnreadablePicture, match=r"half\.png is not there"):
         open_picture(tmp_path / "half.png")
-    with pytest.raises(UnreadablePicture, match="is a folder"):
+    with pytest.raises(UnreadablePicture, match="no ordinary file"):
         open_picture(tmp_path)
 
 
@@ -227,11 +227,6 @@ def test_values_beyond_the_range_are_clamped_and_between_levels_rounded() -> Non
     level = 1 / 127.5
     image_CHW = torch.tensor([-3.0, 3.0, -1 + 0.4 * level, -1 + 0.6 * level]).expand(3, 1, 4)
     assert [to_picture(image_CHW).getpixel((x, 0))[0] for x in range(4)] == [0, 255, 0, 1]
-
-
-def test_a_tensor_of_another_shape_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(1, 3, 4, 4\)"):
-        to_picture(torch.zeros(1, 3, 4, 4))
 
 
 # Sizes
@@ -286,11 +281,6 @@ def test_crops_repeat_with_the_seed_and_every_other_is_mirrored() -> None:
     mirrored = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes()
     assert set(crops(5)) == {picture.tobytes(), mirrored}
     assert 30 < crops(5).count(mirrored) < 70
-
-
-def test_a_crop_wider_than_the_picture_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"0\.5"):
-        random_crop(noise(8, 8), 8, 0.5, random.Random(0), flip=False)
 
 
 # Colours and transparency

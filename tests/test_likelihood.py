@@ -27,7 +27,7 @@ def test_raster_bits_are_what_the_sampler_would_pay_step_by_step(tiny_model: Ima
     positions = cell_positions(2, 3).expand(3, -1, -1)
     cache = gpt.init_cache(LABELS, 6)
     for i in range(6):
-        answers = gpt.answers(positions[:, i : i + 1], cache)
+        answers = gpt.query_hidden(positions[:, i : i + 1], cache)
         for j in range(4):
             chances = gpt.next_token(answers, cells_BLn[:, i : i + 1, :j])[:, 0].softmax(-1)
             wanted = -chances[torch.arange(3), cells_BLn[:, i, j]].log2()

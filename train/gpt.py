@@ -18,7 +18,7 @@ from igpt.likelihood import token_nats
 from igpt.model import GPT
 from igpt.sampling import generators, sample
 from igpt.sizes import Grids
-from igpt.token_cache import TokenCache, TokenWindows
+from igpt.token_cache import Augmentation, TokenCache, TokenWindows
 from tokenizer_vq.images import to_picture
 
 from .muon import muon
@@ -51,17 +51,10 @@ class GPTTask:
         self.options, self.tokenizer, self.lr = options, tokenizer, lr
         self.config = config = model.config
         self.modules: dict[str, nn.Module] = {"model": model}
-        self.dataset: Dataset[Any] = TokenWindows(
-            cache,
-            split[0],
-            config,
-            options.seed,
-            random_orders=options.random_orders,
-            noise=options.token_noise,
-            label_dropout=LABEL_DROPOUT,
-        )
+        augmentation = Augmentation(options.random_orders, options.token_noise, LABEL_DROPOUT)
+        self.dataset: Dataset[Any] = TokenWindows(cache, split[0], config, options.seed, augmentation)
         self.measured = {
-            order: TokenWindows(cache, split[1] or split[0][:64], config, options.seed + 1, random_orders=share)
+            order: TokenWindows(cache, split[1] or split[0][:64], config, options.seed + 1, Augmentation(share))
             for order, share in (("random", 1), ("raster", 0))
         }
 
