@@ -21,6 +21,7 @@ from igpt.sizes import Grids
 from igpt.token_cache import TokenCache, TokenWindows
 from tokenizer_vq.images import to_picture
 
+from .loop import Task
 from .muon import muon
 from .options import LearningOptions, Preset
 from .state import seeded
@@ -28,11 +29,10 @@ from .state import seeded
 LABEL_DROPOUT = 0.1  # share of samples without their label, which guidance and unlabelled drawing want
 WEIGHT_DECAY = 0.1
 TABLES = ("tokens.weight", "labels.weight", "head.weight")  # of the GPT: a row for each token or label
-SHOWN = 16
-SHEET_SEED = 0
+SHEET_SAMPLES, SHEET_SEED = 16, 0
 
 
-class GPTTask:
+class GPTTask(Task[GPT]):
     """A `loop.Task`: the GPT on cached tokens. `split` are pictures to learn from and held-out ones; the tokenizer only
     paints the sheets."""
 
@@ -48,75 +48,58 @@ class GPTTask:
         options: LearningOptions,
         lr: float,
     ):
-        self.options, self.tokenizer, self.lr = options, tokenizer, lr
-        self.config = config = model.config
+        self.tokenizer, self.lr, self.config = tokenizer, lr, model.config
+        self.random_orders = share = options.random_orders
         self.modules: dict[str, nn.Module] = {"model": model}
-        self.dataset: Dataset[Any] = TokenWindows(
-            cache,
-            split[0],
-            config,
-            options.seed,
-            random_orders=options.random_orders,
-            noise=options.token_noise,
-            label_dropout=LABEL_DROPOUT,
-        )
-        self.measured = {
-            order: TokenWindows(cache, split[1] or split[0][:64], config, options.seed + 1, random_orders=share)
+        about = (model.config, options.seed)
+        noise: dict[str, Any] = {"noise": options.token_noise, "label_dropout": LABEL_DROPOUT}
+        self.dataset: Dataset[Any] = TokenWindows(cache, split[0], *about, random_orders=share, **noise)
+        about, held_out = (model.config, options.seed + 1), split[1] or split[0][:64]
+        self.held_out = {
+            order: TokenWindows(cache, held_out, *about, random_orders=share)
             for order, share in (("random", 1), ("raster", 0))
         }
 
     def optimizer(self, name: str) -> torch.optim.Optimizer:
+        """Muon, and AdamW for what is no matrix."""
         return muon(self.modules[name], self.lr, WEIGHT_DECAY, TABLES)
 
     def loss(
         self, modules: dict[str, nn.Module], batch: dict[str, Tensor], progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of samples of TokenWindows: `cross_entropy`."""
         targets_BLn = batch["targets"]
         logits_BLnK = modules["model"](batch["cells"], batch["positions"], batch["label"], targets_BLn.clamp(min=0))
         loss = cross_entropy(logits_BLnK, targets_BLn)
         return loss, {"nats": loss}
 
-    def measure(self, model: nn.Module, progress: float = 1.0) -> dict[str, float]:
+    def measure(self, model: GPT, progress: float = 1.0) -> dict[str, float]:
         """Bits per token of held-out pictures in random and in raster order, the label given."""
-        assert isinstance(model, GPT)
         bits = {}
-        for order, windows in self.measured.items():
+        for order, windows in self.held_out.items():
             batch = default_collate([windows[i] for i in range(len(windows.pictures))])
             nats_BLn = token_nats(model, batch["cells"], batch["positions"], batch["label"])
             bits[f"bits_{order}"] = float(nats_BLn[batch["targets"] >= 0].mean()) / math.log(2)
-        share = self.options.random_orders
+        share = self.random_orders
         return bits | {"score": share * bits["bits_random"] + (1 - share) * bits["bits_raster"]}
 
-    def warnings(self, progress: float, metrics: dict[str, float]) -> list[str]:
-        return []
-
-    def sheet(self, model: nn.Module) -> Image | None:
+    @torch.no_grad()
+    def sheet(self, model: GPT) -> Image | None:
         """Samples of labels spread over the list, two of each, always from the same seeds."""
-        assert isinstance(model, GPT)
-        labels = [i * self.config.labels // (SHOWN // 2) for i in range(SHOWN // 2) for _ in range(2)]  # none: null
+        half = SHEET_SAMPLES // 2
+        labels_B = torch.tensor([i * self.config.labels // half for i in range(half) for _ in range(2)])  # none: null
         grid = Grids(self.tokenizer.downsample, self.config.cell, self.config.cells).native
-        *_, last = sample(model, torch.tensor(labels), grid, SamplingOptions(), generators(SHEET_SEED, SHOWN))
-        with torch.no_grad():
-            device = next(self.tokenizer.parameters(), last.tokens_Bhw).device
-            images = self.tokenizer.decode(last.tokens_Bhw.to(device)).float().cpu()
+        *_, last = sample(model, labels_B, grid, SamplingOptions(), generators(SHEET_SEED, SHEET_SAMPLES))
+        device = next(self.tokenizer.parameters(), last.tokens_Bhw).device
+        images = self.tokenizer.decode(last.tokens_Bhw.to(device)).float().cpu()
         return to_picture(rearrange(images, "(rows columns) c h w -> c (rows h) (columns w)", columns=8))
 
 
 def new_gpt(tokenizer: Tokenizer, labels: int, preset: Preset, options: LearningOptions) -> GPT:
-    """The GPT that a training begins with: random weights."""
+    """The GPT that a training starts with: random weights."""
+    shape = (tokenizer.vocab_size, labels, preset.layers, preset.width, preset.heads, preset.cell)
     with seeded(options.seed):
-        return GPT(
-            GPTConfig(
-                tokenizer.vocab_size,
-                labels,
-                preset.layers,
-                preset.width,
-                preset.heads,
-                preset.cell,
-                cells=preset.cells,
-                dropout=options.dropout,
-            )
-        )
+        return GPT(GPTConfig(*shape, cells=preset.cells, dropout=options.dropout))
 
 
 def cross_entropy(logits_BLnK: Tensor, targets_BLn: Tensor) -> Tensor:

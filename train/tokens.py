@@ -16,19 +16,20 @@ from igpt.sizes import Grids
 from igpt.token_cache import TokenCache
 from tokenizer_vq.images import fit_cover, to_tensor
 
-from .folder import Run, use_bf16, weights_fingerprint
+from .folder import Run, weights_fingerprint
+from .options import TrainOptions
 from .state import catch_interrupt
 
-LONGEST = 2.0  # a view shows at most this many times its short side
-ZOOM = 1.12  # views beyond the first four come closer, up to this
-CLOSEST = 1.35  # a free view shows at least the short side of a picture over this
-SMALL = 64  # pixels: pictures of a shorter side are pixel art, and are enlarged to crisp squares first
+LONGEST_VIEW = 2.0  # a view shows at most this many times its short side
+FIXED_ZOOM = 1.12  # views beyond the first four come closer, up to this
+CLOSEST_VIEW = 1.35  # a free view shows at least the short side of a picture over this
+PIXEL_ART_SIDE = 64  # pixels: pictures of a shorter side are pixel art, and are enlarged to crisp squares first
 
 
 def view_of(picture: Image.Image, view: int, grids: Grids, flip: bool) -> Tensor:
     """View number `view` of a picture, [3, H, W]: 0 at the native short side, 1 as a whole on its composition's grid,
     2 and 3 the same mirrored, then the same again from a little closer."""
-    zoom = 1 + (ZOOM - 1) * ((view // 4) % 4) / 3
+    zoom = 1 + (FIXED_ZOOM - 1) * ((view // 4) % 4) / 3
     if flip and (view // 2) % 2:
         picture = ImageOps.mirror(picture)
     width, height = picture.size
@@ -36,7 +37,7 @@ def view_of(picture: Image.Image, view: int, grids: Grids, flip: bool) -> Tensor
         h, w = grids.composition(width, height)
     else:
         side = grids.native[0] * zoom
-        aspect = min(max(width / height, 1 / LONGEST), LONGEST)
+        aspect = min(max(width / height, 1 / LONGEST_VIEW), LONGEST_VIEW)
         h, w = (round(side), round(side * aspect)) if aspect >= 1 else (round(side / aspect), round(side))
     return to_tensor(fit_cover(picture, w * grids.downsample, h * grids.downsample))
 
@@ -45,15 +46,15 @@ def free_view(picture: Image.Image, view: int, grids: Grids, flip: bool, rng: ra
     """View number `view` of many, [3, H, W]: even ones the whole picture on its composition's grid, frame and all, as
     it will be drawn (with `flip` every other mirrored); 1 its middle square, other odd ones squares from closer."""
     width, height = picture.size
-    if (short := min(width, height)) < SMALL:
-        factor = -(-4 * SMALL // short)
+    if (short := min(width, height)) < PIXEL_ART_SIDE:
+        factor = -(-4 * PIXEL_ART_SIDE // short)
         width, height = width * factor, height * factor
         picture = picture.resize((width, height), Image.Resampling.NEAREST)
     h, w = grids.native if view % 2 else grids.composition(width, height)
     if view % 2 == 0 or view == 1:
         whole = ImageOps.mirror(picture) if flip and view % 4 == 2 else picture
         return to_tensor(fit_cover(whole, w * grids.downsample, h * grids.downsample))
-    scale = min(width / w, height / h) / (1 + (CLOSEST - 1) * rng.random() ** 1.5)
+    scale = min(width / w, height / h) / (1 + (CLOSEST_VIEW - 1) * rng.random() ** 1.5)
     left, top = rng.uniform(0, width - w * scale), rng.uniform(0, height - h * scale)
     box = (left, top, min(width, left + w * scale), min(height, top + h * scale))
     crop = picture.resize((w * grids.downsample, h * grids.downsample), Image.Resampling.LANCZOS, box)
@@ -61,7 +62,7 @@ def free_view(picture: Image.Image, view: int, grids: Grids, flip: bool, rng: ra
 
 
 @torch.inference_mode()
-def encode(run: Run, tokenizer: Tokenizer) -> tuple[TokenCache, str]:
+def encode(run: Run[TrainOptions], tokenizer: Tokenizer) -> tuple[TokenCache, str]:
     """The tokens of all pictures, made or completed in the folder of the run, and what names them: these pictures, this
     tokenizer, these views. Ctrl-C saves first."""
     art, options, path, device = run.art, run.options, run.work / "tokens.safetensors", pick_device()
@@ -72,7 +73,7 @@ def encode(run: Run, tokenizer: Tokenizer) -> tuple[TokenCache, str]:
         cache = TokenCache(options.views, [], [], [])
     tokenizer, saved_at = tokenizer.to(device).eval(), time.monotonic()
     bar = tqdm(desc="encoding", total=len(art), initial=len(cache), disable=options.quiet, mininterval=1)
-    with catch_interrupt() as interrupt, bar, torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(options)):
+    with catch_interrupt() as interrupt, bar, torch.autocast(device.type, torch.bfloat16, enabled=run.bf16):
         for i in range(len(cache), len(art)):
             picture = art.picture(i)
             for view in range(options.views):
