@@ -130,7 +130,7 @@ def test_warnings_reach_the_screen_and_not_a_quiet_one(tmp_path: Path, capsys: p
     for quiet in (False, True):
         task = gpt_task()
         task.warnings = lambda progress, metrics: ["mind the codes"]  # type: ignore[method-assign]
-        run(task, schedule(1, quiet=quiet), tmp_path / str(quiet))
+        run(task, schedule(1, replace(QUIET, quiet=quiet)), tmp_path / str(quiet))
         assert ("warning: mind the codes" in capsys.readouterr().err) is not quiet
 
 

@@ -43,7 +43,6 @@ class Collection:
     train: list[int]
     val: list[int]
     skipped: list[Skipped]
-    near_duplicates: int
     flip: bool  # whether mirrored pictures could be of this folder: not where all lean, or are lit or read, one way
     train_NCHW: Tensor  # thumbnails of the pictures to learn from
 
@@ -86,7 +85,6 @@ def load_collection(path: str | Path) -> Collection:
         train,
         val,
         [*art.skipped, *copied],
-        near_duplicates=len(taken) - count,
         flip=asymmetry < 0.05 + 2 / len(train),
         train_NCHW=small_NCHW[[taken.index(i) for i in train]],
     )

@@ -7,11 +7,11 @@ a model of the best so far.
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,12 @@ from tokenizer_vq.vq import VQTokenizer
 from .card import summary, tuned_card
 from .collection import Collection, load_collection
 from .decoder import DecoderTask
-from .folder import Run, work_folder, write_json
+from .folder import Run, read_json, work_folder, write_json
+from .gpt import TuneTask, bits_of
 from .loop import Schedule
-from .options import TrainOptions, TuneOptions
+from .options import LearningOptions, TrainOptions, TuneOptions
 from .state import load_state
-from .tune import TuneTask, Views, bits_of
+from .tokens import Views
 
 LISTING, BEFORE_AFTER, FACTS = "pictures.csv", "before-after.jpg", "facts.json"
 VALIDATING, DRAWING = 0.1, 0.08  # shares of the time
@@ -81,7 +82,6 @@ def finetune(art: str | Path, out: str | Path, model: str, options: TuneOptions)
     collection = load_collection(art)
     tuning = _Tuning(collection, Run(collection.art, collection.train, collection.val, options, work), base, start)
     tuning.run.check_same_run("finetune", model=f"{base.name} {base.weights_hash[:12]}")
-    tuning.load_facts()
     if "minutes" in tuning.facts:
         tuning.run.say(f"{out} is finished already; another --out starts anew")
         return out
@@ -120,22 +120,12 @@ class _Tuning:
         self.views = Views(run, numbers, base, self.flip)
         self.task = TuneTask(self.views, self.gpt)
         self.best = run.state_file(self.task.name, "best")
-        self.facts: dict[str, Any] = {}  # the plan, and what was measured
-
-    def load_facts(self) -> None:
-        """Those of an earlier start. Raises UserError where they are damaged."""
-        if (path := self.run.work / FACTS).is_file():
-            try:
-                self.facts = dict(json.loads(path.read_text(encoding="utf-8")))
-            except (ValueError, TypeError) as error:
-                raise UserError(f"{path} is damaged; delete it to go on, or use another --out") from error
+        self.facts = read_json(run.work / FACTS)  # the plan, and what was measured
 
     def prepare(self) -> None:
         """Say what was found and what will be done, before anything takes long, and measure the base."""
         run, val = self.run, self.collection.val
         run.describe(self.collection.skipped)
-        if near := self.collection.near_duplicates:
-            run.say(f"{near} nearly the same as others: those stay on one side of the split")
         self.collection.write(self.out / LISTING)
         run.say(f"what was done with each file, and why, is in {self.out / LISTING}")
         if not self.facts:
@@ -165,9 +155,8 @@ class _Tuning:
             f"{samples / pictures:.0f} of each picture, {'' if self.flip else 'not '}mirrored at random"
         )
         if options.samples:
-            self.run.say(
-                f"--samples decides, not --minutes: about {samples / options.batch * step / 60:.1f} of learning"
-            )
+            minutes = samples / options.batch * step / 60
+            self.run.say(f"--samples decides, not --minutes: about {minutes:.1f} minutes of learning")
         elif seconds > MIN_STEPS * step:
             self.run.say(f"{options.minutes:g} minutes in all, less if it stops getting better before")
         else:
@@ -204,9 +193,9 @@ class _Tuning:
         """Train; `gpt` has the best weights then."""
         run, options = self.run, self.run.options
         identity = f"{run.art.fingerprint}/{self.base.weights_hash}"
-        seconds = math.inf if options.samples else self.facts["seconds"]  # where these decide, nobody knows the steps
-        samples = options.samples or options.batch
-        self.gpt, _ = run.learn(self.task, samples, options.batch, identity, seconds=seconds)
+        seconds = math.inf if options.samples else self.facts["seconds"]
+        samples = options.samples or options.batch  # where the time decides, nobody knows how many
+        self.gpt, _ = run.learn(self.task, samples, options.batch, identity, seconds)
         if options.decoder_crops and isinstance(self.tokenizer, VQTokenizer):
             self.tokenizer, self.facts["decoder"] = self._tune_decoder(self.tokenizer)
 
@@ -215,16 +204,8 @@ class _Tuning:
         recipes stay good. Without a discriminator, which so few pictures would make blind, a decoder also grows softer:
         the old one comes back where unseen pictures do not gain much."""
         run, options = self.run, self.run.options
-        how = TrainOptions(
-            options.seed,
-            precision=options.precision,
-            save_minutes=options.save_minutes,
-            patience=options.patience,
-            quiet=options.quiet,
-            adversarial=0.0,
-            tokenizer_lr=DECODER_LR,
-            flip=self.flip,
-        )
+        shared = {field.name: getattr(options, field.name) for field in fields(LearningOptions)}
+        how = TrainOptions(**shared, adversarial=0.0, tokenizer_lr=DECODER_LR, flip=self.flip)
         decoder_run = Run(run.art, run.train, run.val, how, run.work)
         task = DecoderTask(decoder_run, perceptual(NO_WEIGHTS), tokenizer)
         before = task.measure(tokenizer)["ssim"]

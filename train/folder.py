@@ -52,11 +52,9 @@ class Run(Generic[Options]):
 
     def describe(self, skipped: list[Skipped]) -> None:
         """Say how many pictures there are, and which files were passed over and why."""
-        pictures, labels = len(self.train) + len(self.val), len(self.art.labels)
-        self.say(
-            f"{pictures} pictures: {len(self.train)} to learn from, {len(self.val)} held out, {labels} labels; "
-            f"{len(skipped)} skipped"
-        )
+        train, val, labels = len(self.train), len(self.val), len(self.art.labels)
+        counts = f"{train} to learn from, {val} held out, {labels} labels; {len(skipped)} skipped"
+        self.say(f"{train + val} pictures: {counts}")
         for each in skipped[:LISTED]:
             self.say(f"skipped: {each.name} {each.reason}")
         if len(skipped) > LISTED:
@@ -66,21 +64,16 @@ class Run(Generic[Options]):
         """Write down what is trained on and how. Raises UserError if the folder is of another run."""
         path, out = self.work / "options.json", self.work.parent
         options = asdict(self.options) | more
-        if path.is_file():
-            try:
-                before = dict(json.loads(path.read_text(encoding="utf-8")))
-                art, old = before["art"], dict(before["options"])
-            except (OSError, ValueError, TypeError, KeyError) as error:
-                raise UserError(f"{path} is damaged; delete it to go on, or use another --out") from error
-            if art != self.art.fingerprint:
+        if before := read_json(path):
+            if before.get("art") != self.art.fingerprint:
                 raise UserError(f"{out} is being trained on other pictures (or some changed); use another --out")
-            changed = [name for name in options if name not in FREE_OPTIONS and old.get(name) != options[name]]
-            if before.get("stage") == stage and changed:
-                name = changed[0]
-                raise UserError(
-                    f"{out} was started with {name.replace('_', '-')} {old.get(name)}, now it is {options[name]}; "
-                    "use the same options to go on, or another --out"
-                )
+            old = dict(before.get("options", {})) if before.get("stage") == stage else options
+            for name in options:
+                if name not in FREE_OPTIONS and old.get(name) != options[name]:
+                    raise UserError(
+                        f"{out} was started with {name.replace('_', '-')} {old.get(name)}, now it is {options[name]}; "
+                        "use the same options to go on, or another --out"
+                    )
         try:
             self.work.mkdir(parents=True, exist_ok=True)
             write_json(path, {"art": self.art.fingerprint, "stage": stage, "options": options})
@@ -96,18 +89,8 @@ class Run(Generic[Options]):
         self, task: Task[Model], samples: int, batch: int, identity: str, seconds: float = math.inf
     ) -> tuple[Model, dict[str, Any]]:
         """Learn a task on what `identity` names; the best averaged model and its numbers on held-out pictures."""
-        how = self.options
-        schedule = Schedule(
-            -(-samples // batch),
-            batch,
-            60 * how.save_minutes,
-            how.patience,
-            how.seed,
-            self.bf16,
-            workers=getattr(how, "workers", 0),  # fine-tuning has none
-            quiet=how.quiet,
-            seconds=seconds,
-        )
+        workers = getattr(self.options, "workers", 0)  # fine-tuning has none
+        schedule = Schedule(self.options, -(-samples // batch), batch, self.bf16, seconds, workers)
         return loop.run(task, schedule, self.work, identity), self.numbers(task.name, batch)
 
     def state_file(self, task: str, which: str) -> Path:
@@ -143,6 +126,14 @@ def work_folder(out: Path, stage: str | None) -> Path:
         if stage != "gpt" or checkpoint.load(out).gpt is not None:
             raise UserError(f"{out} already holds a finished model; a new or empty folder is wanted")
     return out / WORK
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; nothing where there is no file. Raises UserError where it is damaged."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged; delete it to go on, or use another --out") from error
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

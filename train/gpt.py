@@ -1,8 +1,9 @@
-"""Stage two: the GPT learns token grids, every sample in a drawing order of its own."""
+"""Stage two, and fine-tuning: the GPT learns token grids, every sample in a drawing order of its own."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,17 +15,19 @@ from torch.utils.data import Dataset, default_collate
 
 from igpt.checkpoint import Tokenizer
 from igpt.config import GPTConfig, SamplingOptions
-from igpt.likelihood import token_nats
+from igpt.likelihood import bits_per_token, token_nats
 from igpt.model import GPT
 from igpt.sampling import generators, sample
 from igpt.sizes import Grids
 from igpt.token_cache import TokenCache, TokenWindows
 from tokenizer_vq.images import to_picture
 
+from .folder import Run
 from .loop import Task
 from .muon import muon
 from .options import LearningOptions, Preset
 from .state import seeded
+from .tokens import Views, Window
 
 LABEL_DROPOUT = 0.1  # share of samples without their label, which guidance and unlabelled drawing want
 WEIGHT_DECAY = 0.1
@@ -33,30 +36,21 @@ SHEET_SAMPLES, SHEET_SEED = 16, 0
 
 
 class GPTTask(Task[GPT]):
-    """A `loop.Task`: the GPT on cached tokens. `split` are pictures to learn from and held-out ones; the tokenizer only
-    paints the sheets."""
+    """A `loop.Task`: the GPT on cached tokens. The tokenizer only paints the sheets."""
 
     name = "gpt"
     divisible = True
 
-    def __init__(
-        self,
-        cache: TokenCache,
-        split: tuple[list[int], list[int]],
-        tokenizer: Tokenizer,
-        model: GPT,
-        options: LearningOptions,
-        lr: float,
-    ):
+    def __init__(self, run: Run[Any], cache: TokenCache, tokenizer: Tokenizer, model: GPT, lr: float):
         self.tokenizer, self.lr, self.config = tokenizer, lr, model.config
-        self.random_orders = share = options.random_orders
+        self.random_orders, seed = run.options.random_orders, run.options.seed
         self.modules: dict[str, nn.Module] = {"model": model}
-        about = (model.config, options.seed)
-        noise: dict[str, Any] = {"noise": options.token_noise, "label_dropout": LABEL_DROPOUT}
-        self.dataset: Dataset[Any] = TokenWindows(cache, split[0], *about, random_orders=share, **noise)
-        about, held_out = (model.config, options.seed + 1), split[1] or split[0][:64]
+        noise: dict[str, Any] = {"noise": run.options.token_noise, "label_dropout": LABEL_DROPOUT}
+        self.dataset: Dataset[Any] = TokenWindows(
+            cache, run.train, model.config, seed, random_orders=self.random_orders, **noise
+        )
         self.held_out = {
-            order: TokenWindows(cache, held_out, *about, random_orders=share)
+            order: TokenWindows(cache, run.val or run.train[:64], model.config, seed + 1, random_orders=share)
             for order, share in (("random", 1), ("raster", 0))
         }
 
@@ -95,6 +89,36 @@ class GPTTask(Task[GPT]):
         return to_picture(rearrange(images, "(rows columns) c h w -> c (rows h) (columns w)", columns=8))
 
 
+class TuneTask(GPTTask):
+    """A `loop.Task`: the GPT on the views of a few pictures. Its score is bits a token of validation windows.
+
+    By AdamW: orthogonal steps (Muon) cost as much as five grids, and so few steps gain nothing from them.
+    """
+
+    name = "finetune"
+
+    def __init__(self, views: Views, model: GPT):
+        super().__init__(views.run, views, views.model.tokenizer, model, views.run.options.peak_lr)
+        self.windows: list[Window] = []  # of validation pictures, as many as there will be time for
+
+    def optimizer(self, name: str) -> torch.optim.Optimizer:
+        """AdamW, with weight decay for matrices that are no tables."""
+        learning = {key: p for key, p in self.modules[name].named_parameters() if p.requires_grad}
+        decayed = [p for key, p in learning.items() if p.dim() == 2 and key not in TABLES]
+        others = [p for key, p in learning.items() if p.dim() != 2 or key in TABLES]
+        groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.95), fused=True)
+
+    @torch.no_grad()
+    def measure(self, model: GPT, progress: float = 1.0) -> dict[str, float]:
+        """Bits a token of the validation windows."""
+        bits = bits_of(model, self.windows)
+        return {"bits": bits, "score": bits}
+
+    def sheet(self, model: GPT) -> None:
+        """None before the end: drawing takes the time in which more could be learned."""
+
+
 def new_gpt(tokenizer: Tokenizer, labels: int, preset: Preset, options: LearningOptions) -> GPT:
     """The GPT that a training starts with: random weights."""
     shape = (tokenizer.vocab_size, labels, preset.layers, preset.width, preset.heads, preset.cell)
@@ -105,3 +129,12 @@ def new_gpt(tokenizer: Tokenizer, labels: int, preset: Preset, options: Learning
 def cross_entropy(logits_BLnK: Tensor, targets_BLn: Tensor) -> Tensor:
     """Mean negative log likelihood in nats over the targets that are not -1."""
     return F.cross_entropy(logits_BLnK.float().flatten(0, 2), targets_BLn.flatten(), ignore_index=-1)
+
+
+def bits_of(gpt: GPT, windows: Sequence[Window]) -> float:
+    """Mean bits a token of grids of any shapes under their labels, in random orders that are the same every time."""
+    bits = []
+    for shape in dict.fromkeys(grid_hw.shape for grid_hw, _ in windows):
+        grids, labels = zip(*((grid_hw, label) for grid_hw, label in windows if grid_hw.shape == shape), strict=True)
+        bits.append(bits_per_token(gpt, torch.stack(grids), torch.tensor(labels)).flatten())
+    return float(torch.cat(bits).mean())

@@ -35,6 +35,7 @@ from tqdm import tqdm
 from igpt.device import pick_device
 from tokenizer_vq.base import UserError
 
+from .options import LearningOptions
 from .state import catch_interrupt, load_state, save_state, seeded
 
 EMA_DECAY = 0.999
@@ -77,19 +78,16 @@ class Task(Protocol[Measured]):
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long, how much at once, how often to evaluate and save."""
+    """How long, how much at once, how often to evaluate; when to save and to give up is in the options."""
 
+    options: LearningOptions
     steps: int
     batch: int
-    save_seconds: float
-    patience: int  # evaluations without a better score, after which the run ends
-    seed: int
-    bf16: bool
-    workers: int = 0
-    quiet: bool = False
+    bf16: bool = False
+    seconds: float = math.inf  # where there is a limit to learning and evaluating, the clock decides instead of `steps`
+    workers: int = 0  # processes that load samples
     evaluations: int = 20
     log_every: int = 25  # steps; evaluations are at least as far apart
-    seconds: float = math.inf  # where there is a limit to learning and evaluating, the clock decides instead of `steps`
 
 
 def rate(progress: float) -> float:
@@ -128,7 +126,7 @@ def run(task: Task[Model], schedule: Schedule, folder: Path, identity: str = "")
     Ctrl-C the state is saved before KeyboardInterrupt goes on.
     """
     trainer = Trainer(task, schedule, folder, identity)
-    with catch_interrupt() as interrupt, seeded(schedule.seed), trainer.bar:
+    with catch_interrupt() as interrupt, seeded(schedule.options.seed), trainer.bar:
         for batch in trainer.batches():
             metrics = trainer.gradients(batch)
             metrics |= trainer.clip_and_step(rate(trainer.progress))
@@ -141,11 +139,11 @@ def run(task: Task[Model], schedule: Schedule, folder: Path, identity: str = "")
             if last or trainer.step >= trainer.evaluated_at + trainer.evaluate_every:
                 trainer.evaluate(last)
 
-            overfits = trainer.evals_since_best >= schedule.patience
+            overfits = trainer.evals_since_best >= schedule.options.patience
             overfits, stopped = (vote > 0 for vote in trainer.agreed(overfits, interrupt.is_set()))
             if overfits:  # the best weights are on disk
                 trainer.progress, last = 1.0, True
-            if last or stopped or time.monotonic() > trainer.saved_at + schedule.save_seconds:
+            if last or stopped or time.monotonic() > trainer.saved_at + 60 * schedule.options.save_minutes:
                 trainer.save()
             if stopped:
                 trainer.say(f"stopped at step {trainer.step} of {trainer.steps}; the same command goes on from there")
@@ -172,7 +170,7 @@ class Trainer:
         self.best_score, self.evals_since_best = math.inf, 0
         self.latest: dict[str, float] = {}  # metrics
         self.seconds_before = 0.0  # of learning, when the training was last stopped
-        self.began = self.saved_at = time.monotonic()
+        self.started = self.saved_at = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         self.state_path, self.best_path = (folder / f"{task.name}-{which}.safetensors" for which in ("state", "best"))
         if self.state_path.is_file():
@@ -181,7 +179,7 @@ class Trainer:
         if self.processes.num_processes > 1:
             ids = [self.device] if self.device.type == "cuda" else None
             self.ddp = {name: DistributedDataParallel(module, ids) for name, module in self.ddp.items()}
-        silent = schedule.quiet or not self.main
+        silent = schedule.options.quiet or not self.main
         self.bar = tqdm(desc=task.name, total=self.steps, initial=self.step, mininterval=1, disable=silent)
 
     def _resume(self) -> None:
@@ -228,7 +226,7 @@ class Trainer:
             print(f"out of memory: going on with {size // 2} samples at once", file=sys.stderr)
 
     def _gradients(self, batch: Any) -> dict[str, Tensor]:
-        seed = self.schedule.seed * 1_000_003 + self.step
+        seed = self.schedule.options.seed * 1_000_003 + self.step
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed * 131 + self.processes.process_index)  # of dropout
         for optimizer in self.optimizers.values():
@@ -274,7 +272,7 @@ class Trainer:
     @property
     def seconds(self) -> float:
         """Of learning and evaluating, also before the training was stopped and started again."""
-        return self.seconds_before + time.monotonic() - self.began
+        return self.seconds_before + time.monotonic() - self.started
 
     @property
     def steps(self) -> int:

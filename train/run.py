@@ -121,7 +121,7 @@ def _train_gpt(run: Run[TrainOptions], tokenizer: checkpoint.Tokenizer, provenan
     cache, identity = encode(run, tokenizer)
     labels, batch = run.art.labels, run.preset.gpt_batch
     gpt = new_gpt(tokenizer, len(labels), run.preset, run.options)
-    task = GPTTask(cache, (run.train, run.val), tokenizer, gpt, run.options, run.options.gpt_lr)
+    task = GPTTask(run, cache, tokenizer, gpt, run.options.gpt_lr)
 
     def save(gpt: GPT) -> None:
         _save(out, tokenizer, gpt, labels, provenance | {"gpt": run.numbers(task.name, batch)})
