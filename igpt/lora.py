@@ -104,6 +104,16 @@ def with_labels(gpt: GPT, count: int) -> GPT:
     return wider
 
 
+def with_tokens(gpt: GPT, like: Tensor) -> GPT:
+    """A copy that knows more tokens, behind its own; each begins as the token [N] that it is like."""
+    wider = copy.deepcopy(gpt)
+    wider.config = replace(gpt.config, vocab_size=gpt.config.vocab_size + len(like))
+    wider.tokens.num_embeddings = wider.head.out_features = wider.config.vocab_size
+    for table in (wider.tokens, wider.head):
+        table.weight = nn.Parameter(torch.cat([table.weight.detach(), table.weight.detach()[like]]))
+    return wider
+
+
 # The file
 
 

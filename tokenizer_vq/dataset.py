@@ -17,6 +17,7 @@ import tarfile
 import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import repeat
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -44,12 +45,13 @@ class Skipped(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """Where a picture lies: a whole file, or `size` bytes at `offset` of an archive."""
+    """Where a picture lies: a whole file, or `size` bytes at `offset` of an archive; of a sheet of sprites a box."""
 
     name: str
     path: str
     offset: int = 0
     size: int = -1
+    box: tuple[int, int, int, int] | None = None  # left, top, right and bottom in pixels
 
     def read(self) -> bytes:
         if not os.path.isfile(self.path):  # a broken link; or a pipe, where reading would block
@@ -125,16 +127,37 @@ def _read_manifest(path: Path) -> dict[str, str]:
 # The collection
 
 
-def _check(entry: _Entry) -> Skipped | tuple[_Entry, str, tuple[int, int]]:
-    """Decodes one picture; with the entry come the SHA-256 of the file and the size of the picture."""
+class _Usable(NamedTuple):
+    """A picture that can be used."""
+
+    entry: _Entry
+    digest: str  # SHA-256 of the file, or of the pixels of a sprite of a sheet
+    size: tuple[int, int]  # width and height in pixels
+
+
+def _check(entry: _Entry, grid: int | None) -> list[Skipped | _Usable]:
+    """Decodes one picture, and cuts it into squares of `grid` pixels a side where it is larger; empty ones are none."""
     try:
         content = entry.read()
-        width, height = open_picture(content, entry.name).size
+        picture = open_picture(content, entry.name, "RGBA")
     except UnreadablePicture as error:
-        return Skipped(entry.name, error.reason)
+        return [Skipped(entry.name, error.reason)]
+    width, height = picture.size
     if min(width, height) < MIN_SIDE:
-        return Skipped(entry.name, f"is too small: {width}x{height} pixels, wanted at least {MIN_SIDE} a side")
-    return entry, hashlib.sha256(content).hexdigest(), (width, height)
+        return [Skipped(entry.name, f"is too small: {width}x{height} pixels, wanted at least {MIN_SIDE} a side")]
+    if grid is None or max(width, height) <= grid:
+        return [_Usable(entry, hashlib.sha256(content).hexdigest(), picture.size)]
+    if width % grid or height % grid:
+        return [Skipped(entry.name, f"has {width}x{height} pixels, which do not divide into sprites of {grid} a side")]
+    sprites, stem = [], entry.name.removesuffix(PurePosixPath(entry.name).suffix)
+    for number in range(width // grid * (height // grid)):
+        left, top = number % (width // grid) * grid, number // (width // grid) * grid
+        box = (left, top, left + grid, top + grid)
+        tile = picture.crop(box)
+        if tile.getcolors(1) is None:  # of more than one colour
+            digest = hashlib.sha256(tile.tobytes()).hexdigest()
+            sprites.append(_Usable(entry._replace(name=f"{stem}-{number:04}.png", box=box), digest, tile.size))
+    return list(sprites)
 
 
 class ArtFolder:
@@ -143,7 +166,8 @@ class ArtFolder:
     The sub-folder of a picture is its label ("a/b" when nested); pictures at the top have the name of the folder, or of
     the archive, as their label. `manifest` is a CSV that decides the split: its column `path`, `name` or `id` names a
     picture (with or without folders and extension), its column `split` says train, val or test; test and unnamed
-    pictures are in neither part. Raises UserError when nothing is usable, and for a bad manifest.
+    pictures are in neither part. With `grid` larger pictures are sheets of sprites of so many pixels a side. Raises
+    UserError when nothing is usable, and for a bad manifest.
     """
 
     labels: list[str]  # in use, sorted
@@ -153,22 +177,22 @@ class ArtFolder:
     digests: list[str]  # of each picture the SHA-256 of its file
     skipped: list[Skipped]  # files with the extension of a picture that cannot be used
 
-    def __init__(self, path: str | Path, *, manifest: str | Path | None = None) -> None:
+    def __init__(self, path: str | Path, *, manifest: str | Path | None = None, grid: int | None = None) -> None:
         root = Path(os.path.abspath(Path(path).expanduser()))  # the working directory may change later
         split_of = {} if manifest is None else _read_manifest(Path(manifest).expanduser())
         files = _files_in_folder(root) if root.is_dir() else _files_in_tar(root)
         candidates = [entry for entry in files if PurePosixPath(entry.name).suffix.lower() in PICTURE_SUFFIXES]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            checked = list(pool.map(_check, candidates))
+            checked = [result for results in pool.map(_check, candidates, repeat(grid)) for result in results]
         self.skipped = [result for result in checked if isinstance(result, Skipped)]
         usable = [result for result in checked if not isinstance(result, Skipped)]
         if not usable:
             first = f"; the first: {self.skipped[0].name} {self.skipped[0].reason}" if self.skipped else ""
             raise UserError(f"no usable picture in {path}, {len(files)} files looked at{first}")
-        self._entries = [entry for entry, _, _ in usable]
+        self._entries = [each.entry for each in usable]
         self.names = [entry.name for entry in self._entries]
-        self.digests = [digest for _, digest, _ in usable]
-        self.sizes = [size for _, _, size in usable]
+        self.digests = [each.digest for each in usable]
+        self.sizes = [each.size for each in usable]
         top = _normalized(root.name if root.is_dir() else root.stem) or "pictures"
         labels = [name.rpartition("/")[0] or top for name in self.names]
         self.labels = sorted(set(labels))
@@ -183,7 +207,9 @@ class ArtFolder:
     def picture(self, index: int, mode: str = "RGB") -> Image.Image:
         """One picture, decoded now, as RGB or RGBA. Raises UnreadablePicture if the file is gone or unreadable now."""
         entry = self._entries[index]
-        return open_picture(entry.read(), entry.name, mode)
+        if entry.box is None:
+            return open_picture(entry.read(), entry.name, mode)
+        return _sheet(entry._replace(name=entry.path, box=None), mode).crop(entry.box)
 
     @property
     def different(self) -> int:
@@ -209,6 +235,12 @@ class ArtFolder:
             splits = ["val" if digest in chosen else "train" for digest in self.digests]
         train, val = ([i for i, split in enumerate(splits) if split == wanted] for wanted in SPLITS[:2])
         return train, val
+
+
+@lru_cache(maxsize=2)
+def _sheet(entry: _Entry, mode: str) -> Image.Image:
+    """A picture of which many parts are asked for."""
+    return open_picture(entry.read(), entry.name, mode)
 
 
 def _split_of(name: str, split_of: dict[str, str]) -> str:

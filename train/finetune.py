@@ -39,6 +39,7 @@ from .folder import Run, read_json, work_folder, write_json
 from .gpt import TuneTask, bits_of
 from .loop import Schedule
 from .options import LearningOptions, TrainOptions, TuneOptions
+from .sprites import with_colours_of
 from .state import load_state
 from .tokens import Views
 
@@ -103,8 +104,10 @@ class _Tuning:
     """One fine-tuning, step by step."""
 
     def __init__(self, collection: Collection, run: Run[TuneOptions], base: ImageGPT, start: float):
-        self.collection, self.run, self.base, self.start = collection, run, base, start
-        self.out, self.tokenizer, options = run.work.parent, base.tokenizer, run.options
+        self.collection, self.run, self.start, options = collection, run, start, run.options
+        known = base.tokenizer.vocab_size
+        self.base = base = base if options.adapter else with_colours_of(run.art, base)  # an adapter has no new tokens
+        self.out, self.tokenizer = run.work.parent, base.tokenizer
         # Sub-folders with the name of a known label add to that label.
         self.new = [label for label in run.art.labels if label not in base.labels]
         self.labels = base.labels + self.new
@@ -115,6 +118,7 @@ class _Tuning:
         if options.method == "lora":
             rank = min(options.rank, largest_rank(self.gpt)) if options.adapter else options.rank
             apply_lora(self.gpt, rank, options.seed)
+        self.gpt.tokens.requires_grad_(options.method != "lora" or base.tokenizer.vocab_size > known)
         numbers = [self.labels.index(run.art.labels[k]) for k in run.art.label_of]
         self.flip = collection.flip if options.flip is None else options.flip
         self.views = Views(run, numbers, base, self.flip)
@@ -282,7 +286,7 @@ class _Tuning:
 
     def _tile(self, picture: Image.Image) -> Image.Image:
         """For the sheet: sprites are enlarged by whole numbers."""
-        if self.views.sprites:
+        if self.views.palette:
             return ImageOps.scale(picture, max(1, TILE_SIDE // max(picture.size)), Image.Resampling.NEAREST)
         return ImageOps.contain(picture, (TILE_SIDE, TILE_SIDE), Image.Resampling.LANCZOS)
 

@@ -8,7 +8,7 @@ import math
 import platform
 import shlex
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -44,6 +44,7 @@ class Run(Generic[Options]):
     options: Options
     work: Path
     preset: Preset = PRESETS["small"]
+    limits: dict[str, float] = field(default_factory=dict)  # seconds of learning, by the name of the task
 
     def say(self, sentence: str) -> None:
         """On the screen, unless it is to be quiet."""
@@ -86,10 +87,11 @@ class Run(Generic[Options]):
         return fast_bf16() if self.options.precision == "auto" else self.options.precision == "bf16"
 
     def learn(
-        self, task: Task[Model], samples: int, batch: int, identity: str, seconds: float = math.inf
+        self, task: Task[Model], samples: int, batch: int, identity: str, seconds: float | None = None
     ) -> tuple[Model, dict[str, Any]]:
         """Learn a task on what `identity` names; the best averaged model and its numbers on held-out pictures."""
         workers = getattr(self.options, "workers", 0)  # fine-tuning has none
+        seconds = self.limits.get(task.name, math.inf) if seconds is None else seconds
         schedule = Schedule(self.options, -(-samples // batch), batch, self.bf16, seconds, workers)
         return loop.run(task, schedule, self.work, identity), self.numbers(task.name, batch)
 

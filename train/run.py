@@ -13,17 +13,20 @@ from igpt.evaluation.perceptual import LPIPS, Distance, EncoderDistance, Gradien
 from igpt.model import GPT
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
+from tokenizer_vq.palette import PaletteTokenizer
 from tokenizer_vq.vq import VQTokenizer
 
 from .card import model_card
 from .decoder import DecoderTask
 from .folder import Run, command_line, weights_fingerprint, work_folder
 from .gpt import GPTTask, new_gpt
-from .options import TrainOptions
+from .options import SHARES, TrainOptions
+from .sprites import LARGEST_LEARNED, palette_for
 from .state import load_state
 from .tokenizer import TokenizerTask
 from .tokens import encode
 
+STAGES = {"tokenizer": ("tokenizer", "decoder"), "decoder": ("decoder",), "gpt": ("gpt",), None: tuple(SHARES)}
 RECONSTRUCTIONS = "reconstructions.png"  # in it: held-out pictures above what the finished tokenizer makes of them
 
 
@@ -38,7 +41,7 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     keep_freed_memory()
     out = Path(out).expanduser()
     work = work_folder(out, stage)
-    collection = ArtFolder(art, manifest=options.manifest)
+    collection = ArtFolder(art, manifest=options.manifest, grid=options.grid)
     train_ids, val_ids = collection.split()
     if len(train_ids) < 2 or collection.different < 3:
         raise UserError(f"{art} has {collection.different} different usable pictures; 3 or more are wanted")
@@ -52,8 +55,12 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
         if not (found and isinstance(found.tokenizer, VQTokenizer) and preset.decoder_crops):
             raise UserError("train decoder wants a model with a VQ tokenizer, --tokenizer MODEL, and --decoder-crops")
         start = found.tokenizer
-    distance = perceptual(options.perceptual) if start or not found else GradientSSIM()
-    run = Run(collection, train_ids, val_ids, options, work, preset)
+    sprites = None if source else palette_for(collection, options)
+    if sprites:
+        preset = options.suited_to_sprites(min(LARGEST_LEARNED, max(map(max, collection.sizes))))
+    distance = perceptual(options.perceptual) if start or not (found or sprites) else GradientSSIM()
+    limits = options.limits(STAGES["gpt" if stage is None and (found or sprites) else stage], sprites is not None)
+    run = Run(collection, train_ids, val_ids, options, work, preset, limits)
     run.describe(collection.skipped)
     run.check_same_run(stage)
 
@@ -63,6 +70,10 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
         about = {"from": Path(str(source)).name, "command": found.provenance.get("command", "unknown")}
         provenance["tokenizer"] = about | found.provenance.get("tokenizer", {})
         provenance |= {key: value for key, value in found.provenance.items() if key == "decoder"}
+    elif sprites:
+        run.say(sprites.reason)
+        tokenizer = PaletteTokenizer(sprites.config)
+        provenance["tokenizer"] = {"colours": sprites.colours, "colours_lost": sprites.lost}
     else:
         tokenizer, provenance["tokenizer"] = _train_tokenizer(run, distance, start)
     if found and start:

@@ -8,18 +8,24 @@ Notable choices:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from igpt.image_gpt import ImageGPT
+from igpt.lora import with_tokens
 from igpt.sizes import LARGEST_SPRITE, SMALLEST_SIDE
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
-from tokenizer_vq.images import laid_on, to_tensor
+from tokenizer_vq.images import from_uint8, laid_on, to_tensor
 from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
+
+from .options import TrainOptions
 
 LARGEST_LEARNED = 64  # pixels a side of a sprite that is learned as a whole
 FEW_COLOURS = 1024  # in all pictures of a folder: with more it is no pixel art
@@ -29,54 +35,77 @@ PLAIN = 0.5  # share of the pixels at the edges which is one colour: that is the
 OPAQUE = 128  # alpha from which on a pixel counts
 
 
+Codes = NDArray[np.int64]  # of colours, 0xrrggbb
+
+
 class SpritePalette(NamedTuple):
     """The palette for a folder of sprites."""
 
     config: PaletteConfig
     colours: int  # different ones in the folder
     lost: int  # of these, how many are learned as the nearest of the palette
+    reason: str  # a sentence on why the folder has a palette
 
 
-def is_pixel_art(art: ArtFolder) -> bool:
-    """Whether all pictures are small and their colours few."""
-    return max(map(max, art.sizes)) <= LARGEST_LEARNED and len(np.unique(_colours(art)[0])) <= FEW_COLOURS
+def palette_for(art: ArtFolder, options: TrainOptions) -> SpritePalette | None:
+    """The palette with which a folder is learned, pixel by pixel, where it is asked for or the folder is pixel art.
 
-
-def sprite_palette(art: ArtFolder, wanted: str | None) -> SpritePalette:
-    """The palette of a folder: its own colours, so many of them ("64"), or those of a .gpl or .hex file.
-
-    Raises UserError for a number or a file that is none.
+    Of no option it has the folder's own colours, of "64" so many, of a .gpl or .hex file those. Raises UserError for a
+    number or a file that is none, and where codes and a palette are both asked for.
     """
+    if options.tokens == "vq" and options.palette:
+        raise UserError(f"--tokens vq learns codes and has no --palette {options.palette}; one of them is wanted")
+    small, asked = max(map(max, art.sizes)) <= LARGEST_LEARNED, bool(options.palette) or options.tokens == "palette"
+    if options.tokens == "vq" or not (small or asked):
+        return None
     opaque_P, edges_P, clear = _colours(art)
     present = [f"#{code:06x}" for code in np.unique(opaque_P)]
-    if wanted and not wanted.isdecimal():
-        colours = PaletteTokenizer.from_file(wanted).config.colours
-    else:
-        values_P3 = np.stack([opaque_P >> 16, opaque_P >> 8 & 255, opaque_P & 255], -1).astype(np.uint8)
-        colours = PaletteTokenizer.fit([Image.fromarray(values_P3[None])], int(wanted or MOST_COLOURS)).config.colours
+    if len(present) > FEW_COLOURS and not asked:
+        return None
+    colours = _palette(opaque_P, options.palette)
     lost = len(set(present) - set(colours))
+    why = "as asked" if asked else f"no picture has more than {LARGEST_LEARNED} pixels a side, --tokens vq learns codes"
+    how = f"{lost} are learned as the nearest of {len(colours)}" if lost else "all are learned as they are"
+    reason = f"a token is a pixel ({why}); of {len(present)} colours {how}"
     if clear:
         free = next((colour for colour in GROUNDS if colour not in {*present, *colours}), None)
         if free is None:
             raise UserError(f"the pictures have all of {', '.join(GROUNDS)}; one is wanted free, to mean transparent")
-        return SpritePalette(PaletteConfig((*colours, free), free), len(present), lost)
+        return SpritePalette(PaletteConfig((*colours, free), free), len(present), lost, reason)
     codes, counts = np.unique(edges_P, return_counts=True)
     ground = f"#{codes[counts.argmax()]:06x}"
     if counts.max() < PLAIN * counts.sum() or ground not in colours:
-        return SpritePalette(PaletteConfig(colours), len(present), lost)
-    return SpritePalette(PaletteConfig(colours, ground, ground_inside=False), len(present), lost)
+        ground = ""
+    return SpritePalette(PaletteConfig(colours, ground, ground_inside=False), len(present), lost, reason)
 
 
-def added_colours(art: ArtFolder, palette: PaletteConfig) -> tuple[str, ...]:
-    """The colours of a folder that a palette lacks, the most frequent first, as far as MOST_COLOURS allows."""
+def _palette(opaque_P: Codes, wanted: str | None) -> tuple[str, ...]:
+    if wanted and not wanted.isdecimal():
+        return PaletteTokenizer.from_file(wanted).config.colours
+    values_P3 = np.stack([opaque_P >> 16, opaque_P >> 8 & 255, opaque_P & 255], -1).astype(np.uint8)
+    return PaletteTokenizer.fit([Image.fromarray(values_P3[None])], int(wanted or MOST_COLOURS)).config.colours
+
+
+def with_colours_of(art: ArtFolder, base: ImageGPT) -> ImageGPT:
+    """A palette model that also knows the colours of a folder, the most frequent first and as far as MOST_COLOURS
+    allows, so that its pixels come out exactly. Each begins as the nearest that the model has; another model stays."""
+    if not isinstance(base.tokenizer, PaletteTokenizer):
+        return base
+    known = base.tokenizer.config.colours
     codes, counts = np.unique(_colours(art)[0], return_counts=True)
-    lacking = [f"#{code:06x}" for code in codes[(-counts).argsort(kind="stable")]]
-    return tuple(colour for colour in lacking if colour not in palette.colours)[
-        : max(0, MOST_COLOURS - len(palette.colours))
-    ]
+    codes = codes[(-counts).argsort(kind="stable")]
+    colours = [colour for code in codes if (colour := f"#{code:06x}") not in known][: max(0, MOST_COLOURS - len(known))]
+    if not colours:
+        return base
+    values_3HW = torch.tensor([list(bytes.fromhex(colour[1:])) for colour in colours], dtype=torch.uint8).T[:, None]
+    nearest = base.tokenizer.encode(from_uint8(values_3HW)[None]).flatten()
+    tokenizer = PaletteTokenizer(replace(base.tokenizer.config, colours=(*known, *colours)))
+    gpt = with_tokens(base.gpt, nearest)
+    parts = tokenizer.to(base.device), gpt, base.labels
+    return ImageGPT(*parts, name=base.name, weights_hash=base.weights_hash, provenance=base.provenance)
 
 
-def _colours(art: ArtFolder) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
+def _colours(art: ArtFolder) -> tuple[Codes, Codes, bool]:
     """The 24-bit colours of all opaque pixels, of those at the edges of pictures, and whether any is transparent."""
     opaque, edges, clear = [], [], False
     for i in range(len(art)):

@@ -20,12 +20,14 @@ from tqdm import tqdm
 from igpt.bundle import Bundle
 from igpt.checkpoint import Tokenizer
 from igpt.device import pick_device
-from igpt.sizes import LARGEST_SPRITE, SMALLEST_SIDE, Grid, Grids
+from igpt.sizes import Grid, Grids
 from igpt.token_cache import TokenCache, window
 from tokenizer_vq.images import fit_cover, to_tensor
+from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
 
 from .folder import Run, weights_fingerprint
 from .options import TrainOptions, TuneOptions
+from .sprites import sprite_view
 from .state import catch_interrupt
 
 LONGEST_VIEW = 2.0  # a view shows at most this many times its short side
@@ -75,28 +77,6 @@ def free_view(picture: Image.Image, view: int, grids: Grids, flip: bool, rng: Ra
     return to_tensor(ImageOps.mirror(crop) if flip and rng.random() < 0.5 else crop)
 
 
-def true_pixels(picture: Image.Image) -> Image.Image:
-    """The sprite that was enlarged by a whole number to make this picture, which is larger than any sprite; or itself.
-    Pixel art is mostly shared like that."""
-    width, height = picture.size
-    largest = min(picture.size) // SMALLEST_SIDE if max(picture.size) > LARGEST_SPRITE else 1
-    for times in range(largest, 1, -1):
-        if width % times == height % times == 0:
-            small = picture.resize((width // times, height // times), Image.Resampling.NEAREST)
-            if small.resize(picture.size, Image.Resampling.NEAREST).tobytes() == picture.tobytes():
-                return small
-    return picture
-
-
-def sprite_view(picture: Image.Image, cell: int, mirrored: bool) -> Tensor:
-    """The picture pixel by pixel in the middle of whole cells of white, [3, H, W]."""
-    width, height = (-(-side // cell) * cell for side in picture.size)
-    page = Image.new("RGB", (width, height), "white")
-    left, top = (width - picture.width) // 2, (height - picture.height) // 2
-    page.paste(ImageOps.mirror(picture) if mirrored else picture, (left, top))
-    return to_tensor(page)
-
-
 # Tokens
 
 
@@ -106,17 +86,22 @@ def encode(run: Run[TrainOptions], tokenizer: Tokenizer) -> tuple[TokenCache, st
     tokenizer, these views. Ctrl-C saves first."""
     art, options, path, device = run.art, run.options, run.work / "tokens.safetensors", pick_device()
     grids = Grids(tokenizer.downsample, run.preset.cell, run.preset.cells)
-    identity = f"{art.fingerprint}/{weights_fingerprint(tokenizer)}/{options.views}/{options.flip}/{grids}"
+    palette = tokenizer.config if isinstance(tokenizer, PaletteTokenizer) else None
+    views = options.views if palette is None else 1 + options.flip
+    identity = f"{art.fingerprint}/{weights_fingerprint(tokenizer)}/{palette}/{views}/{options.flip}/{grids}"
     cache, notes = TokenCache.load(path) if path.is_file() else (None, {})
     if cache is None or notes.get("identity") != identity:
-        cache = TokenCache(options.views, [], [])
+        cache = TokenCache(views, [], [])
     tokenizer, saved_at = tokenizer.to(device).eval(), time.monotonic()
     bar = tqdm(desc="encoding", total=len(art), initial=len(cache), disable=options.quiet, mininterval=1)
     with catch_interrupt() as interrupt, bar, torch.autocast(device.type, torch.bfloat16, enabled=run.bf16):
         for i in range(len(cache), len(art)):
-            picture = art.picture(i)
-            for view in range(options.views):
-                image_CHW = view_of(picture, view, grids, options.flip)
+            picture = art.picture(i, "RGB" if palette is None else "RGBA")
+            for view in range(views):
+                if palette is None:
+                    image_CHW = view_of(picture, view, grids, options.flip)
+                else:
+                    image_CHW = sprite_view(picture, palette, grids.cell, mirrored=view == 1)
                 tokens_hw = tokenizer.encode(image_CHW.unsqueeze(0).to(device))[0].cpu()
                 cache.grids.append(tokens_hw.to(torch.uint16))
             cache.labels.append(art.label_of[i])
@@ -133,17 +118,18 @@ class Views(TokenCache):
     """The views of the pictures of a run in the tokens of a model, each encoded when it is first asked for."""
 
     def __init__(self, run: Run[TuneOptions], labels: list[int], model: Bundle, flip: bool):
-        self.sprites = model.downsample == 1
-        super().__init__(1 + flip if self.sprites else FREE_VIEWS, labels, [])
+        config = model.tokenizer.config
+        self.palette = config if isinstance(config, PaletteConfig) else None
+        super().__init__(FREE_VIEWS if self.palette is None else 1 + flip, labels, [])
         self.run, self.model, self.flip = run, model, flip
-        self.plain = 1 if self.sprites else 2  # how many views, the first ones, show a picture as it is
+        self.plain = 2 if self.palette is None else 1  # how many views, the first ones, show a picture as it is
         self.encoded: dict[tuple[int, int], Tensor] = {}
         self._picture = functools.lru_cache(maxsize=CACHED_PICTURES)(self._opened)
 
     def _opened(self, picture: int) -> Image.Image:
+        if self.palette is not None:
+            return self.run.art.picture(picture, "RGBA")
         opened = self.run.art.picture(picture)
-        if self.sprites:
-            return true_pixels(opened)
         scale = CACHED_SIDE / min(opened.size)
         width, height = (round(side * scale) for side in opened.size)
         return opened.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0) if scale < 1 else opened
@@ -154,8 +140,8 @@ class Views(TokenCache):
         view = view if view % 2 else view % (4 if self.flip else 2)  # see `free_view`: other even ones are the same
         if (picture, view) not in self.encoded:
             opened, model = self._picture(picture), self.model
-            if self.sprites:
-                image_CHW = sprite_view(opened, model.grids.cell, mirrored=view == 1)
+            if self.palette is not None:
+                image_CHW = sprite_view(opened, self.palette, model.grids.cell, mirrored=view == 1)
             else:
                 rng = Random(f"view/{self.run.options.seed}/{picture}/{view}")
                 image_CHW = free_view(opened, view, model.grids, self.flip, rng)
