@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     Options = TypeVar("Options", bound=DataclassInstance)
 
 SAMPLING_HELP = {
-    "steps": "draw the cells of a picture in so many steps; fewer is faster",
-    "temperature": "below 1 the likelier tokens win more often, 0 always takes the likeliest",
-    "top_k": "choose among the N likeliest tokens only, 0 among all",
-    "top_p": "choose among the likeliest tokens that hold this share of the probability",
-    "guidance": "how hard to pull towards the label, 1 is not at all",
-    "order": "of the cells: random, or raster (rows from the top, one cell a step)",
+    "steps": "number of sampling steps; fewer is faster",
+    "temperature": "below 1 favours likely tokens, 0 always takes the likeliest",
+    "top_k": "sample from the N likeliest tokens only; 0: from all",
+    "top_p": "sample from the likeliest tokens that together hold this share of the probability",
+    "guidance": "classifier-free guidance: how strongly to follow the label; 1: no guidance",
+    "order": "in which cells are drawn: random, or raster (rows from the top, one cell a step)",
 }
 
 
