@@ -139,8 +139,8 @@ class Batch:
             # Only windows with equally many cells to see and to draw make a batch.
             counts = whole_Whw.sum((1, 2)) * 2 * height * width + mask_Whw.sum((1, 2))
             for count in sorted(set(counts.tolist())):
-                for some in (counts == count).nonzero().squeeze(-1).split(WINDOWS_AT_ONCE):
-                    cells_Bhw, mask_Bhw = cells_Whw[some], mask_Whw[some]
+                for window_B in (counts == count).nonzero().squeeze(-1).split(WINDOWS_AT_ONCE):
+                    cells_Bhw, mask_Bhw = cells_Whw[window_B], mask_Whw[window_B]
                     if not mask_Bhw.any():
                         continue
                     share = float(mask_Bhw.float().mean())
@@ -148,8 +148,8 @@ class Batch:
                     mask_Bhwn = mask_Bhw.unsqueeze(-1).expand(*mask_Bhw.shape, cell**2)
                     parts = (tokens_Ln[cells_Bhw], known_Ln[cells_Bhw], mask_Bhwn)
                     known = Known(*(to_grid(x.flatten(1, 2), height, cell) for x in parts))
-                    seeds = [Generator().manual_seed(numbers[i]) for i in some]
-                    labels_B, grid = torch.full((len(some),), label), (height * cell, width * cell)
+                    seeds = [Generator().manual_seed(numbers[i]) for i in window_B]
+                    labels_B, grid = torch.full((len(window_B),), label), (height * cell, width * cell)
                     *_, step = sample(gpt, labels_B, grid, fewer, seeds, known)
                     drawn_Bhwn = to_cells(step.tokens_Bhw, cell).view(*mask_Bhwn.shape)
                     tokens_Ln[cells_Bhw[mask_Bhw]] = drawn_Bhwn[mask_Bhw]

@@ -23,7 +23,7 @@ from .bundle import Bundle
 from .canvas import Task
 from .config import check_anchor, check_share, keep_of
 from .fitting import LANCZOS, NEAREST, Inpainting, PartialGrid, canvas_for, continued, mask_tokens, on_grid
-from .recipe import digest, read_recipe
+from .recipe import UntrustedRecipe, digest, read_recipe
 from .sizes import Size, parse_size
 
 BLOBS = 4  # a side, of the pattern in which two pictures are blended
@@ -53,20 +53,22 @@ def open_source(model: Bundle, picture: Picture) -> Source:
             size, most = f"{picture.width}x{picture.height}", MAX_PIXELS // 10**6
             raise UserError(f"the picture has {size} pixels; at most {most} million are wanted")
         return Source(as_rgb(picture))
-    opened, recipe = open_picture(Path(picture)), read_recipe(picture)
-    if recipe is None:
+    opened = open_picture(Path(picture))
+    try:
+        recipe = read_recipe(picture)
+        if recipe is None:
+            return Source(opened)
+        if recipe.weights_hash != model.weights_hash:
+            raise UntrustedRecipe(f"it was made by {recipe.model!r:.50}, a model with other weights")
+        if max(recipe.tokens) >= model.tokenizer.vocab_size:
+            raise UntrustedRecipe("it has tokens that the model has not")
+        if recipe.size != opened.size or (recipe.pixels and recipe.pixels != digest(opened)):
+            raise UntrustedRecipe("its pixels were changed since")
+    except UntrustedRecipe as error:
+        log.warning("the igpt chunk of %s is ignored and the picture encoded anew: %s", picture, error)
         return Source(opened)
-    if recipe.weights_hash != model.weights_hash:
-        why = f"it was made by {recipe.model!r:.50}, a model with other weights"
-    elif max(recipe.tokens) >= model.tokenizer.vocab_size:
-        why = "it has tokens that the model has not"
-    elif recipe.size != opened.size or (recipe.pixels and recipe.pixels != digest(opened)):
-        why = "its pixels were changed since"
-    else:
-        label = recipe.label if recipe.label in model.labels else None
-        return Source(opened, torch.tensor(recipe.tokens).view(*recipe.grid), label)
-    log.warning("the igpt chunk of %s is ignored and the picture encoded anew: %s", picture, why)
-    return Source(opened)
+    label = recipe.label if recipe.label in model.labels else None
+    return Source(opened, torch.tensor(recipe.tokens).view(*recipe.grid), label)
 
 
 # The five edits

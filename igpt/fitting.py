@@ -103,10 +103,10 @@ def mask_tokens(model: Bundle, mask: Image.Image, grid: Grid) -> Tensor:
 def on_grid(model: Bundle, given: Inpainting, grid: Grid) -> PartialGrid:
     """The given picture on a grid, in its own tokens where they are on that grid, or else encoded; what its mask
     touches is not known."""
-    own = given.tokens_hw is not None and given.tokens_hw.shape == grid
-    tokens_hw = given.tokens_hw if own else encode(model, letterbox(model, given.picture, grid))
-    assert tokens_hw is not None
-    return PartialGrid(tokens_hw.clone(), ~mask_tokens(model, given.mask, grid))
+    tokens_hw = given.tokens_hw
+    if tokens_hw is None or tokens_hw.shape != grid:
+        tokens_hw = encode(model, letterbox(model, given.picture, grid))
+    return PartialGrid(tokens_hw, ~mask_tokens(model, given.mask, grid))
 
 
 # Out of a grid

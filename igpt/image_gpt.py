@@ -29,8 +29,7 @@ PICTURES_AT_ONCE = 16  # so that any number fits into memory; a picture is the s
 
 
 class DrawArguments(TypedDict, total=False):
-    """What everything that draws can be asked for: a label, the seed of the first picture, and how it is sampled, by a
-    record of options or by single fields of it."""
+    """What all that draws can be asked for by name; `steps` and what follows are fields of SamplingOptions."""
 
     label: str | None
     seed: int
@@ -46,9 +45,10 @@ class DrawArguments(TypedDict, total=False):
 class ImageGPT(Bundle):
     """Draws pictures in the manner of the art it learned from. Make one with `igpt.load`.
 
-    All that draws takes `n`, how many pictures, and `DrawArguments`: picture i has the seed `seed + i`, and sampling
-    is the model's own, unless `options` or fields of SamplingOptions, as temperature=0.9, say otherwise. It raises
-    UserError, before anything is drawn, on what cannot be.
+    All that draws takes `n`, how many pictures, and `DrawArguments`: picture i has the seed `seed + i`, sampling is the
+    model's own unless `options` or single fields say otherwise, and what cannot be raises UserError before anything is
+    drawn. Of an edited picture the pixels outside what is drawn stay as they are, and its label, unless one is asked
+    for, is that of the picture's recipe or the one that fits best to what stays.
     """
 
     @classmethod
@@ -100,10 +100,7 @@ class ImageGPT(Bundle):
     def stream(
         self, n: int = 1, size: Size | None = None, *, tile: bool = False, **draw: Unpack[DrawArguments]
     ) -> Iterator[list[Image]]:
-        """As `generate`, but yields the unfinished pictures after every step (what is not yet drawn is mid-grey).
-
-        Larger pictures than the model composes, and textures, show again and again while they are refined.
-        """
+        """As `generate`, but yields the unfinished pictures again and again (what is not yet drawn is mid-grey)."""
         (batch,) = self.batches(self.new_picture(size, tile), n, at_once=n, **draw)
         return ([batch.preview(grid) for grid in grids] for grids in batch.some_steps())
 
@@ -131,8 +128,8 @@ class ImageGPT(Bundle):
         )
 
     def label_for(self, task: Task, label: str | None) -> str | None:
-        """The label that an edit is drawn as: the one asked for, or its source's, or the one that fits best to what of
-        the picture is given. None for a new picture that is asked for without one, and where the model has none."""
+        """The label asked for; of an edit without one that of its picture, or the one that fits best to what is given;
+        None where that of a new picture is left to its seed, and where the model has none."""
         self.label_number(label)
         if label is not None or task.label is not None or task.start is None or not self.labels:
             return label if label is not None else task.label
@@ -143,8 +140,7 @@ class ImageGPT(Bundle):
     def _drawn(self, task: Task, n: int, draw: DrawArguments) -> list[Image]:
         return [result.picture for batch in self.batches(task, n, **draw) for result in batch.draw()]
 
-    # Editing pictures: pixels outside what is drawn stay exactly as they are. The label, unless one is given, is that
-    # of the picture's recipe, or the one that fits best to what of the picture stays.
+    # Editing pictures
 
     def complete(
         self, picture: Picture, keep: str | float = DEFAULT_KEEP, *, n: int = 1, **draw: Unpack[DrawArguments]

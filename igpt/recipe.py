@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import logging
 import struct
 import warnings
 from collections.abc import Iterator
@@ -34,8 +33,6 @@ JSON_TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("model", "weights_hash", "command", "tokens", "given", "pixels"), (str,)),
     **{"label": (str, NoneType), "seed": (int,), "tile": (bool,), "size": (list,), "grid": (list,), "options": (dict,)},
 }
-
-log = logging.getLogger("igpt")
 
 
 @dataclass(frozen=True)
@@ -131,35 +128,27 @@ class UntrustedRecipe(UserError):
 
 
 def recipe_of(path: str | Path) -> Recipe:
-    """The recipe inside the picture at `path`. Raises UserError where there is no picture or no recipe to trust."""
-    recipe = _inside(path)
-    if recipe is None:
+    """As `read_recipe`, where nothing can be done without one. Raises UserError where there is none."""
+    if (recipe := read_recipe(path)) is None:
         raise UserError(f"{path} carries no recipe of igpt")
     return recipe
 
 
 def read_recipe(path: str | Path) -> Recipe | None:
-    """As `recipe_of`; but None where there is no recipe, with a warning when what is there cannot be trusted."""
-    try:
-        return _inside(path)
-    except UntrustedRecipe as error:
-        log.warning("%s: it is ignored", error)
-        return None
-
-
-def check_picture(path: str | Path) -> None:
-    """Raises UserError, from a look at its head, for a file that is no picture."""
-    with _opened(path):
-        pass
-
-
-def _inside(path: str | Path) -> Recipe | None:
+    """The recipe inside the picture at `path`, if there is any. Raises UserError when there is no such picture, and
+    UntrustedRecipe when what it carries is none."""
     with _opened(path) as picture:
         text = getattr(picture, "text", {}).get(CHUNK)
     try:
         return None if text is None else Recipe.from_json(text)
     except (ValueError, RecursionError) as error:
         raise UntrustedRecipe(f"the igpt chunk of {path} cannot be used: {error}") from error
+
+
+def check_picture(path: str | Path) -> None:
+    """Raises UserError, from a look at its head, for a file that is no picture."""
+    with _opened(path):
+        pass
 
 
 @contextmanager

@@ -149,7 +149,7 @@ def _rounds(length: int, window: int, wraps: bool) -> Iterator[tuple[Tensor, Ten
     (_, first), (_, last) = windows[0], windows[-1]
     alone = len(windows) > 1 and (len(windows) % 2 or len(last) < len(first))
     paired = windows[:-1] if alone else windows
-    for some in filter(None, (paired[::2], paired[1::2], windows[-1:] if alone else [])):
-        cells = (torch.tensor([[start] for start, _ in some]) + torch.arange(window)) % length
-        lowest, highest = (torch.tensor([[core[end]] for _, core in some]) for end in (0, -1))
+    for together in filter(None, (paired[::2], paired[1::2], windows[-1:] if alone else [])):
+        cells = (torch.tensor([[start] for start, _ in together]) + torch.arange(window)) % length
+        lowest, highest = (torch.tensor([[core[end]] for _, core in together]) for end in (0, -1))
         yield cells, (cells >= lowest) & (cells <= highest)

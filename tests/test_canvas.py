@@ -17,7 +17,7 @@ from igpt.config import SamplingOptions
 from igpt.fitting import Canvas, Inpainting, PartialGrid, composite, cover, finish, letterbox, mask_tokens
 from igpt.image_gpt import ImageGPT
 from igpt.model import to_cells
-from igpt.sizes import LARGEST_GRID, LARGEST_SPRITE, Grids
+from igpt.sizes import LARGEST_GRID, LARGEST_SPRITE, Grids, parse_size
 from igpt.tiling import OVERLAP, decode, encode, wrapped
 from tests.painting import paint as painted
 from tokenizer_vq.images import fit_cover, to_tensor
@@ -293,24 +293,10 @@ def steps_of(picture: Image.Image, axis: int) -> list[int]:
     return [int(place) + 1 for place in (pixels[1:] != pixels[:-1]).reshape(len(pixels) - 1, -1).any(1).nonzero()[0]]
 
 
-SIZES = [
-    (8, 8),
-    (9, 13),
-    (16, 16),
-    (17, 31),
-    (8, 100),
-    (40, 40),
-    (64, 50),
-    (128, 90),
-    (129, 9),
-    (130, 130),
-    (300, 200),
-    (8, 4096),
-    (4096, 1000),
-]
+SIZES = "8x8 9x13 16x16 17x31 8x100 40x40 64x50 128x90 129x9 130x130 300x200 8x4096 4096x1000".split()
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", [parse_size(size) for size in SIZES], ids=str)
 def test_a_sprite_of_any_size_has_the_colours_of_the_palette_and_a_large_one_whole_pixels(
     size: tuple[int, int], tiny_pixels: ImageGPT
 ) -> None:
@@ -332,7 +318,7 @@ def test_a_texture_of_pixels_has_the_colours_of_the_palette_and_the_size(
     assert colours_of(frames[-1][0]) <= palette_of(tiny_pixels)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", [parse_size(size) for size in SIZES], ids=str)
 def test_a_sprite_that_is_laid_on_a_grid_and_cut_out_again_is_the_very_sprite(
     size: tuple[int, int], tiny_pixels: ImageGPT
 ) -> None:

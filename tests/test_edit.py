@@ -16,7 +16,7 @@ from igpt.canvas import Task
 from igpt.config import ANCHORS, NO_LABEL, SamplingOptions, keep_of
 from igpt.edit import blend, complete, extend, inpaint, open_source, vary
 from igpt.files import write_picture
-from igpt.image_gpt import ImageGPT
+from igpt.image_gpt import DrawArguments, ImageGPT
 from igpt.model import cell_positions, to_cells
 from igpt.recipe import recipe_of
 from igpt.sampling import generators, sample
@@ -121,6 +121,27 @@ def test_picture_i_of_an_edit_has_the_seed_plus_i(each_model: ImageGPT) -> None:
     together = each_model.vary(picture, 0.7, n=3, seed=4, options=OPTIONS)
     (alone,) = each_model.vary(picture, 0.7, seed=6, options=OPTIONS)
     assert alone.tobytes() == together[2].tobytes() != together[0].tobytes()
+
+
+def test_an_edit_can_be_watched_step_by_step_and_ends_with_the_picture_and_its_recipe(each_model: ImageGPT) -> None:
+    picture = paint(1, (200, 40, 40), (48, 40))
+    (batch,) = each_model.batches(complete(each_model, picture, "left"), seed=4, options=OPTIONS)
+    *steps, last = batch.steps()
+    shares = [batch.share_drawn(grids) for grids in (*steps, last)]
+    assert len(steps) > 1 and shares == sorted(shares) and shares[-1] == 1
+    assert all(batch.preview(grid).size == (48, 40) for (grid,) in steps)
+    ((drawn_picture, recipe),) = batch.results(last)
+    assert drawn_picture.tobytes() == each_model.complete(picture, "left", seed=4, options=OPTIONS)[0].tobytes()
+    assert (recipe.command, recipe.seed, recipe.size) == ("complete", 4, (48, 40))
+
+
+def test_everything_that_draws_takes_every_sampling_option_by_name(tiny_model: ImageGPT) -> None:
+    names = {"label", "seed", "options"} | set(SamplingOptions.__dataclass_fields__)
+    assert set(DrawArguments.__annotations__) == names
+    picture = paint(1, (200, 40, 40), (32, 32))
+    assert len(tiny_model.vary(picture, n=2, seed=1, label="red", steps=2, guidance=1.0, order="raster")) == 2
+    with pytest.raises(UserError, match="no option 'colour'"):
+        tiny_model.vary(picture, colour=1)  # type: ignore[call-arg]
 
 
 # Cells and sprites

@@ -45,22 +45,22 @@ def add_to(commands: Any) -> None:
     replay.add_argument("picture", metavar="PICTURE", help="a PNG made by igpt")
     replay.add_argument("--model", metavar="MODEL", help="where the model of the picture is (default: by its name)")
     flags.add_adapter(replay)
-    replay.add_argument("--from-tokens", action="store_true", help="decode the recorded tokens, draw nothing anew")
+    replay.add_argument("--from-tokens", action="store_true", help="decode the recorded tokens instead of drawing")
     flags.add_output(replay)
     show = flags.add_command(commands, "show", _show, "print the recipe that a picture carries, as JSON")
     show.add_argument("picture", metavar="PICTURE", help="a PNG made by igpt")
     info = flags.add_command(commands, "info", _info, "list the models in the box, or describe one model")
     info.add_argument("model", metavar="MODEL", nargs="?", help="name or folder of a model")
     flags.add_adapter(info)
-    tokenize = flags.add_command(commands, "tokenize", _tokenize, "show what is left of pictures as tokens")
-    tokenize.add_argument("pictures", metavar="PICTURE", nargs="+", help="a picture, written anew beside its original")
+    tokenize = flags.add_command(commands, "tokenize", _tokenize, "show what the tokenizer keeps of pictures")
+    tokenize.add_argument("pictures", metavar="PICTURE", nargs="+", help="a picture, shown next to its reconstruction")
     flags.add_model(tokenize, adapter=False)
-    flags.add_output(tokenize, "each beside its original")
+    flags.add_output(tokenize, "each next to its original")
 
 
 def _add_edits(commands: Any) -> None:
     def add(name: str, help: str, *parameters: str) -> Parser:
-        """An edit; beside the picture its flags are the parameters of the function of that name in igpt.edit."""
+        """An edit: the picture and its own flags are the parameters of the function of that name in igpt.edit."""
         parser = flags.add_command(commands, name, _edit, help)
         parser.add_argument("picture", metavar="PICTURE", help="a picture; one made by igpt brings its tokens along")
         parser.set_defaults(edit=name, parameters=("picture", *parameters), timelapse=None)
@@ -73,13 +73,13 @@ def _add_edits(commands: Any) -> None:
     complete = add("complete", "keep a part of a picture and draw the rest", "keep")
     keep = f"{', '.join(config.SIDES)}, or a share between 0 and 1 from the top"
     complete.add_argument("--keep", type=checked(config.keep_of), default=config.DEFAULT_KEEP, help=keep)
-    inpaint = add("inpaint", "draw a part of a picture anew", "mask")
-    inpaint.add_argument("mask", metavar="MASK", help="a picture of the same size, white where to draw")
+    inpaint = add("inpaint", "redraw the masked part of a picture", "mask")
+    inpaint.add_argument("mask", metavar="MASK", help="a picture of the same size, white where to redraw")
     extend = add("extend", "draw around a picture until it has another size", "size", "anchor")
     extend.add_argument("--size", type=checked(parse_size), required=True, help="in pixels, as 768x256")
     extend.add_argument("--anchor", choices=config.ANCHORS, default=config.ANCHORS[0], help="where the picture stays")
-    vary = add("vary", "draw some cells of a picture anew, wherever they lie", "strength")
-    strength = "the share that is drawn anew: 0 changes nothing, 1 everything"
+    vary = add("vary", "redraw a random share of a picture", "strength")
+    strength = "the share of its cells to redraw: 0 changes nothing, 1 everything"
     vary.add_argument("--strength", type=share("strength"), default=config.DEFAULT_STRENGTH, help=strength)
     blend = add("blend", "draw two pictures into one", "other", "mix")
     blend.add_argument("other", metavar="OTHER", help="the second picture")
@@ -130,7 +130,7 @@ def _draw(args: argparse.Namespace, task_for: Callable[[igpt.ImageGPT], Task], t
     if args.seed is None and not args.quiet:
         print(f"seed {seed}", file=sys.stderr)
     if label not in (args.label, task.label) and not args.quiet:
-        print(f"label {label}, which fits best to what is given; --label draws another", file=sys.stderr)
+        print(f"label {label}, the best fit to the picture; --label chooses another", file=sys.stderr)
     run, title = sibling("generate.run"), title or args.label or model.name
     run.draw_files(batches, run.Target(output, title, args.sheet, args.timelapse, args.force, args.quiet))
 

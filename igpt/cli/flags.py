@@ -22,12 +22,12 @@ if TYPE_CHECKING:
     Options = TypeVar("Options", bound=DataclassInstance)
 
 SAMPLING_HELP = {
-    "steps": "draw the cells of a picture in so many steps; fewer is faster",
-    "temperature": "below 1 the likelier tokens win more often, 0 always takes the likeliest",
-    "top_k": "choose among the N likeliest tokens only, 0 among all",
-    "top_p": "choose among the likeliest tokens that hold this share of the probability",
-    "guidance": "how hard to pull towards the label, 1 is not at all",
-    "order": "of the cells: random, or raster (rows from the top, one cell a step)",
+    "steps": "number of sampling steps; fewer is faster",
+    "temperature": "below 1 favours likely tokens, 0 always takes the likeliest",
+    "top_k": "sample from the N likeliest tokens only; 0: from all",
+    "top_p": "sample from the likeliest tokens that together hold this share of the probability",
+    "guidance": "classifier-free guidance: how strongly to follow the label; 1: no guidance",
+    "order": "in which cells are drawn: random, or raster (rows from the top, one cell a step)",
 }
 
 
@@ -74,20 +74,24 @@ def checked(check: Callable[[Any], object], kind: Callable[[str], Any] = str) ->
     return convert
 
 
+def _add_flag(parser: argparse.ArgumentParser, name: str, kind: type, **how: Any) -> None:
+    number_or_kind = number(kind) if kind in (int, float) else kind
+    metavar = None if how["choices"] else {int: "N", float: "X"}.get(kind, "NAME")
+    parser.add_argument(f"--{name.replace('_', '-')}", type=number_or_kind, metavar=metavar, **how)
+
+
 def add_options(parser: argparse.ArgumentParser, options: type[DataclassInstance]) -> None:
     """A flag for every field of a dataclass, each with the default of the field."""
     hints = get_type_hints(options)
     for field in fields(options):
-        flag, help = f"--{field.name.replace('_', '-')}", field.metadata["help"].replace("%", "%%")
+        help = field.metadata["help"].replace("%", "%%")
         kind = next(kind for kind in (*get_args(hints[field.name]), hints[field.name]) if kind is not NoneType)
         if kind is bool:
             action = argparse.BooleanOptionalAction if field.default is not False else "store_true"
-            parser.add_argument(flag, action=action, default=field.default, help=help)
-            continue
-        choices = field.metadata.get("choices")
-        metavar = None if choices else {int: "N", float: "X"}.get(kind, "NAME")
-        convert = number(kind) if kind in (int, float) else kind
-        parser.add_argument(flag, type=convert, default=field.default, choices=choices, metavar=metavar, help=help)
+            parser.add_argument(f"--{field.name.replace('_', '-')}", action=action, default=field.default, help=help)
+        else:
+            choices = field.metadata.get("choices")
+            _add_flag(parser, field.name, kind, default=field.default, choices=choices, help=help)
 
 
 def options_of(args: argparse.Namespace, options: type[Options]) -> Options:
@@ -98,14 +102,8 @@ def options_of(args: argparse.Namespace, options: type[Options]) -> Options:
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """A flag for every field of SamplingOptions. Without it the model's own setting counts, so there is no default."""
     for name, value in asdict(SamplingOptions()).items():
-        kind = type(value)
-        parser.add_argument(
-            f"--{name.replace('_', '-')}",
-            type=kind if kind is str else number(kind),
-            choices=ORDERS if name == "order" else None,
-            metavar={int: "N", float: "X"}.get(kind),
-            help=f"{SAMPLING_HELP[name]} (default: {value}, unless the model has its own)",
-        )
+        help = f"{SAMPLING_HELP[name]} (default: {value}, unless the model has its own)"
+        _add_flag(parser, name, type(value), choices=ORDERS if name == "order" else None, help=help)
 
 
 def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
