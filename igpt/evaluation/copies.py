@@ -178,8 +178,8 @@ def audit(
 
 
 def _conclusion(i: int, found: Sequence[tuple[Baseline, Neighbours]]) -> str:
-    """On picture i, from the space in which it looks most like a copy: where the fewest held-out pictures lie nearer.
-    Its copy score is 1 - novelty, not below 0."""
+    """On picture i, from the space in which it looks most like a copy: where it counts as copied, or else where the
+    fewest held-out pictures lie nearer. Its copy score is 1 - novelty, not below 0."""
     ranked = []
     for baseline, near in found:
         distance_1, val_N, kind = near.distance_QK[i, :1], baseline.val_N, baseline.space.kind
@@ -187,13 +187,13 @@ def _conclusion(i: int, found: Sequence[tuple[Baseline, Neighbours]]) -> str:
         if kind == "pixels" and float(distance_1) <= SAME:
             return f"this is {name}, whole, cropped or mirrored; copy score 1.00"
         try:
-            suspect, score = copied(distance_1, val_N) > 0, max(0.0, 1 - novelty(distance_1, val_N))
+            distinct, score = copied(distance_1, val_N) == 0, max(0.0, 1 - novelty(distance_1, val_N))
         except UserError as error:
             return str(error)
         nearer = float((val_N < distance_1 - SAME).double().mean())
-        ranked.append((nearer, -score, suspect, name, kind))
-    nearer, score, suspect, name, kind = min(ranked)
+        ranked.append((distinct, nearer, -score, name, kind))
+    distinct, nearer, score, name, kind = min(ranked)
     conclusion = "no copy: as far from the training pictures as unseen art is"
-    if suspect:
+    if not distinct:
         conclusion = f"nearer to {name} than unseen art comes to anything in {kind}: look closely"
     return f"{conclusion}; copy score {-score:.2f}, {nearer:.0%} of the {len(val_N)} held-out pictures are nearer"
