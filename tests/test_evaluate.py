@@ -111,7 +111,7 @@ def test_labels_that_the_model_does_not_know_are_noted(desk: Path, capsys: Captu
     (desk / "art" / "red").rename(desk / "art" / "green")
     assert main(EVALUATE) == 0
     out = capsys.readouterr().out
-    assert "does not know 1 of the 2 labels of ART ('green')" in out and "label faithfulness" in out
+    assert "does not know 1 of the 2 labels of ART (as 'green')" in out and "label faithfulness" in out
 
 
 def test_nan_features_are_noted_and_the_rest_is_done(desk: Path, capsys: Capture, tiny_model: ImageGPT) -> None:

@@ -67,14 +67,14 @@ class Split(NamedTuple):
 
 
 def square_boxes(width: int, height: int) -> list[tuple[float, float, float, float]]:
-    """Boxes of the middle square and of those at both ends, or of the middle one alone where all would look alike."""
+    """Boxes of the middle square and of those at both ends, or of the middle one alone where they nearly coincide."""
     short, x, y = min(width, height), max(0, width - height), max(0, height - width)
     offsets = [0.5, 0, 1] if max(width, height) > NEARLY_SQUARE * short else [0.5]
     return [(a * x, a * y, a * x + short, a * y + short) for a in offsets]
 
 
 def square_crops(picture: Image.Image, side: int) -> list[Image.Image]:
-    """A picture cut as `square_boxes` says, resampled to `side` pixels."""
+    """The `square_boxes` of a picture, resampled to `side` pixels."""
     return [picture.resize((side, side), Image.Resampling.LANCZOS, box) for box in square_boxes(*picture.size)]
 
 
@@ -89,20 +89,16 @@ class Neighbours(NamedTuple):
 
 
 class Baseline:
-    """The training pictures in one space, and how near held-out pictures come to them.
-
-    Pictures become squares of `side` pixels first. Raises UserError where features are NaN or infinite.
-    """
+    """The training pictures in one space, and how near held-out pictures come to them. All become squares of `side`
+    pixels first. Raises UserError where features are NaN or infinite."""
 
     def __init__(self, space: MetricSpace, split: Split, side: int, extract: Extractor):
         self.space, self.split, self.side, self.extract = space, split, side, extract
-        self.owners = [i for i in split.train for _ in square_boxes(*split.art.sizes[i])]
-        crops = (crop for i in split.train for crop in square_crops(split.art.picture(i), side))
-        self.train_ND = extract(
-            space, crops, len(self.owners), f"{split.art.fingerprint}/crops of {side}/{split.train}"
-        )
-        val = (split.art.picture(i) for i in split.val)
-        self.val = self.compare(val, len(split.val), f"{split.art.fingerprint}/mirrored squares of {side}/{split.val}")
+        art, train, val = split
+        self.owners = [i for i in train for _ in square_boxes(*art.sizes[i])]
+        crops = (crop for i in train for crop in square_crops(art.picture(i), side))
+        self.train_ND = extract(space, crops, len(self.owners), f"{art.fingerprint}/crops of {side}/{train}")
+        self.val = self.compare(map(art.picture, val), len(val), f"{art.fingerprint}/squares of {side}/{val}")
         self.val_N = self.val.distance_QK[:, 0]
 
     def compare(self, pictures: Iterable[Image.Image], count: int, key: str = "") -> Neighbours:
@@ -163,8 +159,7 @@ def audit(
 ) -> list[Audit]:
     """Compares the middle squares of pictures with ART. Raises UserError where a picture or ART cannot be used."""
     pictures, extract = [open_picture(source) for source in sources], Extractor(model.device, quiet)
-    split = Split.load(art, options, random.Random("audit/0"))
-    found = []
+    split, found = Split.load(art, options, random.Random("audit/0")), []
     for space in metric_spaces(model, nets(options.features, model)[0]):
         baseline = Baseline(space, split, model.grids.native_size[0], extract)
         found.append((baseline, baseline.compare(pictures, len(pictures))))
@@ -172,19 +167,19 @@ def audit(
     for i, source in enumerate(sources):
         lines, rows = [f"{source}: {_conclusion(i, found)}"], []
         for baseline, near in found:
-            tiles, names = [(pictures[i], source.name)], []
-            for picture, distance in zip(near.picture_QK[i, :NAMED], near.distance_QK[i, :NAMED], strict=True):
-                tiles.append((split.art.picture(int(picture)), f"{baseline.space.kind} {float(distance):.3f}"))
-                names.append(f"{split.art.names[int(picture)]} ({float(distance):.3f})")
+            pairs = list(zip(near.picture_QK[i].tolist(), near.distance_QK[i].tolist(), strict=True))[:NAMED]
+            names = [f"{split.art.names[j]} ({distance:.3f})" for j, distance in pairs]
             lines.append(f"  nearest in {baseline.space.name}: {', '.join(names)}")
-            rows.append([(ImageOps.contain(picture, AUDIT_TILE), caption) for picture, caption in tiles])
-        audits.append(Audit(lines, sheet(rows)))
+            tiles = [(split.art.picture(j), f"{baseline.space.kind} {distance:.3f}") for j, distance in pairs]
+            rows.append([(pictures[i], source.name), *tiles])
+        fitted = [[(ImageOps.contain(picture, AUDIT_TILE), caption) for picture, caption in row] for row in rows]
+        audits.append(Audit(lines, sheet(fitted)))
     return audits
 
 
 def _conclusion(i: int, found: Sequence[tuple[Baseline, Neighbours]]) -> str:
-    """On picture i, from the space in which it looks most like a copy: where the fewest held-out pictures lie nearer.
-    Its copy score is 1 - novelty, not below 0."""
+    """On picture i, from the space in which it looks most like a copy: where it counts as copied, or else where the
+    fewest held-out pictures lie nearer. Its copy score is 1 - novelty, not below 0."""
     ranked = []
     for baseline, near in found:
         distance_1, val_N, kind = near.distance_QK[i, :1], baseline.val_N, baseline.space.kind
@@ -192,13 +187,13 @@ def _conclusion(i: int, found: Sequence[tuple[Baseline, Neighbours]]) -> str:
         if kind == "pixels" and float(distance_1) <= SAME:
             return f"this is {name}, whole, cropped or mirrored; copy score 1.00"
         try:
-            suspect, score = copied(distance_1, val_N) > 0, max(0.0, 1 - novelty(distance_1, val_N))
+            distinct, score = copied(distance_1, val_N) == 0, max(0.0, 1 - novelty(distance_1, val_N))
         except UserError as error:
             return str(error)
         nearer = float((val_N < distance_1 - SAME).double().mean())
-        ranked.append((nearer, -score, suspect, name, kind))
-    nearer, score, suspect, name, kind = min(ranked)
+        ranked.append((distinct, nearer, -score, name, kind))
+    distinct, nearer, score, name, kind = min(ranked)
     conclusion = "no copy: as far from the training pictures as unseen art is"
-    if suspect:
+    if not distinct:
         conclusion = f"nearer to {name} than unseen art comes to anything in {kind}: look closely"
     return f"{conclusion}; copy score {-score:.2f}, {nearer:.0%} of the {len(val_N)} held-out pictures are nearer"

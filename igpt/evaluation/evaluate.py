@@ -89,7 +89,8 @@ class Evaluation:
         if self.model.provenance.get("art_fingerprint") != self.art.fingerprint:
             notes.append('the model did not learn from exactly this ART: "training" is only the training part of ART')
         if known and (unknown := [label for label in labels if label not in known]):
-            notes.append(f"the model does not know {len(unknown)} of the {len(labels)} labels of ART ({unknown[0]!r})")
+            number = f"{len(unknown)} of the {len(labels)} labels of ART (as {unknown[0]!r})"
+            notes.append(f"the model does not know {number}: their share is drawn without a label")
         if 0 < len(self.val) < FEW:
             notes.append(f"only {len(self.val)} pictures are held out: copy rates and membership AUC are rough")
         if self.options.limit:
@@ -203,9 +204,10 @@ class Evaluation:
                 title = f"The drawn pictures nearest to training pictures in {space.kind}, and those"
                 self.add_sheet(f"nearest-in-{space.kind}", title, above, below)
                 for column, near, indices in (("drawn", drawn, self.prompts), ("held-out", baseline.val, self.val)):
-                    section.add(column, {f"copied, {space.kind}": copied(near.distance_QK[:, 0], baseline.val_N)})
-                    section.add(column, {f"novelty, {space.kind}": novelty(near.distance_QK[:, 0], baseline.val_N)})
                     if space is self.nets[0]:
                         known_Q = self.label_A[indices] != self.model.gpt.null_label
                         labels_QK, own_Q = self.label_A[near.picture_QK][known_Q], self.label_A[indices][known_Q]
-                        section.add(column, {"label faithfulness": metrics.faithfulness(labels_QK, own_Q)})
+                        with self.report.attempt(f"label faithfulness of {column} pictures"):
+                            section.add(column, {"label faithfulness": metrics.faithfulness(labels_QK, own_Q)})
+                    section.add(column, {f"copied, {space.kind}": copied(near.distance_QK[:, 0], baseline.val_N)})
+                    section.add(column, {f"novelty, {space.kind}": novelty(near.distance_QK[:, 0], baseline.val_N)})

@@ -95,9 +95,7 @@ class Extractor:
 
 def nets(folder: str | None, model: Bundle) -> list[MetricSpace]:
     """The nets in `folder`, the main one first; without a folder the tokenizer of the model. Nothing is downloaded.
-
-    Raises UserError where the folder holds none of the files, or damaged ones.
-    """
+    Raises UserError where the folder holds none of the files, or damaged ones."""
     if folder is None:
         return [own_tokenizer(model)]
     builders = {Path(folder) / MOBILENET: mobilenet, Path(folder) / INCEPTION: inception}

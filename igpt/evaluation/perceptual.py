@@ -88,10 +88,8 @@ def normalize_channels(y_BCHW: Tensor, eps: float) -> Tensor:
 
 
 class LPIPS(nn.Module):
-    """LPIPS v0.1 with SqueezeNet (Zhang et al. 2018, arXiv 1801.03924, equation 1).
-
-    `folder` holds the SqueezeNet 1.1 features and the linear weights as safetensors. Raises UserError if it does not.
-    """
+    """LPIPS v0.1 with SqueezeNet (Zhang et al. 2018, arXiv 1801.03924, equation 1). `folder` holds the SqueezeNet 1.1
+    features and the linear weights as safetensors. Raises UserError if it does not."""
 
     name = "lpips-squeeze"
     LAYERS = (1, 4, 7, 9, 10, 11, 12)
