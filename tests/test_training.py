@@ -23,7 +23,7 @@ import igpt
 from igpt.checkpoint import load
 from igpt.config import GPTConfig
 from igpt.sizes import Grids
-from igpt.token_cache import Augmentation, TokenCache, TokenWindows, window
+from igpt.token_cache import TokenCache, TokenWindows, window
 from tests.painting import art_folder
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder, Crops, shuffled
@@ -70,8 +70,8 @@ def gpt_task(
     """On grids of random tokens."""
     generator = torch.Generator().manual_seed(0)
     chosen = [shapes[i % len(shapes)] for i in range(pictures)]
-    grids = [torch.randint(32, shape, generator=generator).to(torch.uint16) for shape in chosen]
-    cache = TokenCache(1, [i % 2 for i in range(pictures)], grids)
+    grids = [torch.randint(32, (h * w,), generator=generator).to(torch.uint16) for h, w in chosen]
+    cache = TokenCache(1, [i % 2 for i in range(pictures)], chosen, grids)
 
     class Painter:
         vocab_size, downsample, kind = 32, 8, "vq"
@@ -386,9 +386,9 @@ def test_a_grid_without_a_whole_cell_is_the_users_error() -> None:
 
 def test_a_training_sample_pairs_each_token_with_its_own_cell() -> None:
     """Tokens that say where they lie: after shuffling, the position of each cell must be the one its tokens say."""
-    grid = torch.arange(60).view(6, 10).to(torch.uint16)
-    cache = TokenCache(1, [1], [grid])
-    windows = TokenWindows(cache, [0], GPTConfig(64, 2, cells=16), 0, Augmentation(1.0))
+    grid = torch.arange(60).to(torch.uint16)
+    cache = TokenCache(1, [1], [(6, 10)], [grid])
+    windows = TokenWindows(cache, [0], GPTConfig(64, 2, cells=16), 0, random_orders=1.0)
     sample = windows[3]
     targets_Ln = sample["targets"][:15]
     assert sample["targets"][15].tolist() == [-1] * 4 and sorted(targets_Ln.flatten().tolist()) == list(range(60))
@@ -400,8 +400,8 @@ def test_a_training_sample_pairs_each_token_with_its_own_cell() -> None:
 
 
 def test_noise_is_shown_and_never_asked_for() -> None:
-    cache = TokenCache(1, [0], [torch.zeros(8, 8, dtype=torch.uint16)])
-    windows = TokenWindows(cache, [0], GPTConfig(64, 1, cells=16), 0, Augmentation(1.0, noise=0.25))
+    cache = TokenCache(1, [0], [(8, 8)], [torch.zeros(64, dtype=torch.uint16)])
+    windows = TokenWindows(cache, [0], GPTConfig(64, 1, cells=16), 0, random_orders=1.0, noise=0.25)
     samples = [windows[k] for k in range(20)]
     share = float(torch.stack([sample["cells"] for sample in samples]).ne(0).float().mean())
     assert 0.18 < share < 0.32 and not any(sample["targets"].any() for sample in samples)

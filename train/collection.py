@@ -90,7 +90,7 @@ def gather(art: str | Path) -> Collection:
     first_of: dict[str, int] = {}
     skipped = list(folder.skipped)
     for i in range(len(folder)):
-        first = first_of.setdefault(folder.digests[i], i)
+        first = first_of.setdefault(folder.digest(i), i)
         if first == i:
             taken.append(i)
         else:
@@ -177,7 +177,7 @@ def _split(art: ArtFolder, taken: list[int], groups: list[int]) -> tuple[list[in
     members: dict[int, list[int]] = {}
     for i, group in zip(taken, groups, strict=True):
         members.setdefault(group, []).append(i)
-    order = sorted(members.values(), key=lambda group: min(art.digests[i] for i in group))
+    order = sorted(members.values(), key=lambda group: min(art.digest(i) for i in group))
     sizes = Counter(art.label_of[group[0]] for group in order)
     wanted = min(MOST_VALIDATION, max(1, round(VALIDATION * len(taken)), 2 if len(taken) >= 10 else 1))
     left = {label: wanted * size / len(order) for label, size in sizes.items()}

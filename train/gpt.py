@@ -18,7 +18,7 @@ from igpt.likelihood import token_nats
 from igpt.model import GPT
 from igpt.sampling import generators, sample
 from igpt.sizes import Grids
-from igpt.token_cache import Augmentation, TokenCache, TokenWindows
+from igpt.token_cache import TokenCache, TokenWindows
 from tokenizer_vq.images import to_picture
 
 from .muon import muon
@@ -51,10 +51,17 @@ class GPTTask:
         self.options, self.tokenizer, self.lr = options, tokenizer, lr
         self.config = config = model.config
         self.modules: dict[str, nn.Module] = {"model": model}
-        augmentation = Augmentation(options.random_orders, options.token_noise, LABEL_DROPOUT)
-        self.dataset: Dataset[Any] = TokenWindows(cache, split[0], config, options.seed, augmentation)
+        self.dataset: Dataset[Any] = TokenWindows(
+            cache,
+            split[0],
+            config,
+            options.seed,
+            random_orders=options.random_orders,
+            noise=options.token_noise,
+            label_dropout=LABEL_DROPOUT,
+        )
         self.measured = {
-            order: TokenWindows(cache, split[1] or split[0][:64], config, options.seed + 1, Augmentation(share))
+            order: TokenWindows(cache, split[1] or split[0][:64], config, options.seed + 1, random_orders=share)
             for order, share in (("random", 1), ("raster", 0))
         }
 

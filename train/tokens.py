@@ -69,7 +69,7 @@ def encode(run: Run, tokenizer: Tokenizer) -> tuple[TokenCache, str]:
     identity = f"{art.fingerprint}/{weights_fingerprint(tokenizer)}/{options.views}/{options.flip}/{grids}"
     cache, notes = TokenCache.load(path) if path.is_file() else (None, {})
     if cache is None or notes.get("identity") != identity:
-        cache = TokenCache(options.views, [], [])
+        cache = TokenCache(options.views, [], [], [])
     tokenizer, saved_at = tokenizer.to(device).eval(), time.monotonic()
     bar = tqdm(desc="encoding", total=len(art), initial=len(cache), disable=options.quiet, mininterval=1)
     with catch_interrupt() as interrupt, bar, torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(options)):
@@ -78,7 +78,8 @@ def encode(run: Run, tokenizer: Tokenizer) -> tuple[TokenCache, str]:
             for view in range(options.views):
                 image_CHW = view_of(picture, view, grids, options.flip)
                 tokens_hw = tokenizer.encode(image_CHW.unsqueeze(0).to(device))[0].cpu()
-                cache.grids.append(tokens_hw.to(torch.uint16))
+                cache.shapes.append((tokens_hw.shape[0], tokens_hw.shape[1]))
+                cache.grids.append(tokens_hw.flatten().to(torch.uint16))
             cache.labels.append(art.label_of[i])
             bar.update()
             if i + 1 == len(art) or interrupt.is_set() or time.monotonic() > saved_at + 60 * options.save_minutes:

@@ -76,7 +76,7 @@ class Views(TokenCache):
     """The views of a collection's pictures in the tokens of a model, each encoded when it is first asked for."""
 
     def __init__(self, collection: Collection, labels: list[int], model: Bundle, flip: bool, options: TuneOptions):
-        super().__init__(VIEWS if model.downsample > 1 else 1 + flip, labels, [])
+        super().__init__(VIEWS if model.downsample > 1 else 1 + flip, labels, [], [])
         self.art, self.model, self.flip = collection.art, model, flip
         self.seed, self.bf16 = options.seed, use_bf16(options)
         self.plain = 2 if model.downsample > 1 else 1  # how many views, the first ones, show a picture as it is
