@@ -11,15 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.painting import noise
 from tokenizer_vq.base import UserError
 from tokenizer_vq.images import to_picture, to_tensor
 from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
 
 FIVE = ("#102030", "#ffcc00", "#00ff7f", "#8b0000", "#fefefe")
-
-
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.frombytes("RGB", (width, height), random.Random(seed).randbytes(3 * width * height))
 
 
 def painted(colours: tuple[str, ...], size: int = 10) -> Image.Image:
