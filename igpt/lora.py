@@ -99,7 +99,8 @@ def with_labels(gpt: GPT, count: int) -> GPT:
     mean = table[: max(1, len(table) - 1)].mean(0, keepdim=True)
     wider = copy.deepcopy(gpt)
     wider.config = replace(gpt.config, labels=gpt.config.labels + count)
-    wider.labels = nn.Embedding.from_pretrained(torch.cat([table[:-1], mean.expand(count, -1), table[-1:]]), False)
+    wider.labels.num_embeddings = wider.config.labels + 1
+    wider.labels.weight = nn.Parameter(torch.cat([table[:-1], mean.expand(count, -1), table[-1:]]))
     return wider
 
 
