@@ -3,17 +3,16 @@
 A cell is `cell` x `cell` tokens. Two streams of blocks after ARPG (Li et al. 2025, arXiv 2503.10568, section 3.2), and
 a local head after the RQ-Transformer (Lee et al. 2022, arXiv 2203.01941, section 3.2.2; here without attention):
 
-    content stream     label     cell 1    cell 2    ...        what is drawn, in the order of drawing
-                         |         |         |
-                       [ causal self-attention, x layers / 2 ]  each cell rotated by its own place (2-D RoPE)
-                         |         |         |
-                        k, v      k, v      k, v                projected once, shared by all query blocks (YOCO)
-                          \\_______  |  _______/
-                                  \\ | /
-    query stream      place 1 -> [ cross-attention, x layers / 2 ] -> hidden state of cell 1
-                      place 2 -> [ ...                           ] -> hidden state of cell 2
-
-    local head         hidden state + tokens 1 .. j of its cell -> feed-forward layers -> logits of token j + 1
+    content stream    label --> cell 1 --> cell 2 --> ...        causal self-attention over what is drawn, layers / 2
+                        |         |          |                   blocks; each cell is rotated by its place (2-D RoPE)
+                       k, v      k, v       k, v                 projected once, shared by all query blocks (YOCO)
+                        |         |          |
+                        +---------+----+-----+
+                                       |
+    query stream      place 3? --------+--> hidden state 3       cross-attention, layers / 2 blocks; each place asks
+                      place 4? --------+--> hidden state 4       for itself: what belongs here?
+                                                 |
+    local head        its tokens 1, ..., j ------+--> logits of its token j + 1, by feed-forward layers
 
 Notable choices:
 - rotations carry the places, so the drawing order itself needs no code and any grid shape is legal;

@@ -127,6 +127,7 @@ def sample(
     cell, device, labels_B = gpt.config.cell, gpt.query.device, labels_B.cpu()
     rows, columns = grid[0] // cell, grid[1] // cell
     tokens_BLn, known_BLn, wanted_BLn = _in_cells(known, len(labels_B), grid, cell)
+    grids_B1 = torch.arange(len(labels_B)).unsqueeze(1)  # x[grids_B1, cells_BM] are these cells of each grid
     # Where guidance compares, every grid is in the batch a second time, without its label.
     labelled_B11 = (labels_B != gpt.null_label).view(-1, 1, 1)
     copies = 2 if options.guidance != 1 and bool(labelled_B11.any()) else 1
@@ -141,7 +142,7 @@ def sample(
     orders_BM = drawing_orders(wanted_BLn.any(-1) & ~whole_BL, options.order, seeds)
     if whole_BL.any():
         seen_BM = drawing_orders(whole_BL, "random", seeds)
-        gpt.append(copied(_at(tokens_BLn, seen_BM)), copied(positions_L2[seen_BM]), cache)
+        gpt.append(copied(tokens_BLn[grids_B1, seen_BM]), copied(positions_L2[seen_BM]), cache)
     yield Step(to_grid(tokens_BLn, rows, cell), to_grid(known_BLn, rows, cell))
 
     total, drawn = orders_BM.shape[1], 0
@@ -151,7 +152,7 @@ def sample(
         drawn += count
         hidden = gpt.query_hidden(copied(positions_L2[cells_BM]), cache)
         uniform_BMn = torch.stack([torch.rand(count, cell**2, generator=g, dtype=torch.float64) for g in seeds])
-        given_BMn, tokens_BMn = _at(known_BLn, cells_BM), _at(tokens_BLn, cells_BM)
+        given_BMn, tokens_BMn = known_BLn[grids_B1, cells_BM], tokens_BLn[grids_B1, cells_BM]
         # Guidance grows with the share that is drawn: strong early guidance would make all pictures alike.
         weight_B11 = torch.where(labelled_B11, 1 + (options.guidance - 1) * (drawn / total), 1.0)
         for j in range(cell**2):
@@ -162,14 +163,8 @@ def sample(
             token_BM = sample_token(logits_BMK, uniform_BMn[..., j], options)
             tokens_BMn[..., j] = torch.where(given_BMn[..., j], tokens_BMn[..., j], token_BM)
         # They become known, and content of all later ones.
-        places_BMn = cells_BM.unsqueeze(-1).expand_as(tokens_BMn)
-        tokens_BLn = tokens_BLn.scatter(1, places_BMn, tokens_BMn)
-        known_BLn = known_BLn.scatter(1, places_BMn, True)
+        tokens_BLn, known_BLn = tokens_BLn.clone(), known_BLn.clone()
+        tokens_BLn[grids_B1, cells_BM], known_BLn[grids_B1, cells_BM] = tokens_BMn, True
         yield Step(to_grid(tokens_BLn, rows, cell), to_grid(known_BLn, rows, cell))
         if drawn < total:
             gpt.append(copied(tokens_BMn), copied(positions_L2[cells_BM]), cache)
-
-
-def _at(values_BLn: Tensor, cells_BM: Tensor) -> Tensor:
-    """The values of these cells, [B, M, n]."""
-    return values_BLn.gather(1, cells_BM.unsqueeze(-1).expand(-1, -1, values_BLn.shape[-1]))

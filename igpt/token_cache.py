@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,11 +29,13 @@ class TokenCache:
 
     views: int
     labels: list[int]  # of each picture
-    grids: list[Tensor]  # uint16, [h, w]
+    shapes: list[tuple[int, int]]  # (h, w) of each grid
+    grids: list[Tensor]  # uint16, [h * w] each
 
     def grid(self, picture: int, view: int) -> Tensor:
         """Tokens [h, w] of one view of a picture, int64."""
-        return self.grids[picture * self.views + view].long()
+        number = picture * self.views + view
+        return self.grids[number].view(self.shapes[number]).long()
 
     def __len__(self) -> int:
         """Pictures that are encoded in full."""
@@ -41,8 +44,8 @@ class TokenCache:
     def save(self, path: Path, notes: dict[str, str]) -> None:
         """Write the cache, and notes that `load` gives back. Raises UserError where the disk refuses."""
         tensors = {
-            "tokens": torch.cat([torch.zeros(0, dtype=torch.uint16), *(grid.flatten() for grid in self.grids)]),
-            "shapes": torch.tensor([grid.shape for grid in self.grids], dtype=torch.int32).view(-1, 2),
+            "tokens": torch.cat([torch.zeros(0, dtype=torch.uint16), *self.grids]),
+            "shapes": torch.tensor(self.shapes, dtype=torch.int32).view(-1, 2),
             "labels": torch.tensor(self.labels, dtype=torch.int32),
         }
         try:
@@ -60,20 +63,11 @@ class TokenCache:
                 tokens, shapes, labels = (file.get_tensor(key) for key in ("tokens", "shapes", "labels"))
         except (OSError, SafetensorError, TypeError) as error:
             raise UserError(f"the token cache {path} cannot be read ({error}); delete it to encode again") from error
-        flat = tokens.split(shapes.prod(1).tolist())
-        grids = [grid.view(*shape) for grid, shape in zip(flat, shapes.tolist(), strict=True)]
-        return cls(int(notes["views"]), labels.tolist(), grids), notes
+        grids = list(tokens.split(shapes.prod(1).tolist()))
+        return cls(int(notes["views"]), labels.tolist(), [(h, w) for h, w in shapes.tolist()], grids), notes
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """What training changes in a sample. All are shares, 0 to 1."""
-
-    random_orders: float  # of samples in a random drawing order; the others are in raster order
-    noise: float = 0.0  # of the input tokens that are replaced by random ones
-    label_dropout: float = 0.0  # of samples without their label
-
-
+@dataclass(eq=False)
 class TokenWindows(Dataset[dict[str, Tensor]]):
     """Endless training sequences: sample number k is a pure function of (seed, k).
 
@@ -81,23 +75,28 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
     {"cells" [L, n] (with noise), "targets" [L, n] (-1 in the padding), "positions" [L, 2], "label" []}.
     """
 
-    def __init__(self, cache: TokenCache, pictures: list[int], config: GPTConfig, seed: int, augment: Augmentation):
-        self.cache, self.pictures, self.config, self.seed, self.augment = cache, pictures, config, seed, augment
+    cache: TokenCache
+    pictures: Sequence[int]
+    config: GPTConfig
+    seed: int
+    random_orders: float  # share of samples in a random drawing order; the others are in raster order
+    noise: float = 0.0  # share of the input tokens that are replaced by random ones
+    label_dropout: float = 0.0  # share of samples without their label
 
     def __getitem__(self, k: int) -> dict[str, Tensor]:
-        config, augment = self.config, self.augment
+        config = self.config
         rng = random.Random(f"window/{self.seed}/{k}")
         generator = torch.Generator().manual_seed(rng.getrandbits(62))
         picture = self.pictures[shuffled(len(self.pictures), k, self.seed)]
         grid_hw = window(self.cache.grid(picture, rng.randrange(self.cache.views)), config, rng)
         targets_Ln = to_cells(grid_hw[None], config.cell)[0]
         positions_L2 = cell_positions(*(side // config.cell for side in grid_hw.shape))
-        if rng.random() < augment.random_orders:
+        if rng.random() < self.random_orders:
             order = torch.randperm(len(targets_Ln), generator=generator)
             targets_Ln, positions_L2 = targets_Ln[order], positions_L2[order]
-        noisy_Ln = torch.rand(targets_Ln.shape, generator=generator) < augment.noise
+        noisy_Ln = torch.rand(targets_Ln.shape, generator=generator) < self.noise
         random_Ln = torch.randint(config.vocab_size, targets_Ln.shape, generator=generator)
-        label = config.labels if rng.random() < augment.label_dropout else self.cache.labels[picture]
+        label = config.labels if rng.random() < self.label_dropout else self.cache.labels[picture]
         padding = (0, 0, 0, config.cells - len(targets_Ln))
         return {
             "cells": F.pad(torch.where(noisy_Ln, random_Ln, targets_Ln), padding),

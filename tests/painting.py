@@ -28,6 +28,11 @@ def paint(seed: int, colour: tuple[int, int, int], size: tuple[int, int] = (64, 
     return picture
 
 
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Every pixel of a colour of its own."""
+    return Image.frombytes("RGB", (width, height), random.Random(seed).randbytes(3 * width * height))
+
+
 def art_folder(folder: Path, each: int = 4, size: tuple[int, int] = (64, 64)) -> Path:
     """`each` painted pictures in each of the sub-folders red and blue."""
     for first, (label, colour) in enumerate(COLOURS.items()):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
+from tests.painting import noise
 from tokenizer_vq.base import MAX_PIXELS, UserError
 from tokenizer_vq.images import (
     UnreadablePicture,
@@ -34,10 +35,6 @@ def packed(picture: Image.Image, format: str = "PNG", **options: Any) -> bytes:
     file = io.BytesIO()
     picture.save(file, format, **options)
     return file.getvalue()
-
-
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.frombytes("RGB", (width, height), random.Random(seed).randbytes(3 * width * height))
 
 
 def png_that_declares(width: int, height: int) -> bytes:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
+from tests.painting import noise
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
 
@@ -16,8 +15,7 @@ def paint(folder: Path, seeds: dict[str, int]) -> Path:
     """One picture of noise for each name; equal seeds make equal files."""
     for name, seed in seeds.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        pixels = random.Random(seed).randbytes(3 * 16 * 16)
-        Image.frombytes("RGB", (16, 16), pixels).save(folder / name)
+        noise(16, 16, seed).save(folder / name)
     return folder
 
 

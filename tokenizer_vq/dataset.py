@@ -174,7 +174,6 @@ class ArtFolder:
     names: list[str]  # of each picture the path below `path`, with forward slashes
     label_of: list[int]  # of each picture the index of its label in `labels`
     sizes: list[tuple[int, int]]  # of each picture the width and height in pixels
-    digests: list[str]  # of each picture the SHA-256 of its file
     skipped: list[Skipped]  # files with the extension of a picture that cannot be used
 
     def __init__(self, path: str | Path, *, manifest: str | Path | None = None, grid: int | None = None) -> None:
@@ -191,7 +190,7 @@ class ArtFolder:
             raise UserError(f"no usable picture in {path}, {len(files)} files looked at{first}")
         self._entries = [each.entry for each in usable]
         self.names = [entry.name for entry in self._entries]
-        self.digests = [each.digest for each in usable]
+        self._digests = [each.digest for each in usable]
         self.sizes = [each.size for each in usable]
         top = _normalized(root.name if root.is_dir() else root.stem) or "pictures"
         labels = [name.rpartition("/")[0] or top for name in self.names]
@@ -211,16 +210,20 @@ class ArtFolder:
             return open_picture(entry.read(), entry.name, mode)
         return _sheet(entry._replace(name=entry.path, box=None), mode).crop(entry.box)
 
+    def digest(self, index: int) -> str:
+        """The SHA-256 of the file of one picture."""
+        return self._digests[index]
+
     @property
     def different(self) -> int:
         """The number of pictures when exact copies count once."""
-        return len(set(self.digests))
+        return len(set(self._digests))
 
     @property
     def fingerprint(self) -> str:
         """A SHA-256 over names, labels and contents: the same for the same art, wherever it lies."""
         labels = [self.labels[label] for label in self.label_of]
-        return hashlib.sha256(repr(list(zip(self.names, labels, self.digests, strict=True))).encode()).hexdigest()
+        return hashlib.sha256(repr(list(zip(self.names, labels, self._digests, strict=True))).encode()).hexdigest()
 
     def split(self) -> tuple[list[int], list[int]]:
         """The indices of the pictures to train on and of those to validate on, both ascending.
@@ -229,10 +232,10 @@ class ArtFolder:
         """
         splits = self._splits
         if not any(splits):
-            distinct = sorted(set(self.digests))
+            distinct = sorted(set(self._digests))
             below = sum(int(digest[:16], 16) < VALIDATION_SHARE * 2**64 for digest in distinct)
             chosen = set(distinct[: min(max(below, 1), len(distinct) - 1)])  # neither none nor all
-            splits = ["val" if digest in chosen else "train" for digest in self.digests]
+            splits = ["val" if digest in chosen else "train" for digest in self._digests]
         train, val = ([i for i, split in enumerate(splits) if split == wanted] for wanted in SPLITS[:2])
         return train, val
 

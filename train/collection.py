@@ -67,8 +67,8 @@ def load_collection(path: str | Path) -> Collection:
     art = ArtFolder(path)
     first_of: dict[str, int] = {}
     for i in range(len(art)):
-        first_of.setdefault(art.digests[i], i)
-    firsts, taken = [first_of[art.digests[i]] for i in range(len(art))], list(first_of.values())
+        first_of.setdefault(art.digest(i), i)
+    firsts, taken = [first_of[art.digest(i)] for i in range(len(art))], list(first_of.values())
     copied = [Skipped(art.names[i], f"is a copy of {art.names[k]}") for i, k in enumerate(firsts) if i != k]
     small_NCHW = thumbnails([art.picture(i) for i in taken])
     groups = _groups(small_NCHW)
@@ -139,7 +139,7 @@ def _validation(art: ArtFolder, taken: list[int], groups: list[int]) -> list[int
     of_group: dict[int, list[int]] = {}
     for i, group in zip(taken, groups, strict=True):
         of_group.setdefault(group, []).append(i)
-    order = sorted(of_group.values(), key=lambda members: min(art.digests[i] for i in members))
+    order = sorted(of_group.values(), key=lambda members: min(art.digest(i) for i in members))
     sizes = Counter(art.label_of[members[0]] for members in order)
     wanted = min(MAX_VAL, max(1, round(VAL_SHARE * len(taken)), 2 if len(taken) >= 10 else 1))
     share = {label: wanted * size / len(order) for label, size in sizes.items()}

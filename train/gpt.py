@@ -19,7 +19,7 @@ from igpt.likelihood import bits_per_token, token_nats
 from igpt.model import GPT
 from igpt.sampling import generators, sample
 from igpt.sizes import Grids
-from igpt.token_cache import Augmentation, TokenCache, TokenWindows
+from igpt.token_cache import TokenCache, TokenWindows
 from tokenizer_vq.images import to_picture
 
 from .folder import Run
@@ -45,10 +45,12 @@ class GPTTask(Task[GPT]):
         self.tokenizer, self.lr, self.config = tokenizer, lr, model.config
         self.random_orders, seed = run.options.random_orders, run.options.seed
         self.modules: dict[str, nn.Module] = {"model": model}
-        learning = Augmentation(self.random_orders, run.options.token_noise, LABEL_DROPOUT)
-        self.dataset: Dataset[Any] = TokenWindows(cache, run.train, model.config, seed, learning)
+        noise: dict[str, Any] = {"noise": run.options.token_noise, "label_dropout": LABEL_DROPOUT}
+        self.dataset: Dataset[Any] = TokenWindows(
+            cache, run.train, model.config, seed, random_orders=self.random_orders, **noise
+        )
         self.held_out = {
-            order: TokenWindows(cache, run.val or run.train[:64], model.config, seed + 1, Augmentation(share))
+            order: TokenWindows(cache, run.val or run.train[:64], model.config, seed + 1, random_orders=share)
             for order, share in (("random", 1), ("raster", 0))
         }
 

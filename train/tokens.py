@@ -91,7 +91,7 @@ def encode(run: Run[TrainOptions], tokenizer: Tokenizer) -> tuple[TokenCache, st
     identity = f"{art.fingerprint}/{weights_fingerprint(tokenizer)}/{palette}/{views}/{options.flip}/{grids}"
     cache, notes = TokenCache.load(path) if path.is_file() else (None, {})
     if cache is None or notes.get("identity") != identity:
-        cache = TokenCache(views, [], [])
+        cache = TokenCache(views, [], [], [])
     tokenizer, saved_at = tokenizer.to(device).eval(), time.monotonic()
     bar = tqdm(desc="encoding", total=len(art), initial=len(cache), disable=options.quiet, mininterval=1)
     with catch_interrupt() as interrupt, bar, torch.autocast(device.type, torch.bfloat16, enabled=run.bf16):
@@ -103,7 +103,8 @@ def encode(run: Run[TrainOptions], tokenizer: Tokenizer) -> tuple[TokenCache, st
                 else:
                     image_CHW = sprite_view(picture, palette, grids.cell, mirrored=view == 1)
                 tokens_hw = tokenizer.encode(image_CHW.unsqueeze(0).to(device))[0].cpu()
-                cache.grids.append(tokens_hw.to(torch.uint16))
+                cache.shapes.append((tokens_hw.shape[0], tokens_hw.shape[1]))
+                cache.grids.append(tokens_hw.flatten().to(torch.uint16))
             cache.labels.append(art.label_of[i])
             bar.update()
             if i + 1 == len(art) or interrupt.is_set() or time.monotonic() > saved_at + 60 * options.save_minutes:
@@ -120,7 +121,7 @@ class Views(TokenCache):
     def __init__(self, run: Run[TuneOptions], labels: list[int], model: Bundle, flip: bool):
         config = model.tokenizer.config
         self.palette = config if isinstance(config, PaletteConfig) else None
-        super().__init__(FREE_VIEWS if self.palette is None else 1 + flip, labels, [])
+        super().__init__(FREE_VIEWS if self.palette is None else 1 + flip, labels, [], [])
         self.run, self.model, self.flip = run, model, flip
         self.plain = 2 if self.palette is None else 1  # how many views, the first ones, show a picture as it is
         self.encoded: dict[tuple[int, int], Tensor] = {}
