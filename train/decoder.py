@@ -18,7 +18,7 @@ from .options import TrainOptions
 from .state import seeded
 from .tokenizer import TokenizerTask, adamw
 
-CORRUPTED = 0.03  # share of the tokens exchanged for others of the same batch
+CORRUPTION = 0.03  # share of the tokens exchanged for others of the same batch
 STRUCTURE_WEIGHT = 0.3  # of edges and SSIM beside a discriminator, which they contradict: they reward blur
 ADVERSARIAL_START, ADVERSARIAL_RAMP = 0.1, 0.2  # shares of the run: without the discriminator, and while it fades in
 DISCRIMINATOR_RATE = 0.5  # over that of the decoder
@@ -44,7 +44,7 @@ class FrozenCodes(VQTokenizer):
     def forward(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:  # type: ignore[override]
         """Reconstructions [B, 3, H, W] from tokens, some of which are wrong."""
         with torch.no_grad():
-            tokens_Bhw = corrupt_tokens(self.encode(images_BCHW), CORRUPTED, generator)
+            tokens_Bhw = corrupt_tokens(self.encode(images_BCHW), CORRUPTION, generator)
         return self.decode(tokens_Bhw)
 
 

@@ -44,7 +44,7 @@ from .state import load_state
 from .tokens import Views
 
 LISTING, BEFORE_AFTER, FACTS = "pictures.csv", "before-after.jpg", "facts.json"
-VALIDATING, DRAWING = 0.1, 0.08  # shares of the time
+VALIDATION_TIME, DRAWING_TIME = 0.1, 0.08  # shares of the time
 VALIDATION_COST = 1 / 3  # of a grid, over that of learning from it
 MIN_STEPS = 10
 WRITING_SECONDS = 5.0  # the model and its states
@@ -145,15 +145,15 @@ class _Tuning:
     def _seconds_left(self) -> float:
         """For learning."""
         total, spent = 60 * self.run.options.minutes, time.monotonic() - self.start
-        return total * (1 - DRAWING) - WRITING_SECONDS - spent
+        return total * (1 - DRAWING_TIME) - WRITING_SECONDS - spent
 
     def _plan(self) -> tuple[float, int]:
         """The seconds of a step, and at how many validation windows there is time to look; what follows is said."""
         options, pictures = self.run.options, len(self.run.train)
         step, seconds = self._step_seconds(), self._seconds_left()
         look = VALIDATION_COST * step / options.batch  # at one window
-        windows = int(VALIDATING * 60 * options.minutes / Schedule.evaluations / look)
-        samples = options.samples or int(max(seconds * (1 - VALIDATING) / step, MIN_STEPS) * options.batch)
+        windows = int(VALIDATION_TIME * 60 * options.minutes / Schedule.evaluations / look)
+        samples = options.samples or int(max(seconds * (1 - VALIDATION_TIME) / step, MIN_STEPS) * options.batch)
         self.run.say(
             f"this machine learns from {options.batch / step:.3g} crops a second: about {samples:,} in all, "
             f"{samples / pictures:.0f} of each picture, {'' if self.flip else 'not '}mirrored at random"
@@ -276,7 +276,7 @@ class _Tuning:
         size = (w * tuned.downsample, h * tuned.downsample)
         before: list[Image.Image] = []
         after: list[Image.Image] = []
-        end = time.monotonic() + DRAWING * 60 * self.run.options.minutes
+        end = time.monotonic() + DRAWING_TIME * 60 * self.run.options.minutes
         while not after or (len(after) < DRAWN_PICTURES and time.monotonic() < end):
             seed = DRAWING_SEED + len(after)
             after += tuned.generate(DRAWN_AT_ONCE, size, seed=seed)

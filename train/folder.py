@@ -29,7 +29,7 @@ from .state import peek
 
 WORK = "training"  # the folder inside the model folder that a training can resume from
 FREE_OPTIONS = {"quiet", "workers", "save_minutes", "precision"}  # they may change between runs
-LISTED = 10  # skipped files that are named on the screen
+LISTED_FILES = 10  # skipped files that are named on the screen
 
 Options = TypeVar("Options", bound=LearningOptions)
 
@@ -56,10 +56,10 @@ class Run(Generic[Options]):
         train, val, labels = len(self.train), len(self.val), len(self.art.labels)
         counts = f"{train} to learn from, {val} held out, {labels} labels; {len(skipped)} skipped"
         self.say(f"{train + val} pictures: {counts}")
-        for each in skipped[:LISTED]:
+        for each in skipped[:LISTED_FILES]:
             self.say(f"skipped: {each.name} {each.reason}")
-        if len(skipped) > LISTED:
-            self.say(f"... and {len(skipped) - LISTED} more")
+        if len(skipped) > LISTED_FILES:
+            self.say(f"... and {len(skipped) - LISTED_FILES} more")
 
     def check_same_run(self, stage: str | None, **more: str) -> None:
         """Write down what is trained on and how. Raises UserError if the folder is of another run."""

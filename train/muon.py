@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from igpt.device import fast_bf16
 
 MOMENTUM = 0.95
-ROUNDS = 5
+NEWTON_SCHULZ_STEPS = 5
 A, B, C = 3.4445, -4.7750, 2.0315  # of the quintic that moves singular values from 0..1 to about 1, fastest near 0
 STEP_RMS = 0.2  # root mean square of a step of AdamW over its learning rate, about
 BETA1, BETA2, EPS = 0.9, 0.95, 1e-8
@@ -32,7 +32,7 @@ def orthogonal(matrices_MN: Tensor) -> Tensor:
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(ROUNDS):
+    for _ in range(NEWTON_SCHULZ_STEPS):
         square = x @ x.mT
         x = A * x + (B * square + C * square @ square) @ x
     return x.mT if tall else x

@@ -141,7 +141,7 @@ class TrainOptions(LearningOptions):
         return {stage: 60 * minutes * SHARES[stage] / whole for stage in stages} if minutes else {}
 
 
-RATES = {"lora": 2e-3, "full": 3e-4}  # peak learning rates of the methods
+PEAK_RATES = {"lora": 2e-3, "full": 3e-4}  # peak learning rates of the methods
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,9 @@ class TuneOptions(LearningOptions):
 
     adapter: bool = option(False, "write a small adapter file (4 MB at most) for the base instead of a model folder")
     minutes: float = option(9.0, "how long it may take in all", low=0.05, high=100_000)
-    method: str = option("lora", "lora learns small additions to all weights, full all weights", choices=tuple(RATES))
+    method: str = option(
+        "lora", "lora learns small additions to all weights, full all weights", choices=tuple(PEAK_RATES)
+    )
     rank: int = option(16, "rank of the additions of lora", low=1)
     samples: int | None = option(None, "crops to learn from (default: as many as --minutes leave time for)", low=1)
     batch: int = option(4, "crops a step", low=1)
@@ -161,7 +163,7 @@ class TuneOptions(LearningOptions):
     @property
     def peak_lr(self) -> float:
         """Learning rate of the method, unless there is one."""
-        return self.lr or RATES[self.method]
+        return self.lr or PEAK_RATES[self.method]
 
     def check(self) -> None:
         """Raises UserError on values that cannot be meant."""

@@ -106,12 +106,10 @@ def _train_tokenizer(
     if not isinstance(distance, LPIPS):
         encoder = f"the encoder of {run.options.perceptual}" if isinstance(distance, EncoderDistance) else ""
         run.say(f"no LPIPS weights: reconstructions are compared by {encoder or 'edges and SSIM alone'}")
-    preset, side, fingerprint = run.preset, run.preset.downsample, run.art.fingerprint
-    run.say(
-        f"tokenizer: {preset.codes} codes of {side}x{side} pixels; {0 if start else preset.tokenizer_crops:,} crops of "
-        f"{preset.crop} pixels a side, then {preset.decoder_crops:,} for the decoder alone; reconstructions to look at "
-        f"appear in {run.work}"
-    )
+    preset, fingerprint = run.preset, run.art.fingerprint
+    codes = f"{preset.codes} codes of {preset.downsample}x{preset.downsample} pixels"
+    before = "" if start else f"tokenizer: {codes} from {preset.tokenizer_crops:,} crops; "
+    run.say(f"{before}decoder: {preset.decoder_crops:,} crops of {preset.crop} pixels a side; sheets are in {run.work}")
     numbers: dict[str, Any] = {"seconds": 0}
     if start:
         tokenizer = start

@@ -28,7 +28,7 @@ QUANTIZED_AFTER = 0.05  # share of the run in which the encoder learns to say so
 MEASURED_PICTURES, SHEET_PICTURES = 96, 8  # held-out ones
 PICTURES_AT_ONCE = 8  # when measuring
 JITTER = 4  # pixels: the perceptual distance looks from another corner every time, up to this far in
-COLLAPSED = 0.5  # share of the codes in use below which a warning is given
+COLLAPSED_USAGE = 0.5  # share of the codes in use below which a warning is given
 
 Features = tuple[Tensor, list[Tensor]]  # pictures, and the feature maps that the perceptual distance has of them
 
@@ -113,7 +113,7 @@ class TokenizerTask(Task[VQTokenizer]):
         """Where few of the codes are used."""
         used = float(self.used_K.float().mean())
         self.used_K.zero_()
-        if progress < 2 * QUANTIZED_AFTER or used >= COLLAPSED:
+        if progress < 2 * QUANTIZED_AFTER or used >= COLLAPSED_USAGE:
             return []
         return [
             f"the codebook is collapsing: {used:.0%} of its {len(self.used_K)} codes were used of late; a lower "
