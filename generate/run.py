@@ -18,6 +18,7 @@ from igpt.recipe import Recipe
 from igpt.sheet import square_sheet
 from tokenizer_vq.base import UserError
 
+from .atlas import Sprite, atlas
 from .timelapse import animation, recorded
 
 
@@ -28,6 +29,7 @@ class Target:
     output: Output
     title: str  # of all of them; an edit is named after it, a new picture after its label
     sheet: bool = False  # also one picture of all
+    atlas: bool = False  # also one for game engines
     timelapse: str | None = None  # "gif" or "webp": also an animation of each
     force: bool = False  # replace files of the same name
     quiet: bool = False  # no progress
@@ -40,12 +42,14 @@ def draw_files(batches: Iterable[Batch], target: Target) -> list[Path]:
     """
     paths: list[Path] = []
     captioned: list[tuple[Image, str]] = []
+    sprites: list[Sprite] = []
     for batch in batches:
         frames: list[Image] = []
         steps = recorded(batch, frames) if target.timelapse else batch.steps()
         for picture, recipe in batch.results(_last(steps, batch, target.quiet)):
             stem = stem_for(target.title if batch.task.start else recipe.label or recipe.model, recipe.seed)
             paths.append(_say(write_picture(picture, target.output.picture(stem), recipe, force=target.force)))
+            sprites.append(Sprite(paths[-1].name, picture, recipe.label, recipe.seed))
             if target.timelapse:
                 data = animation(frames, target.timelapse, exact=batch.model.downsample == 1)
                 place = target.output.companion(stem, f"-timelapse.{target.timelapse}")
@@ -54,6 +58,14 @@ def draw_files(batches: Iterable[Batch], target: Target) -> list[Path]:
     if target.sheet:
         place = target.output.companion(stem_for(target.title, int(captioned[0][1])), "-sheet.png")
         paths.append(_say(write_picture(square_sheet(captioned), place, force=target.force)))
+    if target.atlas:
+        stem = stem_for(target.title, sprites[0].seed)
+        place, described = (target.output.companion(stem, f"-atlas{suffix}") for suffix in (".png", ".json"))
+        image, _ = atlas(sprites, place.name)
+        written = write_picture(image, place, force=target.force)
+        paths.append(_say(written))
+        text = atlas(sprites, written.name)[1].encode()
+        paths.append(_say(write_file(text, described, force=target.force)))
     return paths
 
 
@@ -74,7 +86,8 @@ def replay(
     count = len(recipe.tokens)
     if (largest := max(recipe.tokens)) >= model.tokenizer.vocab_size:
         raise UserError(f"the recipe has the token {largest}; the model's are below {model.tokenizer.vocab_size}")
-    task, recorded = Task(recipe.command, canvas_for(model, recipe.size, recipe.tile)), _recorded(recipe)
+    canvas, recorded = canvas_for(model, recipe.size, recipe.tile), _recorded(recipe)
+    task = Task(recipe.command, canvas, sprite=recipe.sprite)
     if recipe.command != "generate":
         task = task._replace(start=lambda seed: recorded)
     batch = Batch(model, task, [recipe.label], recipe.seed, recipe.options)

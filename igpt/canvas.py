@@ -22,14 +22,17 @@ from einops import rearrange
 from PIL import Image
 from torch import Generator, Tensor
 
+from tokenizer_vq.palette import PaletteConfig
+
 from . import fitting
 from .bundle import Bundle
-from .config import SamplingOptions
+from .config import AS_DRAWN, SamplingOptions, SpriteOptions
 from .fitting import Canvas, Inpainting, PartialGrid, on_grid
 from .model import to_cells, to_grid
 from .recipe import Recipe, digest
 from .sampling import Known, Step, generators, sample
 from .sizes import Grid
+from .sprites import finish_sprite
 from .tiling import cell_windows, decode, encode
 
 KNOWN_CELLS = 1  # of every 2x2 cells of an enlarged picture; with 2 what is added looks blurred
@@ -49,6 +52,7 @@ class Task(NamedTuple):
     canvas: Canvas
     start: Callable[[int], Inpainting | PartialGrid] | None = None
     label: str | None = None  # of the picture that is edited
+    sprite: SpriteOptions = AS_DRAWN
 
 
 class Result(NamedTuple):
@@ -168,22 +172,31 @@ class Batch:
                 known_hw = ~fitting.mask_tokens(self.model, self.given.mask, grid)
             elif isinstance(self.start, PartialGrid) and self.start.known_hw.shape == grid:
                 known_hw = self.start.known_hw
+            size, picture = picture.size, self._sprite(picture)
             recipe = Recipe(
                 model=self.model.name,
                 weights_hash=self.model.weights_hash,
                 label=label,
                 seed=seed,
-                size=picture.size,
+                size=size,
                 options=self.options,
                 grid=grid,
                 tokens=tuple(tokens_hw.flatten().tolist()),
                 command=self.task.command,
                 tile=self.canvas.wraps,
                 given=tuple(known_hw.flatten().tolist()),
+                sprite=self.task.sprite,
                 pixels=digest(picture),
             )
             results.append(Result(picture, recipe))
         return results
+
+    def _sprite(self, picture: Image.Image) -> Image.Image:
+        """A finished picture as `task.sprite` says, where a token is a pixel."""
+        config, options = self.model.tokenizer.config, self.task.sprite
+        return (
+            finish_sprite(picture, config, options, self.canvas.wraps) if isinstance(config, PaletteConfig) else picture
+        )
 
     # Watching
 
@@ -209,9 +222,9 @@ class Batch:
         """An unfinished picture in its final size. What is not drawn yet is mid-grey in a composition; later on it is
         the enlarged composition."""
         if bool(grid.known_hw.all()) or grid.known_hw.shape != self.canvas.levels[0]:
-            return fitting.finish(self.model, grid.tokens_hw, self.canvas)
+            return self._sprite(fitting.finish(self.model, grid.tokens_hw, self.canvas))
         (picture,) = self.model.decode(grid.tokens_hw[None], grid.known_hw[None])
-        return fitting.cover(self.model, picture, self.canvas.size)
+        return self._sprite(fitting.cover(self.model, picture, self.canvas.size))
 
 
 def keep_mask(grid: Grid, cell: int, generator: Generator) -> Tensor:

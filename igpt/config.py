@@ -30,6 +30,8 @@ def option(
 def check_options(options: DataclassInstance) -> None:
     """Raises UserError, with the value received and what is wanted, for an option out of bounds; None is always in."""
     for each in fields(options):
+        if not each.metadata:
+            continue
         value, low, high = getattr(options, each.name), each.metadata["low"], each.metadata["high"]
         wanted = f"{low} or more" if high == math.inf else f"{low} to {high}"
         if choices := each.metadata["choices"]:
@@ -89,6 +91,25 @@ class SamplingOptions:
     def check(self) -> None:
         """Raises UserError, with the value received, on options that cannot be meant."""
         check_options(self)
+
+
+GROUNDS = ("transparent", "keep")
+
+
+@dataclass(frozen=True)
+class SpriteOptions:
+    """How pictures are finished of which a token is a pixel."""
+
+    scale: int = option(1, "pixels a side of each pixel of a sprite", low=1, high=64)
+    ground: str = option(GROUNDS[0], "of a sprite", choices=GROUNDS)
+    colours: tuple[str, ...] = ()  # "#rrggbb" that each of the model's colours becomes; none: its own
+
+    def check(self) -> None:
+        """Raises UserError, with the value received, on options that cannot be meant."""
+        check_options(self)
+
+
+AS_DRAWN = SpriteOptions()
 
 
 # What an edit may ask for

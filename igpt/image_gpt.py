@@ -11,25 +11,38 @@ import torch
 from PIL.Image import Image
 
 from tokenizer_vq.base import UserError
+from tokenizer_vq.palette import PaletteConfig
 
 from . import checkpoint, edit
 from .bundle import Bundle
 from .canvas import Batch, Task
-from .config import ANCHORS, DEFAULT_KEEP, DEFAULT_MIX, DEFAULT_MODEL, DEFAULT_STRENGTH, SamplingOptions
+from .config import (
+    ANCHORS,
+    AS_DRAWN,
+    DEFAULT_KEEP,
+    DEFAULT_MIX,
+    DEFAULT_MODEL,
+    DEFAULT_STRENGTH,
+    SamplingOptions,
+    SpriteOptions,
+)
 from .device import fast_bf16, pick_device
 from .edit import Picture
 from .fitting import Inpainting, canvas_for, on_grid
 from .recipe import check_seeds
 from .sizes import Size, parse_size
+from .sprites import colours_of
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+SPRITES = ("scale", "ground", "palette")  # of DrawArguments, those for palette models
 PICTURES_AT_ONCE = 16  # so that any number fits into memory; a picture is the same in any batch
 
 
 class DrawArguments(TypedDict, total=False):
-    """What all that draws can be asked for by name; `steps` and what follows are fields of SamplingOptions."""
+    """What all that draws can be asked for by name. `steps` to `order` are fields of SamplingOptions; `scale`, `ground`
+    ("transparent" or "keep") and `palette` (a .gpl or .hex file) are for models of which a token is a pixel."""
 
     label: str | None
     seed: int
@@ -40,6 +53,9 @@ class DrawArguments(TypedDict, total=False):
     top_p: float
     guidance: float
     order: str
+    scale: int
+    ground: str
+    palette: str | Path
 
 
 class ImageGPT(Bundle):
@@ -115,6 +131,7 @@ class ImageGPT(Bundle):
         at most `at_once` together (default: PICTURES_AT_ONCE)."""
         changes: dict[str, Any] = {"label": None, "seed": 0, "options": None, **draw}
         label, seed, options = (changes.pop(name) for name in ("label", "seed", "options"))
+        task = task._replace(sprite=self._sprite({name: changes.pop(name) for name in SPRITES if name in changes}))
         options = options or self.sampling
         if unknown := sorted(changes.keys() - asdict(options).keys()):
             raise UserError(f"there is no option {unknown[0]!r}; there are {', '.join(asdict(options))}")
@@ -126,6 +143,17 @@ class ImageGPT(Bundle):
             Batch(self, task, self.labels_for(label, first, min(at_once, seed + n - first)), first, options)
             for first in range(seed, seed + n, at_once)
         )
+
+    def _sprite(self, asked: dict[str, Any]) -> SpriteOptions:
+        config = self.tokenizer.config
+        if not asked:
+            return AS_DRAWN
+        if not isinstance(config, PaletteConfig):
+            raise UserError(f"--{next(iter(asked))} is for sprites; the model {self.name!r} has no palette")
+        palette, ground = asked.pop("palette", None), asked.get("ground", AS_DRAWN.ground)
+        options = SpriteOptions(**asked, colours=() if palette is None else colours_of(config, palette, ground))
+        options.check()
+        return options
 
     def label_for(self, task: Task, label: str | None) -> str | None:
         """The label asked for; of an edit without one that of its picture, or the one that fits best to what is given;

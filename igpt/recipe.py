@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 import struct
 import warnings
 from collections.abc import Iterator
@@ -21,12 +22,13 @@ from PIL import Image
 
 from tokenizer_vq.base import MAX_PIXELS, UserError
 
-from .config import SamplingOptions
+from .config import AS_DRAWN, SamplingOptions, SpriteOptions
 from .sizes import LARGEST_GRID
 
 CHUNK = "igpt"
 RECIPE_VERSION = 3
 LARGEST_RECIPE = 1 << 20  # characters of JSON; a 32x32 grid needs about four thousand
+COLOUR = re.compile("#[0-9a-f]{6}")
 LARGEST_SEED = 2**63 - 1  # what a torch generator takes
 
 JSON_TYPES: dict[str, tuple[type, ...]] = {
@@ -50,6 +52,7 @@ class Recipe:
     command: str = "generate"
     tile: bool = False  # whether it wraps around
     given: tuple[bool, ...] = ()  # the tokens that an edit took over, row by row; empty: none
+    sprite: SpriteOptions = AS_DRAWN  # how it is finished where a token is a pixel
     pixels: str = ""  # SHA-256 of the picture's pixels, by which later changes are noticed
 
     def to_json(self, indent: int | None = None) -> str:
@@ -90,6 +93,7 @@ class Recipe:
             options=_options(record["options"]),
             grid=(rows, columns),
             tokens=struct.unpack(f"<{count}H", tokens),
+            sprite=_sprite(record.get("sprite", {})),
             given=tuple(bool(given[i // 8] >> i % 8 & 1) for i in range(count)) if given else (),
             **{key: record[key] for key in ("model", "weights_hash", "label", "seed", "command", "tile", "pixels")},
         )
@@ -102,6 +106,17 @@ def _options(record: dict[str, Any]) -> SamplingOptions:
         raise ValueError(f"it has unknown options {sorted(unknown)}")
     _check_types(record, {key: kinds[key] for key in record})
     options = SamplingOptions(**record)
+    options.check()
+    return options
+
+
+def _sprite(record: Any) -> SpriteOptions:
+    """Absent in recipes of before there were any."""
+    fields: dict[str, Any] = asdict(AS_DRAWN) | {"colours": []} | (record if isinstance(record, dict) else {"": None})
+    _check_types(fields, {"scale": (int,), "ground": (str,), "colours": (list,)})
+    if len(fields) != 3 or not all(isinstance(each, str) and COLOUR.fullmatch(each) for each in fields["colours"]):
+        raise ValueError("its sprite is not a scale, a ground and colours")
+    options = SpriteOptions(**fields | {"colours": tuple(fields["colours"])})
     options.check()
     return options
 

@@ -6,37 +6,51 @@ Where a token is a pixel, a finished picture has no colours but those of the pal
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tokenizer_vq.base import UserError
-from tokenizer_vq.palette import PaletteConfig
+from tokenizer_vq.colours import match_palette
+from tokenizer_vq.images import open_picture
+from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
 
-GROUNDS = ("transparent", "keep")
-LARGEST_SCALE = 64
+from .config import SpriteOptions
+
+OPAQUE = 128  # alpha from which on a pixel counts
 INDEXED_COLOURS = 256  # of a picture in mode "P"
 
 Tokens = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class SpriteOptions:
-    """How the pictures of a palette model are finished."""
+def colours_of(palette: PaletteConfig, file: str | Path, ground: str) -> tuple[str, ...]:
+    """The colour of a .gpl or .hex file that each of a palette becomes; a ground that is seen as none stays.
 
-    scale: int = 1  # pixels a side of each pixel
-    ground: str = GROUNDS[0]
-    colours: tuple[str, ...] = ()  # "#rrggbb" that each of the model's colours becomes; empty: its own
+    Raises UserError for a file that is none or has one colour only.
+    """
+    own, other = PaletteTokenizer(palette), PaletteTokenizer.from_file(file)
+    drawn = [k for k, colour in enumerate(palette.colours) if colour != palette.ground or ground == "keep"]
+    colours = list(palette.colours)
+    for k, chosen in zip(drawn, match_palette(own.palette_K3[drawn], other.palette_K3), strict=True):
+        colours[k] = other.config.colours[chosen]
+    return tuple(colours)
 
-    def check(self) -> None:
-        """Raises UserError for what cannot be meant."""
-        if not 1 <= self.scale <= LARGEST_SCALE:
-            raise UserError(f"got a scale of {self.scale}, wanted a whole number from 1 to {LARGEST_SCALE}")
-        if self.ground not in GROUNDS:
-            raise UserError(f"got {self.ground!r} for the ground, wanted {' or '.join(GROUNDS)}")
+
+def palette_of_pictures(paths: Sequence[Path], colours: int, suffix: str) -> str:
+    """A palette of at most so many colours for what is opaque in pictures, as the text of a .hex or .gpl file.
+
+    Raises UserError for what is no picture, and where nothing is opaque.
+    """
+    opaque = []
+    for path in paths:
+        values_HW4 = np.asarray(open_picture(path, mode="RGBA"))
+        opaque.append(values_HW4[values_HW4[..., 3] >= OPAQUE][:, :3])
+    values_P3 = np.concatenate(opaque)
+    pictures = [Image.fromarray(values_P3[None])] if len(values_P3) else []
+    return PaletteTokenizer.fit(pictures, colours).to_text(suffix)
 
 
 def finish_sprite(

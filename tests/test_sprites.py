@@ -13,7 +13,8 @@ from PIL import Image
 from skimage.color import rgb2lab
 
 from generate.atlas import LARGEST_ATLAS, Sprite, atlas, atlas_shape
-from igpt.sprites import SpriteOptions, finish_sprite
+from igpt.config import SpriteOptions
+from igpt.sprites import finish_sprite
 from tokenizer_vq.base import UserError
 from tokenizer_vq.colours import match_palette, to_lab
 from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer

@@ -20,6 +20,7 @@ from torch import Tensor
 from igpt.image_gpt import ImageGPT
 from igpt.lora import with_tokens
 from igpt.sizes import LARGEST_SPRITE, SMALLEST_SIDE
+from igpt.sprites import OPAQUE
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.images import from_uint8, laid_on, to_tensor
@@ -30,9 +31,8 @@ from .options import TrainOptions
 LARGEST_LEARNED = 64  # pixels a side of a sprite that is learned as a whole
 FEW_COLOURS = 1024  # in all pictures of a folder: with more it is no pixel art
 MOST_COLOURS = 254  # with a ground and an entry for what is transparent they fit into an indexed picture
-GROUNDS = ("#ffffff", "#ff00ff", "#00ff00", "#00ffff", "#fe01fe")  # the first that is free stands for transparency
+FREE_COLOURS = ("#ffffff", "#ff00ff", "#00ff00", "#00ffff", "#fe01fe")  # the first that is free stands for transparency
 PLAIN = 0.5  # share of the pixels at the edges which is one colour: that is the ground then
-OPAQUE = 128  # alpha from which on a pixel counts
 
 
 Codes = NDArray[np.int64]  # of colours, 0xrrggbb
@@ -68,9 +68,11 @@ def palette_for(art: ArtFolder, options: TrainOptions) -> SpritePalette | None:
     how = f"{lost} are learned as the nearest of {len(colours)}" if lost else "all are learned as they are"
     reason = f"a token is a pixel ({why}); of {len(present)} colours {how}"
     if clear:
-        free = next((colour for colour in GROUNDS if colour not in {*present, *colours}), None)
+        free = next((colour for colour in FREE_COLOURS if colour not in {*present, *colours}), None)
         if free is None:
-            raise UserError(f"the pictures have all of {', '.join(GROUNDS)}; one is wanted free, to mean transparent")
+            raise UserError(
+                f"the pictures have all of {', '.join(FREE_COLOURS)}; one is wanted free, to mean transparent"
+            )
         return SpritePalette(PaletteConfig((*colours, free), free), len(present), lost, reason)
     codes, counts = np.unique(edges_P, return_counts=True)
     ground = f"#{codes[counts.argmax()]:06x}"

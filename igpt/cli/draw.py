@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import igpt
 from igpt import config
-from igpt.files import plan_output
+from igpt.files import plan_output, write_file
 from igpt.recipe import check_picture, check_seeds, recipe_of
 from igpt.siblings import sibling
 from igpt.sizes import LARGEST_SIDE, SMALLEST_SIDE, parse_size
@@ -38,6 +38,7 @@ def add_to(commands: Any) -> None:
     generate.add_argument("--size", type=checked(parse_size), help=sides)
     generate.add_argument("--tile", action="store_true", help="draw textures that wrap in both directions")
     timelapse = f"also write an animation of each drawing: {' or '.join(TIMELAPSES)} (default: {TIMELAPSES[0]})"
+    generate.add_argument("--atlas", action="store_true", help="also write all on one PNG, with JSON for game engines")
     generate.add_argument("--timelapse", nargs="?", const=TIMELAPSES[0], choices=TIMELAPSES, help=timelapse)
     _add_drawing(generate, f"the seed chooses one that it draws well; {config.ANY_LABEL}: one of all")
     _add_edits(commands)
@@ -49,6 +50,11 @@ def add_to(commands: Any) -> None:
     flags.add_output(replay)
     show = flags.add_command(commands, "show", _show, "print the recipe that a picture carries, as JSON")
     show.add_argument("picture", metavar="PICTURE", help="a PNG made by igpt")
+    palette = flags.add_command(commands, "palette", _palette, "take a palette from pictures, for --palette")
+    palette.add_argument("pictures", metavar="PICTURE", nargs="+", help="a picture; what is transparent does not count")
+    palette.add_argument("--colours", type=number(int), default=16, metavar="N", help="how many at most")
+    palette.add_argument("--out", metavar="FILE", required=True, help="a name in .hex or .gpl")
+    palette.add_argument("--force", action="store_true", help="replace a file of that name")
     info = flags.add_command(commands, "info", _info, "list the models in the box, or describe one model")
     info.add_argument("model", metavar="MODEL", nargs="?", help="name or folder of a model")
     flags.add_adapter(info)
@@ -63,7 +69,7 @@ def _add_edits(commands: Any) -> None:
         """An edit: the picture and its own flags are the parameters of the function of that name in igpt.edit."""
         parser = flags.add_command(commands, name, _edit, help)
         parser.add_argument("picture", metavar="PICTURE", help="a picture; one made by igpt brings its tokens along")
-        parser.set_defaults(edit=name, parameters=("picture", *parameters), timelapse=None)
+        parser.set_defaults(edit=name, parameters=("picture", *parameters), timelapse=None, atlas=False)
         _add_drawing(parser, "that in the picture's recipe, or the one that fits best to the picture")
         return parser
 
@@ -95,6 +101,10 @@ def _add_drawing(parser: Parser, default_label: str) -> None:
     flags.add_model(parser)
     parser.add_argument("--sheet", action="store_true", help="also write all pictures on one contact sheet")
     flags.add_sampling(parser)
+    parser.add_argument("--scale", type=number(int), metavar="N", help="make each pixel of a sprite N pixels a side")
+    ground = f"of sprites: {' or '.join(config.GROUNDS)} (default: {config.GROUNDS[0]})"
+    parser.add_argument("--ground", choices=config.GROUNDS, help=ground)
+    parser.add_argument("--palette", metavar="FILE", help="draw sprites in the colours of this .gpl or .hex file")
     flags.add_output(parser)
 
 
@@ -123,16 +133,17 @@ def _draw(args: argparse.Namespace, task_for: Callable[[igpt.ImageGPT], Task], t
     seed = secrets.randbelow(2**31) if args.seed is None else args.seed
     check_seeds(seed, args.n)
     sampling, output = flags.sampling_of(args), plan_output(args.out, args.n)
+    sprites = {name: value for name in ("scale", "ground", "palette") if (value := getattr(args, name)) is not None}
     model = flags.load_model(args)
     task = task_for(model)
     label, at_once = model.label_for(task, args.label), 1 if args.timelapse else None
-    batches = model.batches(task, args.n, at_once=at_once, label=label, seed=seed, **sampling)
+    batches = model.batches(task, args.n, at_once=at_once, label=label, seed=seed, **sampling, **sprites)
     if args.seed is None and not args.quiet:
         print(f"seed {seed}", file=sys.stderr)
     if label not in (args.label, task.label) and not args.quiet:
         print(f"label {label}, the best fit to the picture; --label chooses another", file=sys.stderr)
     run, title = sibling("generate.run"), title or args.label or model.name
-    run.draw_files(batches, run.Target(output, title, args.sheet, args.timelapse, args.force, args.quiet))
+    run.draw_files(batches, run.Target(output, title, args.sheet, args.atlas, args.timelapse, args.force, args.quiet))
 
 
 # Saying what there is
@@ -152,6 +163,18 @@ def _replay(args: argparse.Namespace) -> None:
 
 def _show(args: argparse.Namespace) -> None:
     print(recipe_of(args.picture).to_json(indent=2))
+
+
+def _palette(args: argparse.Namespace) -> None:
+    path = Path(args.out)
+    if path.suffix.lower() not in (".hex", ".gpl"):
+        raise UserError(f"got {path} for a palette, wanted a name in .hex or .gpl")
+    for picture in args.pictures:
+        check_picture(picture)
+    from igpt.sprites import palette_of_pictures
+
+    text = palette_of_pictures([Path(picture) for picture in args.pictures], args.colours, path.suffix.lower())
+    print(write_file(text.encode(), path, force=args.force))
 
 
 def _tokenize(args: argparse.Namespace) -> None:
