@@ -20,7 +20,7 @@ LARGEST_FRAME = 512  # pixels a side
 def recorded(batch: Batch, frames: list[Image.Image]) -> Iterator[list[PartialGrid]]:
     """Steps of a batch of one picture, while what it looks like is added to the frames."""
     for grids in batch.some_steps(FRAMES):
-        frame = batch.preview(grids[0])
+        frame = batch.preview(grids[0]).convert("RGB")
         frame.thumbnail((LARGEST_FRAME, LARGEST_FRAME), Image.Resampling.LANCZOS)
         frames.append(frame)
         yield grids

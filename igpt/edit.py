@@ -11,27 +11,33 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Generator, Tensor
 
 from tokenizer_vq.base import MAX_PIXELS, UserError
-from tokenizer_vq.images import as_rgb, fit_cover, open_picture
+from tokenizer_vq.images import as_rgba, fit_cover, laid_on, open_picture
+from tokenizer_vq.palette import PaletteConfig
 
 from .bundle import Bundle
 from .canvas import Task
-from .config import check_anchor, check_share, keep_of
-from .fitting import LANCZOS, NEAREST, Inpainting, PartialGrid, canvas_for, continued, mask_tokens, on_grid
+from .config import AS_DRAWN, check_anchor, check_share, keep_of
+from .fitting import LANCZOS, NEAREST, Inpainting, PartialGrid, canvas_for, continued, finish, mask_tokens, on_grid
 from .recipe import UntrustedRecipe, digest, read_recipe
 from .sizes import Size, parse_size
+from .sprites import OPAQUE
 
 BLOBS = 4  # a side, of the pattern in which two pictures are blended
 DRAWN_SHARE = 0.4  # of a blend, between the parts of the two pictures
 
 log = logging.getLogger("igpt")
 
-Picture = str | Path | Image.Image  # a picture in memory carries no tokens
+Picture = (
+    str | Path | Image.Image | NDArray[np.uint8]
+)  # in memory it carries no tokens; an array is [H, W] or [H, W, C]
 Box = tuple[int, int, int, int]  # left, top, right and bottom in pixels
 
 
@@ -41,34 +47,77 @@ class Source(NamedTuple):
     picture: Image.Image  # RGB
     tokens_hw: Tensor | None = None  # if it carries those of this model
     label: str | None = None
+    original: Image.Image | None = None  # RGBA, where it is transparent anywhere
 
 
 def open_source(model: Bundle, picture: Picture) -> Source:
-    """A picture of any size and mode, with its tokens where it carries trustworthy ones of this model.
+    """A picture of any size and mode, with its tokens where it carries trustworthy ones of this model. Of sprites what
+    is transparent is the ground of the palette.
 
     Raises UserError when there is no such picture. An igpt chunk that does not fit is ignored with a warning.
     """
-    if isinstance(picture, Image.Image):
-        if picture.width * picture.height > MAX_PIXELS:
-            size, most = f"{picture.width}x{picture.height}", MAX_PIXELS // 10**6
-            raise UserError(f"the picture has {size} pixels; at most {most} million are wanted")
-        return Source(as_rgb(picture))
-    opened = open_picture(Path(picture))
+    rgba, config = _rgba(picture), model.tokenizer.config
+    if isinstance(config, PaletteConfig):
+        source = Source(laid_on(rgba, config.ground or "white", OPAQUE))
+    else:
+        source = Source(laid_on(rgba, "white"), original=rgba if _is_transparent(rgba) else None)
+    if not isinstance(picture, str | Path):
+        return source
     try:
         recipe = read_recipe(picture)
         if recipe is None:
-            return Source(opened)
+            return source
         if recipe.weights_hash != model.weights_hash:
             raise UntrustedRecipe(f"it was made by {recipe.model!r:.50}, a model with other weights")
         if max(recipe.tokens) >= model.tokenizer.vocab_size:
             raise UntrustedRecipe("it has tokens that the model has not")
-        if recipe.size != opened.size or (recipe.pixels and recipe.pixels != digest(opened)):
+        scale = recipe.sprite.scale
+        if rgba.size != (recipe.size[0] * scale, recipe.size[1] * scale) or recipe.pixels not in ("", digest(rgba)):
             raise UntrustedRecipe("its pixels were changed since")
     except UntrustedRecipe as error:
         log.warning("the igpt chunk of %s is ignored and the picture encoded anew: %s", picture, error)
-        return Source(opened)
-    label = recipe.label if recipe.label in model.labels else None
-    return Source(opened, torch.tensor(recipe.tokens).view(*recipe.grid), label)
+        return source
+    tokens_hw = torch.tensor(recipe.tokens).view(*recipe.grid)
+    if recipe.sprite != AS_DRAWN:  # enlarged, or in other colours
+        source = Source(finish(model, tokens_hw, canvas_for(model, recipe.size, recipe.tile)))
+    return source._replace(tokens_hw=tokens_hw, label=recipe.label if recipe.label in model.labels else None)
+
+
+def _rgba(picture: Picture) -> Image.Image:
+    """A picture in a file or in memory. Raises UserError for what is none or too large."""
+    if isinstance(picture, str | Path):
+        return open_picture(Path(picture), mode="RGBA")
+    if isinstance(picture, np.ndarray):
+        if (
+            picture.dtype != np.uint8
+            or picture.ndim not in (2, 3)
+            or (picture.ndim == 3 and picture.shape[2] not in (3, 4))
+        ):
+            raise UserError(
+                f"got an array {picture.shape} of {picture.dtype}; [H, W], [H, W, 3] or [H, W, 4] of uint8 is wanted"
+            )
+        picture = Image.fromarray(picture)
+    if not isinstance(picture, Image.Image):
+        raise UserError(
+            f"got a {type(picture).__name__} for a picture; a path, a picture of Pillow or an array is wanted"
+        )
+    if picture.width * picture.height > MAX_PIXELS:
+        size, most = f"{picture.width}x{picture.height}", MAX_PIXELS // 10**6
+        raise UserError(f"the picture has {size} pixels; at most {most} million are wanted")
+    return as_rgba(picture)
+
+
+def _is_transparent(rgba: Image.Image) -> bool:
+    return rgba.getchannel("A").getextrema() != (255, 255)
+
+
+def _white(mask: Image.Image) -> Image.Image:
+    """Where a mask asks for drawing, "L" of 0 and 255: its white; on a transparent layer whatever is painted there in
+    white, or in another colour if nothing is."""
+    white = laid_on(mask, "black").convert("L").point(lambda value: 255 * (value >= OPAQUE))
+    if white.getextrema() == (0, 0) and _is_transparent(mask):
+        return mask.getchannel("A").point(lambda value: 255 * (value >= OPAQUE))
+    return white
 
 
 # The five edits
@@ -85,13 +134,19 @@ def complete(model: Bundle, picture: Picture, keep: str | float) -> Task:
         raise UserError(f"a picture of {width}x{height} pixels is too small to keep a part of it")
     part = min(max(1, round(length * share)), length - 1)
     mask = _all_but(_place(size, (width, part) if upright else (part, height), side), size)
-    return _inpainting(model, "complete", source, Inpainting(source.picture, mask, source.tokens_hw))
+    return _inpainting(model, "complete", source, Inpainting(source.picture, mask, source.tokens_hw, source.original))
 
 
-def inpaint(model: Bundle, picture: Picture, mask: Picture) -> Task:
-    """Draws where the mask is white. Raises UserError for a mask of another size, all white or all black."""
+def inpaint(model: Bundle, picture: Picture, mask: Picture | None = None) -> Task:
+    """Draws where the mask is white, without one where the picture is transparent. Raises UserError for a mask of
+    another size, all white or all black."""
     source = open_source(model, picture)
-    white = open_source(model, mask).picture.convert("L").point(lambda value: 255 if value >= 128 else 0)
+    if mask is None:
+        white = _rgba(picture).getchannel("A").point(lambda value: 255 * (value < OPAQUE))
+        if white.getextrema() == (0, 0):
+            raise UserError("the picture is nowhere transparent, so a mask is wanted that is white where to draw")
+    else:
+        white = _white(_rgba(mask))
     if white.size != source.picture.size:
         size = f"{source.picture.width}x{source.picture.height}"
         raise UserError(
@@ -100,7 +155,7 @@ def inpaint(model: Bundle, picture: Picture, mask: Picture) -> Task:
     if white.getextrema() in ((0, 0), (255, 255)):
         colour, what = ("black", "nothing") if white.getextrema() == (0, 0) else ("white", "everything")
         raise UserError(f"the mask is all {colour}, which asks for {what} to be drawn: make white what is to be drawn")
-    return _inpainting(model, "inpaint", source, Inpainting(source.picture, white, source.tokens_hw))
+    return _inpainting(model, "inpaint", source, Inpainting(source.picture, white, source.tokens_hw, source.original))
 
 
 def extend(model: Bundle, picture: Picture, size: Size, anchor: str) -> Task:
@@ -125,8 +180,11 @@ def extend(model: Bundle, picture: Picture, size: Size, anchor: str) -> Task:
         if source.tokens_hw.shape == (bottom - top, right - left):
             tokens_hw = torch.zeros(height // token, width // token, dtype=torch.long)
             tokens_hw[top:bottom, left:right] = source.tokens_hw
-    larger = continued(old, (width, height), box[0], box[1])
-    return _inpainting(model, "extend", source, Inpainting(larger, _all_but(box, larger.size), tokens_hw))
+    larger, original = continued(old, (width, height), box[0], box[1]), None
+    if source.original is not None:
+        original = Image.new("RGBA", larger.size)
+        original.paste(source.original, box)
+    return _inpainting(model, "extend", source, Inpainting(larger, _all_but(box, larger.size), tokens_hw, original))
 
 
 def vary(model: Bundle, picture: Picture, strength: float) -> Task:

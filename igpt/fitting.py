@@ -42,6 +42,7 @@ class Inpainting(NamedTuple):
     picture: Image.Image  # RGB
     mask: Image.Image  # "L", of the same size: 255 where to draw, 0 elsewhere
     tokens_hw: Tensor | None = None  # the picture's own, if it carries them
+    original: Image.Image | None = None  # RGBA, where it is transparent anywhere
 
 
 def canvas_for(model: Bundle, size: tuple[int, int], wraps: bool = False) -> Canvas:
@@ -148,6 +149,9 @@ def composite(model: Bundle, given: Inpainting, drawn: Image.Image) -> Image.Ima
     """
     if model.downsample == 1:
         return Image.composite(drawn, given.picture, given.mask)
+    if given.original is not None:  # outside the mask it stays as transparent as it was
+        whole = composite(model, given._replace(original=None), drawn).convert("RGBA")
+        return Image.composite(whole, given.original, given.mask.point(lambda value: 255 * (value > 0)))
     depth, inner = Image.new("L", given.mask.size), given.mask
     for _ in range(FADE):  # how many pixels from the edge, up to FADE
         depth = ImageChops.add(depth, inner.point(lambda value: value and 1))

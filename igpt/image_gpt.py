@@ -137,7 +137,7 @@ class ImageGPT(Bundle):
             raise UserError(f"there is no option {unknown[0]!r}; there are {', '.join(asdict(options))}")
         options = replace(options, **changes)
         options.check()
-        check_seeds(seed, n)
+        seed, n = check_seeds(seed, n)
         label, at_once = self.label_for(task, label), 1 if task.start is not None else at_once or PICTURES_AT_ONCE
         return (
             Batch(self, task, self.labels_for(label, first, min(at_once, seed + n - first)), first, options)
@@ -176,8 +176,10 @@ class ImageGPT(Bundle):
         """Keep one half of a picture (top, bottom, left, right), or that share from the top, and draw the rest."""
         return self._drawn(edit.complete(self, picture, keep), n, draw)
 
-    def inpaint(self, picture: Picture, mask: Picture, *, n: int = 1, **draw: Unpack[DrawArguments]) -> list[Image]:
-        """Draw a picture anew where the mask, of the same size, is white."""
+    def inpaint(
+        self, picture: Picture, mask: Picture | None = None, *, n: int = 1, **draw: Unpack[DrawArguments]
+    ) -> list[Image]:
+        """Draw a picture anew where the mask, of the same size, is white; without one where it is transparent."""
         return self._drawn(edit.inpaint(self, picture, mask), n, draw)
 
     def extend(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import operator
 import re
 import struct
 import warnings
@@ -127,12 +128,18 @@ def _check_types(record: dict[str, Any], kinds: dict[str, tuple[type, ...]]) -> 
             raise ValueError(f"{key} is of type {type(value).__name__}")
 
 
-def check_seeds(seed: int, n: int) -> None:
-    """Raises UserError unless n is 1 or more and a recipe can hold the seed of each of n pictures."""
+def check_seeds(seed: int, n: int) -> tuple[int, int]:
+    """Both as Python's own whole numbers. Raises UserError unless they are, n is 1 or more and a recipe can hold the
+    seed of each of n pictures."""
+    try:
+        seed, n = operator.index(seed), operator.index(n)
+    except TypeError as error:
+        raise UserError(f"got {n!r} pictures from the seed {seed!r}; whole numbers are wanted") from error
     if n < 1:
         raise UserError(f"{n} pictures were asked for; 1 or more is wanted")
     if not 0 <= seed <= LARGEST_SEED - n:
         raise UserError(f"the seed {seed} is out of reach; a whole number from 0 to 2**63 - 1 - n is wanted")
+    return seed, n
 
 
 # Pictures
@@ -181,8 +188,11 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 
 def digest(picture: Image.Image) -> str:
-    """SHA-256 of the size and the RGB pixels of a picture."""
-    return hashlib.sha256(repr(picture.size).encode() + picture.convert("RGB").tobytes()).hexdigest()
+    """SHA-256 of the size and the RGB pixels of a picture, on white where it is transparent."""
+    if picture.mode != "RGB":
+        rgba = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
 
 
 def reason(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from igpt.canvas import Task
 from igpt.config import ANCHORS, NO_LABEL, SamplingOptions, keep_of
 from igpt.edit import blend, complete, extend, inpaint, open_source, vary
 from igpt.files import write_picture
-from igpt.image_gpt import DrawArguments, ImageGPT
+from igpt.image_gpt import SPRITES, DrawArguments, ImageGPT
 from igpt.model import cell_positions, to_cells
 from igpt.recipe import recipe_of
 from igpt.sampling import generators, sample
@@ -136,7 +136,7 @@ def test_an_edit_can_be_watched_step_by_step_and_ends_with_the_picture_and_its_r
 
 
 def test_everything_that_draws_takes_every_sampling_option_by_name(tiny_model: ImageGPT) -> None:
-    names = {"label", "seed", "options"} | set(SamplingOptions.__dataclass_fields__)
+    names = {"label", "seed", "options", *SPRITES} | set(SamplingOptions.__dataclass_fields__)
     assert set(DrawArguments.__annotations__) == names
     picture = paint(1, (200, 40, 40), (32, 32))
     assert len(tiny_model.vary(picture, n=2, seed=1, label="red", steps=2, guidance=1.0, order="raster")) == 2
@@ -168,7 +168,7 @@ def test_a_sprite_keeps_to_the_palette_and_what_is_not_drawn_stays(
     command: str, size: tuple[int, int], tiny_pixels: ImageGPT, tmp_path: Path
 ) -> None:
     path, (width, height) = picture_by(tiny_pixels, tmp_path, size), size
-    picture, mask = Image.open(path), Image.new("L", size, 0)
+    picture, mask = Image.open(path).convert("RGB"), Image.new("L", size, 0)
     mask.paste(255, (3, 5, width - 4, height // 2 + 2))
     (other,) = tiny_pixels.generate(size=24, seed=9, options=OPTIONS)
     parameters: dict[str, tuple[Any, ...]] = {
@@ -179,6 +179,8 @@ def test_a_sprite_keeps_to_the_palette_and_what_is_not_drawn_stays(
         "blend": (other, 0.5),
     }
     (piece,) = getattr(tiny_pixels, command)(path, *parameters[command], seed=3, options=OPTIONS)
+    assert piece.mode == "P"
+    piece = piece.convert("RGB")
     kept = np.full((height, width), command == "extend")
     if command == "complete":
         kept[:, : round(width / 2)] = True
@@ -344,3 +346,70 @@ def test_what_cannot_be_meant_is_refused_with_what_was_received(tiny_model: Imag
         tiny_model.vary(picture, n=0)
     with pytest.raises(UserError, match=r"missing\.png"):
         tiny_model.vary(tmp_path / "missing.png")
+
+
+# Transparency, arrays
+
+
+def layer(colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> Image.Image:
+    """A transparent layer, painted on its right half."""
+    mask = Image.new("RGBA", size, (*colour, 0))
+    mask.paste((*colour, 255), (16, 0, 32, 32))
+    return mask
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 0), (200, 30, 20)])
+def test_what_is_painted_on_a_transparent_mask_is_drawn_whatever_its_colour(
+    colour: tuple[int, int, int], tiny_model: ImageGPT
+) -> None:
+    picture = paint(1, (200, 40, 40), (32, 32))
+    (edited,) = tiny_model.inpaint(picture, layer(colour), seed=1)
+    assert not changed(edited, picture)[:, :16].any() and changed(edited, picture)[:, 16:].any()
+
+
+def test_without_a_mask_the_transparent_part_of_a_picture_is_drawn(tiny_model: ImageGPT) -> None:
+    picture = paint(1, (200, 40, 40), (32, 32))
+    holed = picture.convert("RGBA")
+    holed.paste((0, 0, 0, 0), (16, 0, 32, 32))
+    (drawn,) = tiny_model.inpaint(holed, seed=1)
+    assert drawn.convert("RGBA").getchannel("A").getextrema() == (255, 255)
+    assert not changed(drawn.convert("RGB"), picture)[:, :16].any()
+    with pytest.raises(UserError, match="nowhere transparent"):
+        tiny_model.inpaint(picture)
+
+
+def test_what_an_edit_keeps_stays_as_transparent_as_it_was(tiny_model: ImageGPT) -> None:
+    holed = paint(1, (200, 40, 40), (32, 32)).convert("RGBA")
+    holed.paste((10, 20, 30, 77), (0, 0, 8, 32))
+    (completed,) = tiny_model.complete(holed, "left", seed=1)
+    (extended,) = tiny_model.extend(holed, (48, 32), "left", seed=1)
+    for edited in (completed, extended):
+        values = np.asarray(edited)
+        assert edited.mode == "RGBA" and np.array_equal(values[:, :16], np.asarray(holed)[:, :16])
+        assert (values[:, 16:, 3] == 255).all()
+
+
+def test_an_array_is_a_picture_and_anything_else_is_refused(tiny_model: ImageGPT) -> None:
+    picture = paint(1, (200, 40, 40), (32, 32))
+    mask_HW = np.zeros((32, 32), dtype=np.uint8)
+    mask_HW[:, 16:] = 255
+    (drawn,) = tiny_model.inpaint(np.asarray(picture), mask_HW, seed=np.int64(3))
+    (same,) = tiny_model.inpaint(picture, Image.fromarray(mask_HW), seed=3)
+    assert drawn == same
+    for wrong in (np.zeros((4, 4)), np.zeros(4, dtype=np.uint8), 3, None):
+        with pytest.raises(UserError, match="wanted"):
+            tiny_model.complete(wrong)  # type: ignore[arg-type]
+
+
+def test_a_sprite_that_was_enlarged_or_recoloured_is_edited_by_its_own_tokens(
+    tiny_pixels: ImageGPT, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.hex").write_text("102030\n405060\na0a0a0\n")
+    task = tiny_pixels.new_picture(16)
+    (batch,) = tiny_pixels.batches(task, label="red", seed=4, scale=3, palette=tmp_path / "mine.hex")
+    (result,) = batch.draw()
+    path = write_picture(result.picture, tmp_path / "large.png", result.recipe)
+    source = open_source(tiny_pixels, path)
+    assert result.picture.size == (48, 48) and source.picture.size == (16, 16)
+    (plain,) = tiny_pixels.generate(size=16, label="red", seed=4)
+    assert source.tokens_hw is not None and source.picture == plain.convert("RGB")

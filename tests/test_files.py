@@ -502,7 +502,7 @@ def test_a_timelapse_lies_beside_its_picture_and_ends_with_it(kind: str, each_mo
         assert frames.n_frames > 3 and frames.size == (48, 48)
         frames.seek(frames.n_frames - 1)
         last = np.asarray(frames.convert("RGB")).astype(float)
-    lost = np.abs(last - np.asarray(Image.open(picture)))
+    lost = np.abs(last - np.asarray(Image.open(picture).convert("RGB")))
     assert lost.mean() < 12 and (each_model.downsample > 1 or lost.max() == 0), "but for what the format loses"
 
 

@@ -118,7 +118,8 @@ def _generate(args: argparse.Namespace) -> None:
 def _edit(args: argparse.Namespace) -> None:
     parameters = {name: getattr(args, name) for name in args.parameters}
     for name in {"picture", "mask", "other"} & parameters.keys():
-        check_picture(parameters[name])
+        if parameters[name] is not None:
+            check_picture(parameters[name])
 
     def task_for(model: igpt.ImageGPT) -> Task:
         from igpt import edit  # loads torch
