@@ -17,7 +17,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -88,6 +88,7 @@ class Schedule:
     workers: int = 0  # processes that load samples
     evaluations: int = 20
     log_every: int = 25  # steps; evaluations are at least as far apart
+    clock: Callable[[], float] = time.monotonic
 
 
 def rate(progress: float) -> float:
@@ -170,7 +171,7 @@ class Trainer:
         self.best_score, self.evals_since_best = math.inf, 0
         self.latest: dict[str, float] = {}  # metrics
         self.seconds_before = 0.0  # of learning, when the training was last stopped
-        self.started = self.saved_at = time.monotonic()
+        self.started, self.saved_at = schedule.clock(), time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         self.state_path, self.best_path = (folder / f"{task.name}-{which}.safetensors" for which in ("state", "best"))
         if self.state_path.is_file():
@@ -272,7 +273,7 @@ class Trainer:
     @property
     def seconds(self) -> float:
         """Of learning and evaluating, also before the training was stopped and started again."""
-        return self.seconds_before + time.monotonic() - self.started
+        return self.seconds_before + self.schedule.clock() - self.started
 
     @property
     def steps(self) -> int:
