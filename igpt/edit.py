@@ -49,9 +49,8 @@ def open_source(model: Bundle, picture: Picture) -> Source:
     Raises UserError when there is no such picture. An igpt chunk that does not fit is ignored with a warning.
     """
     if isinstance(picture, Image.Image):
-        if picture.width * picture.height > MAX_PIXELS:
-            size, most = f"{picture.width}x{picture.height}", MAX_PIXELS // 10**6
-            raise UserError(f"the picture has {size} pixels; at most {most} million are wanted")
+        if (count := picture.width * picture.height) > MAX_PIXELS:
+            raise UserError(f"the picture has {count} pixels; at most {MAX_PIXELS} are wanted")
         return Source(as_rgb(picture))
     opened = open_picture(Path(picture))
     try:
@@ -78,13 +77,11 @@ def complete(model: Bundle, picture: Picture, keep: str | float) -> Task:
     """Keeps one half (top, bottom, left, right), or that share from the top, and draws the rest."""
     side, share = keep_of(keep)
     source = open_source(model, picture)
-    width, height = size = source.picture.size
-    upright = side in ("top", "bottom")
-    length = height if upright else width
-    if length < 2:
-        raise UserError(f"a picture of {width}x{height} pixels is too small to keep a part of it")
-    part = min(max(1, round(length * share)), length - 1)
-    mask = _all_but(_place(size, (width, part) if upright else (part, height), side), size)
+    size, axis = source.picture.size, int(side in ("top", "bottom"))
+    if size[axis] < 2:
+        raise UserError(f"a picture of {size[0]}x{size[1]} pixels is too small to keep a part of it")
+    part = min(max(1, round(size[axis] * share)), size[axis] - 1)
+    mask = _all_but(_place(size, (size[0], part) if axis else (part, size[1]), side), size)
     return _inpainting(model, "complete", source, Inpainting(source.picture, mask, source.tokens_hw))
 
 
