@@ -41,7 +41,7 @@ def draw_files(batches: Iterable[Batch], target: Target) -> list[Path]:
     Returns the paths, that of the contact sheet last. Raises UserError where the disk refuses.
     """
     paths: list[Path] = []
-    captioned: list[tuple[Image, str]] = []
+    captioned: list[tuple[Image, str]] = []  # for the sheet
     sprites: list[Sprite] = []
     for batch in batches:
         frames: list[Image] = []
@@ -54,7 +54,7 @@ def draw_files(batches: Iterable[Batch], target: Target) -> list[Path]:
                 data = animation(frames, target.timelapse, exact=batch.model.downsample == 1)
                 place = target.output.companion(stem, f"-timelapse.{target.timelapse}")
                 paths.append(_say(write_file(data, place, force=target.force)))
-            captioned.append((picture, str(recipe.seed)))
+            captioned += [(picture, str(recipe.seed))] * target.sheet
     if target.sheet:
         place = target.output.companion(stem_for(target.title, int(captioned[0][1])), "-sheet.png")
         paths.append(_say(write_picture(square_sheet(captioned), place, force=target.force)))
@@ -86,10 +86,10 @@ def replay(
     count = len(recipe.tokens)
     if (largest := max(recipe.tokens)) >= model.tokenizer.vocab_size:
         raise UserError(f"the recipe has the token {largest}; the model's are below {model.tokenizer.vocab_size}")
-    canvas, recorded = canvas_for(model, recipe.size, recipe.tile), _recorded(recipe)
-    task = Task(recipe.command, canvas, sprite=recipe.sprite)
-    if recipe.command != "generate":
-        task = task._replace(start=lambda seed: recorded)
+    known = recipe.given or [False] * count  # what an edit took over
+    recorded = PartialGrid(*(torch.tensor(values).view(recipe.grid) for values in (recipe.tokens, known)))
+    start = None if recipe.command == "generate" else lambda seed: recorded
+    task = Task(recipe.command, canvas_for(model, recipe.size, recipe.tile), start, sprite=recipe.sprite)
     batch = Batch(model, task, [recipe.label], recipe.seed, recipe.options)
     message = f"decoded the {count} recorded tokens"
     if task.start is not None and (not recipe.given or batch.canvas.levels != [recipe.grid]) and not from_tokens:
@@ -106,12 +106,6 @@ def replay(
     if not quiet:
         print(message, file=sys.stderr)
     return path
-
-
-def _recorded(recipe: Recipe) -> PartialGrid:
-    """The tokens of a recipe; known are those that an edit took over."""
-    known = recipe.given or [False] * len(recipe.tokens)
-    return PartialGrid(*(torch.tensor(values).view(recipe.grid) for values in (recipe.tokens, known)))
 
 
 def _check_tokens(batch: Batch, recorded: PartialGrid, quiet: bool) -> None:

@@ -127,13 +127,11 @@ def complete(model: Bundle, picture: Picture, keep: str | float) -> Task:
     """Keeps one half (top, bottom, left, right), or that share from the top, and draws the rest."""
     side, share = keep_of(keep)
     source = open_source(model, picture)
-    width, height = size = source.picture.size
-    upright = side in ("top", "bottom")
-    length = height if upright else width
-    if length < 2:
-        raise UserError(f"a picture of {width}x{height} pixels is too small to keep a part of it")
-    part = min(max(1, round(length * share)), length - 1)
-    mask = _all_but(_place(size, (width, part) if upright else (part, height), side), size)
+    size, axis = source.picture.size, int(side in ("top", "bottom"))
+    if size[axis] < 2:
+        raise UserError(f"a picture of {size[0]}x{size[1]} pixels is too small to keep a part of it")
+    part = min(max(1, round(size[axis] * share)), size[axis] - 1)
+    mask = _all_but(_place(size, (size[0], part) if axis else (part, size[1]), side), size)
     return _inpainting(model, "complete", source, Inpainting(source.picture, mask, source.tokens_hw, source.original))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import igpt
 from tests.imports import FILES, MODULES, ROOT, imports_of
 
-MOST_LINES = 8_857  # of product code; the aim is 6,800
+MOST_LINES = 8_849  # of product code; the aim is 6,800
 MOST_FILES, LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 70, 350, 60, 6
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in FILES}
 TREES = {path: ast.parse(source) for path, source in SOURCES.items()}
