@@ -9,16 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from skimage.color import rgb2lab
 
+import igpt
 from generate.atlas import LARGEST_ATLAS, Sprite, atlas, atlas_shape
 from igpt.config import SpriteOptions
+from igpt.fitting import cover
+from igpt.image_gpt import ImageGPT
 from igpt.sprites import finish_sprite
+from tests.painting import paint
 from tokenizer_vq.base import UserError
 from tokenizer_vq.colours import match_palette, to_lab
+from tokenizer_vq.dataset import ArtFolder
+from tokenizer_vq.images import to_picture
 from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
+from train.options import TrainOptions
+from train.run import train
+from train.sprites import palette_for, sprite, sprite_view, with_colours_of
 
+Capture = pytest.CaptureFixture[str]
 RED, WHITE, GREEN = "#d03030", "#ffffff", "#30a030"
 #  A ring: ground outside it and inside it.
 RING = ["00000", "01110", "01010", "01110", "00000"]
@@ -133,14 +143,14 @@ def test_an_atlas_read_back_by_its_json_gives_every_sprite() -> None:
     sheet, text = atlas(sprites, "rings.png")
     record, sheet = json.loads(text), saved(sheet)
     assert sheet.mode == "P" and record["meta"]["size"] == {"w": sheet.width, "h": sheet.height}
-    assert record["meta"]["image"] == "rings.png" and list(record["frames"]) == [sprite.name for sprite in sprites]
+    assert record["meta"]["image"] == "rings.png" and list(record["frames"]) == [each.name for each in sprites]
     covered = np.zeros((sheet.height, sheet.width), dtype=int)
-    for sprite in sprites:
-        frame = record["frames"][sprite.name]
+    for each in sprites:
+        frame = record["frames"][each.name]
         x, y, w, h = (frame["frame"][key] for key in "xywh")
         covered[y : y + h, x : x + w] += 1
-        assert sheet.crop((x, y, x + w, y + h)).convert("RGBA") == sprite.picture.convert("RGBA")
-        assert (frame["seed"], frame["label"]) == (sprite.seed, "ring")
+        assert sheet.crop((x, y, x + w, y + h)).convert("RGBA") == each.picture.convert("RGBA")
+        assert (frame["seed"], frame["label"]) == (each.seed, "ring")
     assert covered.max() == 1 and not np.asarray(sheet.convert("RGBA"))[..., 3][covered == 0].any()
 
 
@@ -148,3 +158,101 @@ def test_an_atlas_larger_than_a_texture_is_refused() -> None:
     assert atlas_shape(16, 1024, 1024) == (4, 4)
     with pytest.raises(UserError, match=str(LARGEST_ATLAS)):
         atlas_shape(300, 1024, 1024)
+
+
+# Learning
+
+
+def sprite_folder(folder: Path, clear: bool = True, size: tuple[int, int] = (16, 16)) -> Path:
+    """Twelve discs of two colours, half of them with a hole."""
+    for i in range(12):
+        page = Image.new("RGBA", size, (0, 0, 0, 0) if clear else (10, 10, 40, 255))
+        pen, x, y = ImageDraw.Draw(page), 2 + i % 3, 2 + i // 3
+        pen.ellipse((x, y, x + 9, y + 9), fill=(200, 20 * (i % 4), 30, 255), outline=(0, 0, 0, 255))
+        if i % 2:
+            pen.rectangle((x + 4, y + 4, x + 5, y + 5), fill=page.getpixel((0, 0)))
+        (folder / "disc").mkdir(parents=True, exist_ok=True)
+        page.save(folder / "disc" / f"{i}.png")
+    return folder
+
+
+SHORT = {"preset": "toy", "gpt_samples": 64, "quiet": True, "precision": "fp32"}
+
+
+def test_a_folder_of_sprites_becomes_a_palette_model_in_its_very_colours(tmp_path: Path, capsys: Capture) -> None:
+    art = sprite_folder(tmp_path / "art", size=(17, 19))
+    options = TrainOptions(**{**SHORT, "quiet": False})
+    train(None, art, tmp_path / "mine", options)
+    assert "a token is a pixel" in capsys.readouterr().err
+    model = igpt.load(tmp_path / "mine")
+    palette = model.tokenizer.config
+    colours = {"#000000", "#c8001e", "#c8141e", "#c8281e", "#c83c1e"}
+    assert set(palette.colours) == colours | {palette.ground} and palette.ground_inside
+    (drawn,) = model.generate(size="17x19", seed=1)
+    assert drawn.size == (17, 19) and drawn.mode == "P" and "transparency" in drawn.info
+    assert {f"#{bytes(pixel[:3]).hex()}" for _, pixel in drawn.convert("RGBA").getcolors() if pixel[3]} <= colours
+
+
+def test_a_plain_ground_without_transparency_is_transparent_where_it_reaches_the_edge(tmp_path: Path) -> None:
+    found = palette_for(ArtFolder(sprite_folder(tmp_path, clear=False)), TrainOptions())
+    assert found is not None and found.config.ground == "#0a0a28" and not found.config.ground_inside
+
+
+def test_what_a_token_is_can_be_said_and_goes_by_the_pictures_otherwise(tmp_path: Path) -> None:
+    sprites = ArtFolder(sprite_folder(tmp_path / "sprites"))
+    assert palette_for(sprites, TrainOptions()) and palette_for(sprites, TrainOptions(tokens="vq")) is None
+    (tmp_path / "photos").mkdir()
+    for i in range(3):
+        paint(i, (200, 40, 40), (96, 80)).save(tmp_path / "photos" / f"{i}.png")
+        Image.effect_noise((32, 32), 90).save(tmp_path / "photos" / f"noise{i}.png")
+    photos = ArtFolder(tmp_path / "photos")
+    assert palette_for(photos, TrainOptions()) is None
+    few = palette_for(photos, TrainOptions(palette="8"))
+    assert few is not None and len(few.config.colours) <= 8 and few.lost > 50 and str(few.lost) in few.reason
+    with pytest.raises(UserError, match="one of them"):
+        palette_for(sprites, TrainOptions(tokens="vq", palette="8"))
+    with pytest.raises(UserError, match="5000"):
+        palette_for(sprites, TrainOptions(palette="5000"))
+    (tmp_path / "two.hex").write_text("000000\nffffff\n")
+    of_file = palette_for(sprites, TrainOptions(palette=str(tmp_path / "two.hex")))
+    assert (
+        of_file is not None
+        and of_file.config.colours[:2] == ("#000000", "#ffffff")
+        and len(of_file.config.colours) == 3
+    )
+
+
+def test_a_sheet_is_cut_into_the_sprites_that_are_on_it(tmp_path: Path) -> None:
+    page = Image.new("RGBA", (64, 32))
+    for i in (0, 1, 5):
+        page.paste((40 * i, 90, 90, 255), (16 * (i % 4) + 3, 16 * (i // 4) + 2, 16 * (i % 4) + 9, 16 * (i // 4) + 12))
+    (tmp_path / "sheets").mkdir()
+    page.save(tmp_path / "sheets" / "page.png")
+    Image.new("RGBA", (60, 32), "red").save(tmp_path / "sheets" / "odd.png")
+    art = ArtFolder(tmp_path / "sheets", grid=16)
+    assert art.names == ["page-0000.png", "page-0001.png", "page-0005.png"] and art.sizes == [(16, 16)] * 3
+    assert art.picture(2, "RGBA") == page.crop((16, 16, 32, 32)) and art.different == 3
+    assert "do not divide" in art.skipped[0].reason
+
+
+def test_an_enlarged_sprite_is_learned_as_what_it_was() -> None:
+    small = picture(RING).resize((20, 25), Image.Resampling.NEAREST).convert("RGBA")
+    assert sprite(small.resize((200, 250), Image.Resampling.NEAREST)) == small
+    assert sprite(small) == small and max(sprite(Image.linear_gradient("L").convert("RGBA")).size) == 128
+
+
+def test_the_view_of_a_sprite_lies_where_a_drawn_one_is_cut_out(tiny_pixels: ImageGPT) -> None:
+    odd = picture(RING).crop((0, 0, 3, 5)).convert("RGBA")
+    view_CHW = sprite_view(odd, EDGE, 2, mirrored=False)
+    drawn = cover(tiny_pixels, to_picture(view_CHW), odd.size)
+    assert view_CHW.shape == (3, 6, 4) and drawn == odd.convert("RGB")
+
+
+def test_fine_tuning_adds_the_colours_of_a_folder_and_begins_as_before(tiny_pixels: ImageGPT, tmp_path: Path) -> None:
+    wider = with_colours_of(ArtFolder(sprite_folder(tmp_path)), tiny_pixels)
+    known = len(tiny_pixels.tokenizer.config.colours)
+    assert set(wider.tokenizer.config.colours[known:]) == {"#c8001e", "#c8141e", "#c8281e", "#c83c1e"}
+    red = tiny_pixels.tokenizer.config.colours.index("#d03030")
+    assert torch.equal(wider.gpt.tokens.weight[known:], wider.gpt.tokens.weight[red].expand(4, -1))
+    assert torch.equal(wider.gpt.head.weight[:known], tiny_pixels.gpt.head.weight)
+    assert with_colours_of(ArtFolder(tmp_path), wider) is wider
