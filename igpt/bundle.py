@@ -89,10 +89,10 @@ class Bundle:
         return torch.tensor([self.label_number(label) for label in labels])
 
     def label_number(self, label: str | None) -> int:
-        """Index of a label; None, NO_LABEL and ANY_LABEL are the null label. Raises UserError naming the labels."""
+        """Index of a label; None, "", NO_LABEL and ANY_LABEL are the null label. Raises UserError naming the labels."""
         if label in self.labels:
             return self.labels.index(label)
-        if label in (None, NO_LABEL, ANY_LABEL):
+        if label in (None, "", NO_LABEL, ANY_LABEL):
             return self.gpt.null_label
         if not self.labels:
             raise UserError(f"the model {self.name!r} was trained without labels, so it has no label {label!r}")

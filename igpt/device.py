@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 
 import torch
@@ -26,6 +28,19 @@ def pick_device(asked: str | None = None) -> torch.device:
     if not (number or "0").isdecimal() or int(number or 0) >= devices(kind):
         raise UserError(f"there is no device {asked!r} here; there is {', '.join(present)}")
     return torch.device(asked or kind)
+
+
+@contextmanager
+def own_settings() -> Iterator[None]:
+    """A block in which new tensors are float32 and on the CPU unless they say otherwise, whatever a caller has set."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        # Only where it is needed: it would slow every call of torch.
+        with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 @cache

@@ -26,7 +26,7 @@ from .config import (
     SamplingOptions,
     SpriteOptions,
 )
-from .device import fast_bf16, pick_device
+from .device import fast_bf16, own_settings, pick_device
 from .edit import Picture
 from .fitting import Inpainting, canvas_for, on_grid
 from .recipe import CHUNK, check_seeds
@@ -68,6 +68,7 @@ class ImageGPT(Bundle):
     """
 
     @classmethod
+    @own_settings()
     def load(
         cls,
         name: str | Path = DEFAULT_MODEL,
@@ -118,7 +119,14 @@ class ImageGPT(Bundle):
     ) -> Iterator[list[Image]]:
         """As `generate`, but yields the unfinished pictures again and again (what is not yet drawn is mid-grey)."""
         (batch,) = self.batches(self.new_picture(size, tile), n, at_once=n, **draw)
-        return ([batch.preview(grid) for grid in grids] for grids in batch.some_steps())
+        steps = batch.some_steps()
+
+        @own_settings()
+        def step() -> list[Image] | None:
+            grids = next(steps, None)
+            return None if grids is None else [batch.preview(grid) for grid in grids]
+
+        return iter(step, None)
 
     def new_picture(self, size: Size | None = None, tile: bool = False) -> Task:
         """The task of `generate`, for `batches`."""
@@ -165,6 +173,7 @@ class ImageGPT(Bundle):
         tokens_hw, known_hw = on_grid(self, start, task.canvas.levels[0]) if isinstance(start, Inpainting) else start
         return self.guess_label(tokens_hw, known_hw if known_hw.any() else torch.ones_like(known_hw))
 
+    @own_settings()
     def _drawn(self, task: Task, n: int, draw: DrawArguments) -> list[Image]:
         pictures = []
         for batch in self.batches(task, n, **draw):

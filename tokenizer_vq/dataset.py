@@ -1,9 +1,8 @@
-"""The pictures to learn from: `ArtFolder`, a folder or .tar with labels and a train/val split, and random crops of it.
+"""The pictures to learn from: `ArtFolder`, a folder or archive with labels and a split, and random crops of it.
 
 Notable choices:
 - every picture is decoded once at the start, so a broken file is reported then and cannot stop a training later;
 - the split is by the SHA-256 of each file: exact copies share a side, and new pictures do not move the old ones;
-- members of a .tar are read by their byte offsets, without an open handle: an ArtFolder can be sent to other processes;
 - sample k of a training is a pure function of (seed, k), so that a training can resume.
 """
 
@@ -13,8 +12,6 @@ import csv
 import hashlib
 import os
 import random
-import tarfile
-import unicodedata
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import repeat
@@ -26,83 +23,13 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from .archives import Entry, Skipped, files_in_archive, files_in_folder, normalized
 from .base import UserError
 from .images import PICTURE_SUFFIXES, UnreadablePicture, open_picture, random_crop, to_tensor
 
 MIN_SIDE = 16  # pixels; smaller pictures are skipped
 VALIDATION_SHARE = 0.05  # of the pictures, where no manifest says which
 SPLITS = ("train", "val", "test")
-
-
-class Skipped(NamedTuple):
-    """A picture that is not used; `reason` completes a sentence that begins with `name`."""
-
-    name: str
-    reason: str
-
-
-# Files
-
-
-class _Entry(NamedTuple):
-    """Where a picture lies: a whole file, or `size` bytes at `offset` of an archive; of a sheet of sprites a box."""
-
-    name: str
-    path: str
-    offset: int = 0
-    size: int = -1
-    box: tuple[int, int, int, int] | None = None  # left, top, right and bottom in pixels
-
-    def read(self) -> bytes:
-        if not os.path.isfile(self.path):  # a broken link; or a pipe, where reading would block
-            raise UnreadablePicture(self.name, "is not there, or no ordinary file")
-        try:
-            with open(self.path, "rb") as file:
-                file.seek(self.offset)
-                return file.read(self.size)
-        except OSError as error:
-            raise UnreadablePicture(self.name, f"cannot be opened: {error.strerror}") from error
-
-
-def _normalized(name: str) -> str:
-    """One spelling of a name: macOS gives accents decomposed, and Linux allows bytes that are not UTF-8."""
-    return unicodedata.normalize("NFC", name.encode("utf-8", "replace").decode("utf-8"))
-
-
-def _is_hidden(part: str) -> bool:
-    return part.startswith(".") or part.lower() in ("thumbs.db", "desktop.ini", "__macosx")
-
-
-def _files_in_folder(root: Path) -> list[_Entry]:
-    """All visible files below a folder, by name. Links are followed, but no folder is walked twice."""
-    entries, walked, pending = [], set(), [str(root)]
-    while pending:  # linked folders come last, so that a folder is named by its real path where it has one
-        for folder, subfolders, files in os.walk(pending.pop(0)):
-            if (real := os.path.realpath(folder)) in walked:
-                subfolders.clear()
-                continue
-            walked.add(real)
-            subfolders[:] = sorted(part for part in subfolders if not _is_hidden(part))
-            pending += [path for part in subfolders if os.path.islink(path := os.path.join(folder, part))]
-            for path in (os.path.join(folder, file) for file in files if not _is_hidden(file)):
-                entries.append(_Entry(_normalized(Path(path).relative_to(root).as_posix()), path))
-    return sorted(entries)
-
-
-def _files_in_tar(archive: Path) -> list[_Entry]:
-    """All visible plain files of an archive, by name. Of several with one name the last counts, as for tar itself."""
-    entries = {}
-    try:
-        with tarfile.open(archive, "r:") as tar:
-            for member in tar:
-                parts = [part for part in member.name.split("/") if part not in ("", ".")]
-                if member.isreg() and not member.issparse() and not any(map(_is_hidden, parts)):
-                    name = _normalized("/".join(parts))
-                    entries[name] = _Entry(name, str(archive), member.offset_data, member.size)
-    except (tarfile.TarError, OSError, EOFError) as error:
-        wanted = "a folder of pictures or a whole, uncompressed .tar is wanted"
-        raise UserError(f"{archive} is neither a folder nor a readable .tar ({error}): {wanted}") from error
-    return sorted(entries.values())
 
 
 def _read_manifest(path: Path) -> dict[str, str]:
@@ -116,7 +43,7 @@ def _read_manifest(path: Path) -> dict[str, str]:
                 if not name or split not in SPLITS:
                     wanted = f"a path, name or id and a split of {', '.join(SPLITS)} are wanted"
                     raise UserError(f"line {rows.line_num} of {path} says {name!r} and {split!r}: {wanted}")
-                name = _normalized(name.replace("\\", "/").removeprefix("./"))
+                name = normalized(name.replace("\\", "/").removeprefix("./"))
                 if split_of.setdefault(name, split) != split:
                     raise UserError(f"{path} puts {name} into {split_of[name]} and into {split}: one of them is wanted")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -130,12 +57,12 @@ def _read_manifest(path: Path) -> dict[str, str]:
 class _Usable(NamedTuple):
     """A picture that can be used."""
 
-    entry: _Entry
+    entry: Entry
     digest: str  # SHA-256 of the file, or of the pixels of a sprite of a sheet
     size: tuple[int, int]  # width and height in pixels
 
 
-def _check(entry: _Entry, grid: int | None) -> list[Skipped | _Usable]:
+def _check(entry: Entry, grid: int | None) -> list[Skipped | _Usable]:
     """Decodes one picture, and cuts it into squares of `grid` pixels a side where it is larger; empty ones are none."""
     try:
         content = entry.read()
@@ -161,7 +88,7 @@ def _check(entry: _Entry, grid: int | None) -> list[Skipped | _Usable]:
 
 
 class ArtFolder:
-    """The usable pictures of a folder or an uncompressed .tar, in the order of their names.
+    """The usable pictures of a folder, .tar, .tar.gz or .zip, in the order of their names.
 
     The sub-folder of a picture is its label ("a/b" when nested); pictures at the top have the name of the folder, or of
     the archive, as their label. `manifest` is a CSV that decides the split: its column `path`, `name` or `id` names a
@@ -179,11 +106,11 @@ class ArtFolder:
     def __init__(self, path: str | Path, *, manifest: str | Path | None = None, grid: int | None = None) -> None:
         root = Path(os.path.abspath(Path(path).expanduser()))  # the working directory may change later
         split_of = {} if manifest is None else _read_manifest(Path(manifest).expanduser())
-        files = _files_in_folder(root) if root.is_dir() else _files_in_tar(root)
+        files, passed = (files_in_folder(root), []) if root.is_dir() else files_in_archive(root, self)
         candidates = [entry for entry in files if PurePosixPath(entry.name).suffix.lower() in PICTURE_SUFFIXES]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             checked = [result for results in pool.map(_check, candidates, repeat(grid)) for result in results]
-        self.skipped = [result for result in checked if isinstance(result, Skipped)]
+        self.skipped = passed + [result for result in checked if isinstance(result, Skipped)]
         usable = [result for result in checked if not isinstance(result, Skipped)]
         if not usable:
             first = f"; the first: {self.skipped[0].name} {self.skipped[0].reason}" if self.skipped else ""
@@ -192,7 +119,7 @@ class ArtFolder:
         self.names = [entry.name for entry in self._entries]
         self._digests = [each.digest for each in usable]
         self.sizes = [each.size for each in usable]
-        top = _normalized(root.name if root.is_dir() else root.stem) or "pictures"
+        top = normalized(root.name if root.is_dir() else root.stem.removesuffix(".tar")) or "pictures"
         labels = [name.rpartition("/")[0] or top for name in self.names]
         self.labels = sorted(set(labels))
         self.label_of = [self.labels.index(label) for label in labels]
@@ -241,7 +168,7 @@ class ArtFolder:
 
 
 @lru_cache(maxsize=2)
-def _sheet(entry: _Entry, mode: str) -> Image.Image:
+def _sheet(entry: Entry, mode: str) -> Image.Image:
     """A picture of which many parts are asked for."""
     return open_picture(entry.read(), entry.name, mode)
 

@@ -35,7 +35,7 @@ from tokenizer_vq.vq import VQTokenizer
 from .card import summary, tuned_card
 from .collection import Collection, load_collection
 from .decoder import DecoderTask
-from .folder import Run, read_json, work_folder, write_json
+from .folder import Run, claimed, read_json, work_folder, write_json
 from .gpt import TuneTask, bits_of
 from .loop import Schedule
 from .options import LearningOptions, TrainOptions, TuneOptions
@@ -82,22 +82,23 @@ def finetune(art: str | Path, out: str | Path, model: str, options: TuneOptions)
         raise UserError(f"the model {model!r} has a palette and no decoder that could learn: leave out --decoder-crops")
     collection = load_collection(art)
     tuning = _Tuning(collection, Run(collection.art, collection.train, collection.val, options, work), base, start)
-    tuning.run.check_same_run("finetune", model=f"{base.name} {base.weights_hash[:12]}")
-    if "minutes" in tuning.facts:
-        tuning.run.say(f"{out} is finished already; another --out starts anew")
+    with claimed(work):
+        tuning.run.check_same_run("finetune", model=f"{base.name} {base.weights_hash[:12]}")
+        if "minutes" in tuning.facts:
+            tuning.run.say(f"{out} is finished already; another --out starts anew")
+            return out
+        try:
+            tuning.prepare()
+            tuning.learn()
+        except KeyboardInterrupt:
+            if not tuning.best.is_file():
+                tuning.run.say("stopped before its first look at validation, so it has learned little or nothing yet")
+            tuning.run.say(tuning.write())
+            raise
+        except OSError as error:
+            raise UserError(f"the training cannot be written to {out}: {error.strerror}") from error
+        tuning.finish()
         return out
-    try:
-        tuning.prepare()
-        tuning.learn()
-    except KeyboardInterrupt:
-        if not tuning.best.is_file():
-            tuning.run.say("stopped before its first look at validation, so it has learned little or nothing yet")
-        tuning.run.say(tuning.write())
-        raise
-    except OSError as error:
-        raise UserError(f"the training cannot be written to {out}: {error.strerror}") from error
-    tuning.finish()
-    return out
 
 
 class _Tuning:

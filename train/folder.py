@@ -5,22 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import platform
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
 from igpt import checkpoint
 from igpt.device import fast_bf16, pick_device
 from igpt.files import atomic_write, check_writable
+from tokenizer_vq.archives import Skipped
 from tokenizer_vq.base import UserError
-from tokenizer_vq.dataset import ArtFolder, Skipped
+from tokenizer_vq.dataset import ArtFolder
 
 from . import loop
 from .loop import Model, Schedule, Task
@@ -128,6 +133,31 @@ def work_folder(out: Path, stage: str | None) -> Path:
         if stage != "gpt" or checkpoint.load(out).gpt is not None:
             raise UserError(f"{out} already holds a finished model; a new or empty folder is wanted")
     return out / WORK
+
+
+@contextmanager
+def claimed(work: Path) -> Iterator[None]:
+    """A block in which no other process trains in the folder; the lock of one that died is free.
+
+    Raises UserError, which names the process, where another holds it. Of several processes of one training the first
+    one holds it.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(work / "lock"), work / "process"
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        number = holder.read_text() if holder.is_file() else "unknown"
+        raise UserError(
+            f"{work.parent} is being trained by process {number}; wait for it, or use another --out"
+        ) from error
+    with lock:
+        holder.write_text(str(os.getpid()))
+        yield
+        holder.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

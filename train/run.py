@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -18,7 +19,7 @@ from tokenizer_vq.vq import VQTokenizer
 
 from .card import model_card
 from .decoder import DecoderTask
-from .folder import Run, command_line, weights_fingerprint, work_folder
+from .folder import Run, claimed, command_line, weights_fingerprint, work_folder
 from .gpt import GPTTask, new_gpt
 from .options import SHARES, Preset, TrainOptions
 from .sprites import LARGEST_LEARNED, palette_for
@@ -60,28 +61,29 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     limits = options.limits(tasks, sprites is not None)
     run = Run(collection, train_ids, val_ids, options, work, preset, limits)
     run.describe(collection.skipped)
-    run.check_same_run(stage)
+    with claimed(work):
+        run.check_same_run(stage)
 
-    provenance = run.provenance()
-    if found and not start:
-        tokenizer = found.tokenizer
-        about = {"from": Path(str(source)).name, "command": found.provenance.get("command", "unknown")}
-        provenance["tokenizer"] = about | found.provenance.get("tokenizer", {})
-        provenance |= {key: value for key, value in found.provenance.items() if key == "decoder"}
-    elif sprites:
-        run.say(sprites.reason)
-        tokenizer = PaletteTokenizer(sprites.config)
-        provenance["tokenizer"] = {"colours": sprites.colours, "colours_lost": sprites.lost}
-    else:
-        tokenizer, provenance["tokenizer"] = _train_tokenizer(run, distance, start)
-    if found and start:
-        provenance = _with_decoder(found.provenance, provenance["tokenizer"])
-        _save(out, tokenizer, found.gpt, found.labels, provenance)
-    elif stage == "tokenizer":
-        _save(out, tokenizer, None, collection.labels, provenance)
-    else:
-        _train_gpt(run, tokenizer, provenance, out)
-    return out
+        provenance = run.provenance()
+        if found and not start:
+            tokenizer = found.tokenizer
+            about = {"from": Path(str(source)).name, "command": found.provenance.get("command", "unknown")}
+            provenance["tokenizer"] = about | found.provenance.get("tokenizer", {})
+            provenance |= {key: value for key, value in found.provenance.items() if key == "decoder"}
+        elif sprites:
+            run.say(sprites.reason)
+            tokenizer = PaletteTokenizer(sprites.config)
+            provenance["tokenizer"] = {"colours": sprites.colours, "colours_lost": sprites.lost}
+        else:
+            tokenizer, provenance["tokenizer"] = _train_tokenizer(run, distance, start)
+        if found and start:
+            provenance = _with_decoder(found.provenance, provenance["tokenizer"])
+            _save(out, tokenizer, found.gpt, found.labels, provenance)
+        elif stage == "tokenizer":
+            _save(out, tokenizer, None, collection.labels, provenance)
+        else:
+            _train_gpt(run, tokenizer, provenance, out)
+        return out
 
 
 def _preset(
@@ -145,7 +147,7 @@ def _train_gpt(run: Run[TrainOptions], tokenizer: checkpoint.Tokenizer, provenan
 
     def save(gpt: GPT) -> None:
         _save(out, tokenizer, gpt, labels, provenance | {"gpt": run.numbers(task.name, batch)})
-        run.say(f"the model is in {out}: draw with `igpt generate --model {out}`")
+        run.say(f"the model is in {out}: draw with `igpt generate --model {shlex.quote(str(out))}`")
 
     try:
         save(run.learn(task, run.preset.gpt_samples, batch, identity)[0])

@@ -96,7 +96,8 @@ def peek(path: Path) -> dict[str, str]:
 
 @contextmanager
 def catch_interrupt() -> Iterator[threading.Event]:
-    """A block in which the first Ctrl-C only sets the event; a second one interrupts at once, as usual."""
+    """A block in which the first Ctrl-C, or the SIGTERM of a batch system, only sets the event; a second one interrupts
+    at once, as usual."""
     interrupt = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -107,11 +108,12 @@ def catch_interrupt() -> Iterator[threading.Event]:
     if threading.current_thread() is not threading.main_thread():  # signals cannot be caught elsewhere
         yield interrupt
         return
-    before = signal.signal(signal.SIGINT, handle)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield interrupt
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -99,7 +99,8 @@ def _add_drawing(parser: Parser, default_label: str) -> None:
     """The flags of everything that draws."""
     parser.add_argument("-n", type=number(int), default=1, metavar="N", help="how many pictures")
     parser.add_argument("--seed", type=number(int), metavar="N", help="picture i has the seed N + i (default: random)")
-    label = f"what to draw, one of the model's labels (default: {default_label}; {config.NO_LABEL}: none in particular)"
+    nothing = f'{config.NO_LABEL}, or "" where a label is called so: none in particular'
+    label = f"what to draw, one of the model's labels (default: {default_label}; {nothing})"
     parser.add_argument("--label", metavar="NAME", help=label)
     flags.add_model(parser)
     parser.add_argument("--sheet", action="store_true", help="also write all pictures on one contact sheet")

@@ -128,10 +128,16 @@ def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], No
 
 def add_output(parser: Parser, default: str = "this folder") -> None:
     """Where pictures go, what they are drawn on, and how much is printed."""
-    parser.add_argument("--out", metavar="PATH", help=f"a folder, or the name of a single .png (default: {default})")
+    parser.add_argument("--out", metavar="PATH", help=f"a folder, or the name of a single file (default: {default})")
     parser.add_argument("--force", action="store_true", help="replace files of the same name instead of numbering")
     parser.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
     parser.add_argument("--quiet", action="store_true", help="print nothing but the paths of the pictures")
+    add_threads(parser)
+
+
+def add_threads(parser: Parser) -> None:
+    """The flag that `main` reads before torch loads."""
+    parser.add_argument("--threads", type=number(int), metavar="N", help="of the processor (default: one a core)")
 
 
 def add_model(parser: Parser, *, adapter: bool = True) -> None:
