@@ -11,7 +11,11 @@ from collections.abc import Iterator
 import igpt
 from tests.imports import FILES, MODULES, ROOT, imports_of
 
-MOST_LINES = 8718  # of product code; the aim was 6,800 and 300 for sprites
+MOST_LINES = {  # of product code, and what each later part may add
+    "the house": 8_000,  # the aim is 6,800
+    "sprites": 640,
+    "hardening": 345,
+}
 MOST_FILES, LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 70, 350, 60, 6
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in FILES}
 TREES = {path: ast.parse(source) for path, source in SOURCES.items()}
@@ -30,7 +34,7 @@ Definition = ast.FunctionDef | ast.ClassDef
 
 def test_the_house_is_no_larger_than_this() -> None:
     lengths = {path: source.count("\n") for path, source in SOURCES.items()}
-    assert sum(lengths.values()) <= MOST_LINES and len(FILES) <= MOST_FILES
+    assert sum(lengths.values()) <= sum(MOST_LINES.values()) and len(FILES) <= MOST_FILES
     assert not {path: lines for path, lines in lengths.items() if lines > LONGEST_FILE}
 
 

@@ -280,7 +280,7 @@ def test_a_scratch_thinner_than_the_fade_is_still_painted_over(tiny_model: Image
 
 def colours_of(picture: Image.Image) -> set[object]:
     """Not those of a picture that has thousands: it fails the tests with none."""
-    return {colour for _, colour in picture.getcolors(256) or [(0, None)]}
+    return {colour for _, colour in picture.convert("RGB").getcolors(256) or [(0, None)]}
 
 
 def palette_of(model: ImageGPT) -> set[object]:
@@ -289,7 +289,7 @@ def palette_of(model: ImageGPT) -> set[object]:
 
 def steps_of(picture: Image.Image, axis: int) -> list[int]:
     """The places along an axis of the pixels (0 down, 1 across) where a line of pixels differs from the one before."""
-    pixels = np.moveaxis(np.asarray(picture).astype(int), axis, 0)
+    pixels = np.moveaxis(np.asarray(picture.convert("RGB")).astype(int), axis, 0)
     return [int(place) + 1 for place in (pixels[1:] != pixels[:-1]).reshape(len(pixels) - 1, -1).any(1).nonzero()[0]]
 
 

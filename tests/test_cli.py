@@ -71,7 +71,7 @@ MISTAKES = """
     --steps 0 | --steps many | --steps 1.5 | --temperature -1 | --temperature nan | --temperature inf
     --top-k -1 | --top-p 2 | --top-p 0 | --guidance -1 | --order spiral
     -n 0 | -n -3 | -n some | --seed -1 | --seed 9223372036854775807 | --seed lucky
-    --device toaster | --out file/pictures | --out file | --out cat.jpg | -n 2 --out cat.png
+    --device toaster | --out file/pictures | --out file | --out cat.gif | -n 2 --out cat.png
     --colour | --timelapse mp4 | --label green | --model nothing
 """.replace("\n", "|").split("|")[1:-1]
 

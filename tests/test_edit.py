@@ -412,4 +412,4 @@ def test_a_sprite_that_was_enlarged_or_recoloured_is_edited_by_its_own_tokens(
     source = open_source(tiny_pixels, path)
     assert result.picture.size == (48, 48) and source.picture.size == (16, 16)
     (plain,) = tiny_pixels.generate(size=16, label="red", seed=4)
-    assert source.tokens_hw is not None and source.picture == plain.convert("RGB")
+    assert source.tokens_hw is not None and not changed(source.picture, plain.convert("RGB")).any()

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 import igpt
 from igpt.checkpoint import ADAPTER, load
@@ -134,11 +134,11 @@ def test_sprites_are_learned_pixel_by_pixel_and_shown_enlarged(sprites: Path, tm
     art = tmp_path / "discs"
     art.mkdir()
     for i in range(8):
-        paint(i, (40, 180, 60)).resize((17, 17), Image.Resampling.NEAREST).save(art / f"{i}.png")
+        ImageOps.posterize(paint(i, (40, 180, 60)), 1).resize((17, 17), Image.Resampling.NEAREST).save(art / f"{i}.png")
     with pytest.raises(UserError, match="has a palette and no decoder"):
         finetune(art, tmp_path / "out", str(sprites), replace(QUICK, decoder_crops=8))
     out = finetune(art, tmp_path / "out", str(sprites), replace(QUICK, samples=100))
-    assert facts_of(out)["bits"] < 0.9 * facts_of(out)["base_bits"] == pytest.approx(1.8)
+    assert facts_of(out)["bits"] < 0.9 * facts_of(out)["base_bits"]
     model = igpt.load(out, "cpu")
     assert model.labels == ["discs"] and model.sampling.steps == 4
     with Image.open(out / BEFORE_AFTER) as sheet:

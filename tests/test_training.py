@@ -43,7 +43,7 @@ from train.tokenizer import TokenizerTask
 ROOT = Path(__file__).parent.parent
 SIMPLE = GradientSSIM()
 TOY = Preset(64, 16, 64, layers=2, width=64, heads=2, channels=(32, 64), codes=32, crop=32, cells=4)
-QUIET = TrainOptions(quiet=True, adversarial=0.0, views=2, perceptual="none")
+QUIET = TrainOptions(quiet=True, tokens="vq", adversarial=0.0, views=2, perceptual="none")
 SHORT = replace(QUIET, preset="toy", tokenizer_crops=32, decoder_crops=16, gpt_samples=64, codes=32, views=1)
 
 
