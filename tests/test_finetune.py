@@ -145,6 +145,7 @@ def test_sprites_are_learned_pixel_by_pixel_and_shown_enlarged(sprites: Path, tm
         assert sheet.height > 3 * 9 * 17
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crops, kept", [(80, True), (4, False)])
 def test_the_decoder_learns_if_asked_and_is_kept_only_if_unseen_pictures_come_out_much_better(
     crops: int, kept: bool, green: Path, tiny_folder: Path, tmp_path: Path
@@ -245,6 +246,7 @@ def disk_for_files_of(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_what_was_saved_before(
     green: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -271,6 +273,7 @@ def test_a_model_that_repeats_its_pictures_is_warned_of() -> None:
     assert "warning: it repeats its training pictures" in summary({"copied": 5, "drawn": 24})[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("label", "adapter"), [("it's my label", True), ("-dash", False)])
 def test_the_command_printed_in_the_end_can_be_pasted(
     label: str,

@@ -53,6 +53,7 @@ def test_a_full_output_is_one_sentence(tiny_folder: Path) -> None:
     assert process.returncode == 2 and err.startswith(b"igpt: the system refuses") and b"Traceback" not in err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
 def test_sigterm_ends_a_training_as_ctrl_c_does(tmp_path: Path) -> None:
     art = art_folder(tmp_path / "art", each=3)

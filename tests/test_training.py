@@ -111,6 +111,7 @@ def metrics_in(folder: Path) -> list[dict[str, Any]]:
 # It learns
 
 
+@pytest.mark.slow
 def test_overfitting_eight_painted_pictures_drives_the_error_near_zero(art: Path, tmp_path: Path) -> None:
     options = replace(QUIET, flip=False, tokenizer_lr=4e-3)
     preset = replace(TOY, downsample=4, cells=16)
@@ -124,6 +125,7 @@ def test_overfitting_eight_painted_pictures_drives_the_error_near_zero(art: Path
     assert after["codes_used"] > 0.3
 
 
+@pytest.mark.slow
 def test_overfitting_eight_grids_drives_the_gpts_loss_near_zero(tmp_path: Path) -> None:
     options = replace(QUIET, dropout=0.0, token_noise=0.0, gpt_lr=4e-3)
     task = gpt_task(pictures=8, options=options, shapes=((4, 4),))
@@ -156,6 +158,7 @@ def kill() -> None:
     raise Killed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tokenizer", "decoder", "gpt"])
 def test_a_run_stopped_and_killed_goes_on_to_bit_equal_weights(
     kind: str, art: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -293,6 +296,7 @@ def test_two_processes_stop_together_with_the_same_weights(tmp_path: Path) -> No
 # The whole way
 
 
+@pytest.mark.slow
 def test_igpt_train_makes_a_model_that_draws_and_goes_on_when_called_again(art: Path, tmp_path: Path) -> None:
     options = replace(SHORT, views=2)
     out = train(None, art, tmp_path / "model", options)
@@ -310,6 +314,7 @@ def test_igpt_train_makes_a_model_that_draws_and_goes_on_when_called_again(art: 
         train(None, art, tmp_path / "model", replace(options, seed=1))
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_model_so_far_and_the_same_command_goes_on(art: Path, tmp_path: Path) -> None:
     options = replace(SHORT, gpt_samples=60 * 16)  # it is measured after 25 steps
     with ctrl_c_once_there_is(tmp_path / "model/training/gpt-best.safetensors"):
@@ -322,6 +327,7 @@ def test_ctrl_c_leaves_the_model_so_far_and_the_same_command_goes_on(art: Path, 
     assert load(tmp_path / "model").provenance["gpt"]["samples"] == 60 * 16
 
 
+@pytest.mark.slow
 def test_the_gpt_stage_can_take_the_tokenizer_of_another_model(art: Path, tmp_path: Path) -> None:
     first = train("tokenizer", art, tmp_path / "first", SHORT)
     with pytest.raises(UserError, match="no GPT yet"):
