@@ -7,7 +7,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from igpt.windows import cell_windows, cores, spans, window_for
 from PIL import Image, ImageChops
 from torch import Generator
 
@@ -18,7 +17,7 @@ from igpt.fitting import Canvas, Inpainting, PartialGrid, composite, cover, fini
 from igpt.image_gpt import ImageGPT
 from igpt.model import to_cells
 from igpt.sizes import LARGEST_GRID, LARGEST_SPRITE, Grids, parse_size
-from igpt.tiling import OVERLAP, decode, encode, wrapped
+from igpt.tiling import OVERLAP, cell_windows, cores, decode, encode, spans, window_for, wrapped
 from tests.painting import paint as painted
 from tokenizer_vq.images import fit_cover, to_tensor
 
