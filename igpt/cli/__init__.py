@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import igpt
 from tokenizer_vq.base import UserError
 
-from . import draw, know, learn
+from . import draw, know, learn, studio
 from .flags import Parser
 
 
@@ -21,6 +21,7 @@ def build_parser() -> Parser:
     draw.add_to(commands)
     learn.add_to(commands)
     know.add_to(commands)
+    studio.add_to(commands)
     return parser
 
 

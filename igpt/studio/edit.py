@@ -1,0 +1,75 @@
+"""The tab that draws on from a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+
+from igpt.config import ANCHORS, DEFAULT_KEEP, DEFAULT_MIX, DEFAULT_STRENGTH, SIDES
+from tokenizer_vq.base import UserError
+from tokenizer_vq.images import open_picture
+
+from .page import QUIET, Page, said
+
+NAME = "Edit"
+LARGEST_SHOWN = 768  # pixels a side in the browser; the edit itself is of the picture in its own size
+
+
+def add_to(page: Page) -> None:
+    """The picture with a brush, and a small tab for each edit."""
+    source = gr.File(label="A picture: drop it here, or send one from the gallery", height=140, elem_id="source")
+    page.source = source
+    brush = gr.Brush(default_size=24, colors=["#ff00aa"], color_mode="fixed")
+    canvas = gr.ImageEditor(label="Paint what is to be drawn anew", type="pil", sources=(), transforms=(), layers=False,
+                            brush=brush, elem_id="canvas", format="png", height=420, buttons=[],
+        visible=False)  # fmt: skip
+    source.change(said(_shown), source, canvas, **QUIET)
+
+    def press(button: Any, command: str, *controls: Any, how: Callable[..., Any] = lambda *values: values) -> None:
+        def handle(given: dict[Any, Any]) -> int:
+            if not given[source]:
+                raise UserError("there is no picture to edit; drop one, or send one from the gallery")
+            asked = page.asked(given)
+            page.engine.edit(asked, command, given[source], *how(*(given[control] for control in controls)))
+            return asked.seed
+
+        page.on_press(button, handle, page.inputs(source, *controls), page.seed)
+
+    with gr.Tabs():
+        with gr.Tab("Painted"):
+            press(gr.Button("Draw the painted part anew", variant="primary"), "inpaint", canvas, how=_mask)
+        with gr.Tab("Half"):
+            keep = gr.Radio(list(SIDES), value=DEFAULT_KEEP, label="Half that stays")
+            press(gr.Button("Draw the other half", variant="primary"), "complete", keep)
+        with gr.Tab("Frame"), gr.Row():
+            size = gr.Textbox("512x384", label="Size of the frame", min_width=120)
+            anchor = gr.Dropdown(list(ANCHORS), value=ANCHORS[0], label="Where the picture lies in it", min_width=150)
+            press(gr.Button("Draw around it", variant="primary"), "extend", size, anchor)
+        with gr.Tab("Vary"):
+            strength = gr.Slider(0, 1, DEFAULT_STRENGTH, step=0.05, label="Share that is drawn anew")
+            press(gr.Button("Vary", variant="primary"), "vary", strength)
+        with gr.Tab("Blend"):
+            other = gr.File(label="The second picture", height=140)
+            mix = gr.Slider(0, 1, DEFAULT_MIX, step=0.05, label="Share of the second picture")
+            press(gr.Button("Blend", variant="primary"), "blend", other, mix)
+
+
+def _shown(path: str | None) -> Any:
+    """A picture for the brush, made smaller where it is too large for a browser."""
+    if path is None:
+        return gr.ImageEditor(visible=False)
+    picture = open_picture(Path(path), Path(path).name)
+    picture.thumbnail((LARGEST_SHOWN, LARGEST_SHOWN))
+    return gr.ImageEditor({"background": picture, "layers": [], "composite": None}, visible=True)
+
+
+def _mask(painted: dict[str, Any]) -> tuple[Image.Image]:
+    """White where something is painted."""
+    layers = painted["layers"]
+    if not layers or not any(layer.getchannel("A").getbbox() for layer in layers):
+        raise UserError("nothing is painted; paint with the brush over what is to be drawn anew")
+    return (layers[0].getchannel("A").point(lambda level: 255 * (level > 0)),)
