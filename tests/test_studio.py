@@ -24,7 +24,7 @@ from PIL import Image
 from igpt.cli import main
 from igpt.image_gpt import ImageGPT
 from igpt.recipe import digest, recipe_of
-from tests.painting import COLOURS, paint
+from tests.painting import COLOURS, art_folder, paint
 
 ROOT = Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -332,3 +332,212 @@ def test_a_mask_painted_with_the_mouse_is_drawn_anew_and_no_more(page: Any, stud
     assert rows.min() > 20 and rows.max() < 108 and columns.min() > 20 and columns.max() < 118, "only in the middle"
     assert recipe_of(path).command == "inpaint"
     assert page.locator("#easel .caption-label").first.inner_text() == "before"
+
+
+def test_the_other_edits_keep_what_they_should(page: Any, studio: Studio, tmp_path: Path) -> None:
+    before = len(studio.pictures())
+    source, other = paint(4, COLOURS["blue"]), paint(5, COLOURS["red"])
+    source.save(tmp_path / "one.png")
+    other.save(tmp_path / "two.png")
+    settings(page)
+    tab(page, "Edit")
+    give(page, "source", tmp_path / "one.png")
+    page.locator("#canvas canvas").first.wait_for()
+    tab(page, "Half")
+    page.get_by_label("left", exact=True).check()
+    button(page, "Draw the other half").click()
+    (half,) = drawn(page, studio, before)
+    kept = (0, 0, 32, 64)
+    assert Image.open(half).crop(kept).tobytes() == source.crop(kept).tobytes()
+    tab(page, "Frame")
+    page.get_by_label("Size of the frame").fill("96x64")
+    button(page, "Draw around it").click()
+    (frame,) = drawn(page, studio, before + 1)
+    assert Image.open(frame).crop((16, 0, 80, 64)).tobytes() == source.tobytes()
+    tab(page, "Vary")
+    button(page, "Vary").click()
+    drawn(page, studio, before + 2)
+    tab(page, "Blend")
+    button(page, "Blend").click()
+    warned(page, "there is no second picture")
+    give(page, "other", tmp_path / "two.png")
+    page.get_by_text("two.png").wait_for()
+    button(page, "Blend").click()
+    (blend,) = drawn(page, studio, before + 3)
+    assert recipe_of(blend).command == "blend"
+
+
+# The gallery
+
+
+def test_a_picture_of_the_gallery_tells_how_it_was_made_and_is_drawn_on(page: Any, studio: Studio) -> None:
+    before = len(studio.pictures())
+    settings(page, seed=77)
+    draw(page, "64")
+    (path,) = drawn(page, studio, before)
+    tab(page, "Gallery")
+    page.locator("#wall button").first.click()
+    page.get_by_text(path.name).wait_for()
+    assert page.locator("td", has_text=re.compile("^77$")).count() == 1
+    button(page, "As tile").click()
+    (tile,) = drawn(page, studio, before + 1)
+    assert recipe_of(tile).tile
+    button(page, "Large").click()
+    (large,) = drawn(page, studio, before + 2)
+    assert Image.open(large).size == (128, 128)
+    button(page, "Edit").click()
+    page.locator("#canvas canvas").first.wait_for()
+
+
+def test_a_picture_is_deleted_when_it_is_asked_for_twice(page: Any, studio: Studio) -> None:
+    before = len(studio.pictures())
+    settings(page)
+    draw(page)
+    (path,) = drawn(page, studio, before)
+    tab(page, "Gallery")
+    page.locator("#wall button").first.click()
+    page.get_by_text(path.name).wait_for()
+    button(page, "Delete").click()
+    button(page, "Really delete").wait_for()
+    assert path.exists()
+    button(page, "Really delete").click()
+    page.get_by_text("Deleted.").wait_for()
+    assert not path.exists() and len(studio.pictures()) == before
+
+
+# Learning and knowing
+
+
+def test_a_model_learns_dropped_pictures_while_drawing_waits_and_stop_keeps_it(
+    page: Any, studio: Studio, tmp_path: Path
+) -> None:
+    before = len(studio.pictures())
+    art = sorted(art_folder(tmp_path / "art", 6).rglob("*.png"))
+    for i, path in enumerate(art):
+        path.rename(tmp_path / f"{i}.png")
+    settings(page)
+    tab(page, "Learn")
+    page.get_by_label("Name of the new model").fill("my own")
+    page.locator("#art input[type=file]").set_input_files(sorted(tmp_path.glob("*.png")))
+    page.locator("#art td[aria-label='11.png']").wait_for(state="attached")
+    button(page, "Learn").click()
+    said(page, "looking through")
+    draw(page, "32")
+    said(page, "learned [0-9]+ %.*left; 1 more waiting until it is done")
+    assert "to learn from" in page.locator("#told textarea").input_value()
+    button(page, "Stop").click()
+    drawn(page, studio, before)
+    page.get_by_label("Model", exact=True).first.click()
+    page.get_by_role("option", name="my-own", exact=True).click()
+    page.get_by_label("Label", exact=True).first.click()
+    draw(page, "32")
+    (path,) = drawn(page, studio, before + 1)
+    assert recipe_of(path).model == "my-own"
+
+
+def test_a_picture_is_audited_and_mapped_and_a_model_shows_its_card(page: Any, studio: Studio, tmp_path: Path) -> None:
+    art_folder(tmp_path / "art", 6)
+    settings(page)
+    tab(page, "Know")
+    button(page, "Surprise map").click()
+    warned(page, "there is no picture to look at")
+    give(page, "looked-at", tmp_path / "art" / "red" / "0.png")
+    page.get_by_text("0.png").wait_for()
+    button(page, "Surprise map").click()
+    said(page, "bits per token on average")
+    button(page, "Audit").click()
+    warned(page, "its path is wanted")
+    page.get_by_label("Path of the folder").fill(str(tmp_path / "art"))
+    button(page, "Audit").click()
+    said(page, "this is red/0.png")
+    page.locator("#easel img").wait_for()
+    settings(page, "pixels")
+    button(page, "Card").click()
+    page.get_by_text("Sprites of 32x32 pixels").wait_for()
+
+
+# What goes wrong
+
+
+def test_a_file_that_is_no_picture_is_said_to_be_none(page: Any, studio: Studio, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("Dear model,")
+    tab(page, "Edit")
+    give(page, "source", tmp_path / "letter.txt")
+    warned(page, "letter.txt")
+
+
+def test_a_picture_of_thirty_megapixels_is_shown_and_looked_at(page: Any, studio: Studio, tmp_path: Path) -> None:
+    paint(6, COLOURS["red"], (600, 500)).resize((6000, 5000)).save(tmp_path / "huge.jpg")
+    settings(page)
+    tab(page, "Edit")
+    give(page, "source", tmp_path / "huge.jpg")
+    page.locator("#canvas canvas").first.wait_for()
+    tab(page, "Know")
+    give(page, "looked-at", tmp_path / "huge.jpg")
+    page.locator("#looked-at").get_by_text("huge.jpg").wait_for()
+    button(page, "Surprise map").click()
+    said(page, "huge.jpg: .*bits per token on average")
+
+
+def test_a_model_that_was_deleted_meanwhile_is_said_to_be_gone(page: Any, studio: Studio) -> None:
+    page.get_by_label("Model", exact=True).first.click()
+    page.get_by_role("option", name="gone", exact=True).click()
+    warned(page, "there is no model.*gone")
+    button(page, "Draw").click()
+    said(page, "there is no model.*gone")
+    assert "there is no model" in studio.complaints
+    before = len(studio.pictures())
+    settings(page)
+    draw(page)
+    drawn(page, studio, before)
+
+
+def test_what_cannot_be_drawn_is_said(page: Any, studio: Studio) -> None:
+    settings(page)
+    draw(page, "as large as a house")
+    said(page, "as large as a house.* is neither one number of pixels")
+    assert "as large as a house" in studio.complaints
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_nothing_sticks_out_of_the_window(browser: Any, studio: Studio, width: int) -> None:
+    with opened(browser, studio.address, width) as page:
+        for name in ("Draw", "Edit", "Gallery", "Learn", "Know"):
+            tab(page, name)
+            page.wait_for_timeout(300)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            for box in page.locator("button:visible, input:visible, label:visible").all():
+                place = box.bounding_box()
+                assert place is None or (place["x"] >= 0 and place["x"] + place["width"] <= width)
+
+
+# The command
+
+
+def test_a_port_in_use_and_a_missing_browser_are_said(studio: Studio, tmp_path: Path, tiny_folder: Path) -> None:
+    port = studio.address.rpartition(":")[2]
+    with Studio(tmp_path, "--model", str(tiny_folder), "--open", "--port", port) as other:
+        assert other.address != studio.address
+        assert f"port {port} is in use" in other.complaints
+        end = time.monotonic() + 10
+        while "no browser" not in other.complaints and time.monotonic() < end:
+            time.sleep(0.1)
+        assert "no browser can be opened" in other.complaints
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--model", "no-such-model"], "there is no model 'no-such-model'"),
+        (["--port", "70000"], "--port 70000 cannot be"),
+        (["--out", "a-file/pictures"], "a-file is a file, not a folder"),
+    ],
+)
+def test_what_cannot_be_opened_is_one_sentence(
+    words: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-file").touch()
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    assert main(["studio", *words]) == 2
+    assert sentence in capsys.readouterr().err

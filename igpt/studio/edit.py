@@ -53,9 +53,9 @@ def add_to(page: Page) -> None:
             strength = gr.Slider(0, 1, DEFAULT_STRENGTH, step=0.05, label="Share that is drawn anew")
             press(gr.Button("Vary", variant="primary"), "vary", strength)
         with gr.Tab("Blend"):
-            other = gr.File(label="The second picture", height=140)
+            other = gr.File(label="The second picture", height=140, elem_id="other")
             mix = gr.Slider(0, 1, DEFAULT_MIX, step=0.05, label="Share of the second picture")
-            press(gr.Button("Blend", variant="primary"), "blend", other, mix)
+            press(gr.Button("Blend", variant="primary"), "blend", other, mix, how=_second)
 
 
 def _shown(path: str | None) -> Any:
@@ -73,3 +73,9 @@ def _mask(painted: dict[str, Any]) -> tuple[Image.Image]:
     if not layers or not any(layer.getchannel("A").getbbox() for layer in layers):
         raise UserError("nothing is painted; paint with the brush over what is to be drawn anew")
     return (layers[0].getchannel("A").point(lambda level: 255 * (level > 0)),)
+
+
+def _second(other: str | None, mix: float) -> tuple[str, float]:
+    if other is None:
+        raise UserError("there is no second picture; drop one")
+    return other, mix

@@ -14,7 +14,7 @@ NAME = "Know"
 def add_to(page: Page) -> None:
     """The surprise map and the audit of a picture, the card of the model."""
     engine = page.engine
-    picture = gr.File(label="A picture: drop it here", height=140)
+    picture = gr.File(label="A picture: drop it here", height=140, elem_id="looked-at")
     art = gr.Textbox(label="Path of the folder that it is compared with, in an audit")
     with gr.Row():
         surprise, audit, card = (gr.Button(name, size="md", min_width=90) for name in ("Surprise map", "Audit", "Card"))

@@ -23,7 +23,7 @@ def add_to(page: Page) -> None:
         "The chosen model learns your pictures. Ten or more are wanted; it stops by itself, or keeps the best "
         "so far when you stop it. Nothing is drawn meanwhile."
     )
-    drop = gr.File(label="Pictures: drop them here", file_count="multiple", height=140)
+    drop = gr.File(label="Pictures: drop them here", file_count="multiple", height=140, elem_id="art")
     folder = gr.Textbox(label="or the path of a folder; its sub-folders become labels")
     with gr.Row():
         name = gr.Textbox("my-style", label="Name of the new model", min_width=150)
