@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import count
 from pathlib import Path
 
 from PIL import Image
@@ -27,7 +26,7 @@ OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".av
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to: moved over `path` in one go if the block ends well, removed if it does not."""
+    """A path to write to: moved over `path` in one go if the block ends well, removed if it does not."""
     tmp = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield tmp
@@ -39,49 +38,45 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_picture(picture: Image.Image, path: Path, recipe: Recipe | None = None, *, force: bool = False) -> Path:
-    """Writes a PNG whole or not at all and returns its path, which has a new number (-2, -3) where `path` was taken.
-
-    With `force` a file at `path` is replaced. Raises UserError when the disk refuses.
-    """
-    chunks = PngInfo()
+    """Writes a PNG with its recipe, as `write_file` does."""
+    chunks, png = PngInfo(), BytesIO()
     if recipe is not None:
         chunks.add_text(CHUNK, recipe.to_json())
-    png = BytesIO()
     picture.save(png, "PNG", pnginfo=chunks)
     return write_file(png.getvalue(), path, force=force)
 
 
 def write_file(data: bytes, path: Path, *, force: bool = False) -> Path:
-    """As `write_picture`, for the bytes of any file."""
-    part = path.with_name(f".igpt-{secrets.token_hex(8)}.part")
+    """Writes a file whole or not at all and returns its path, which has a new number (-2, -3) where `path` was taken.
+
+    With `force` a file at `path` is replaced. Raises UserError when the disk refuses.
+    """
+    tmp = path.with_name(f".igpt-{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            part.write_bytes(data)
-            return _publish(part, path, force)
+            tmp.write_bytes(data)
+            return _publish(tmp, path, force)
         finally:
-            part.unlink(missing_ok=True)
+            tmp.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {reason(error)}") from error
 
 
-def _publish(part: Path, path: Path, force: bool) -> Path:
+def _publish(tmp: Path, path: Path, force: bool) -> Path:
     """Gives the finished file its name. A hard link, unlike a rename, fails when the name was taken meanwhile."""
-    if force:
-        os.replace(part, path)
-        return path
-    for number in count(1):
-        place = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
-        if os.path.lexists(place):
-            continue
+    place, number = path, 1
+    while not force:
         try:
-            os.link(part, place)
-        except FileExistsError:
-            continue
-        except OSError:  # a file system without hard links
-            os.replace(part, place)
-        return place
-    raise AssertionError("the numbers never end")
+            os.link(tmp, place)
+            return place
+        except OSError:  # the name is taken, or the file system has no hard links
+            if not os.path.lexists(place):
+                break
+        number += 1
+        place = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    os.replace(tmp, place)
+    return place
 
 
 # Names
@@ -98,8 +93,8 @@ class Output:
         """The file for a picture called `stem`, if the user has not named it."""
         return self.folder / (self.name or f"{stem}.png")
 
-    def beside(self, stem: str, ending: str) -> Path:
-        """The file for something beside the picture, as its contact sheet (ending "-sheet.png")."""
+    def companion(self, stem: str, ending: str) -> Path:
+        """The file for something that goes with the picture, as its contact sheet (ending "-sheet.png")."""
         return self.folder / f"{Path(self.name).stem if self.name else stem}{ending}"
 
 

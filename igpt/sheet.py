@@ -39,10 +39,9 @@ def equal_sheet(rows: Sequence[Row], width: int, height: int | None = None) -> I
     return sheet([[(fit_cover(picture, width, height or width), caption) for picture, caption in row] for row in rows])
 
 
-def square_sheet(pictures: Sequence[tuple[Image.Image, str]]) -> Image.Image:
+def square_sheet(pictures: Row) -> Image.Image:
     """Any number of pictures in as many rows as columns, made smaller where there would be too large a sheet."""
-    columns = math.ceil(math.sqrt(len(pictures)))
-    cells = []
+    columns, cells = math.ceil(math.sqrt(len(pictures))), []
     for picture, caption in pictures:
         small = picture.copy()
         small.thumbnail((LARGEST_SHEET // columns,) * 2, Image.Resampling.LANCZOS)
@@ -51,7 +50,7 @@ def square_sheet(pictures: Sequence[tuple[Image.Image, str]]) -> Image.Image:
 
 
 def _line(text: str, width: int) -> Image.Image:
-    """A strip with as much of the text as fits: the end of a name tells more than its beginning."""
+    """A strip with as much of the text as fits: the end of a name says more than its beginning."""
     font = ImageFont.load_default()
     while len(text) > 4 and font.getlength(text) > width:
         text = "..." + text.removeprefix("...")[1:]

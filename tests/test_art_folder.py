@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import pickle
-import random
 import sys
 import tarfile
 from pathlib import Path
@@ -13,20 +12,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.painting import noise
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder, Skipped
 from tokenizer_vq.images import UnreadablePicture
-
-
-def noise(seed: int, side: int = 16) -> Image.Image:
-    return Image.frombytes("RGB", (side, side), random.Random(seed).randbytes(3 * side * side))
 
 
 def paint(folder: Path, *names: str, side: int = 16) -> Path:
     """Different pictures under these names, each the same in every test."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        noise(sum(name.encode()) * 1000 + len(name), side).save(folder / name)
+        noise(side, side, sum(name.encode()) * 1000 + len(name)).save(folder / name)
     return folder
 
 
@@ -73,13 +69,13 @@ def test_of_two_members_with_one_name_the_last_counts_as_for_tar_itself(tmp_path
     with tarfile.open(tmp_path / "art.tar", "w") as tar:
         for seed in (1, 2):
             file = io.BytesIO()
-            noise(seed).save(file, "PNG")
+            noise(16, 16, seed).save(file, "PNG")
             member = tarfile.TarInfo("sea/a.png")
             member.size = file.tell()
             file.seek(0)
             tar.addfile(member, file)
     art = ArtFolder(tmp_path / "art.tar")
-    assert art.names == ["sea/a.png"] and art.picture(0).tobytes() == noise(2).tobytes()
+    assert art.names == ["sea/a.png"] and art.picture(0).tobytes() == noise(16, 16, 2).tobytes()
 
 
 def test_names_in_any_script_come_out_in_one_spelling(tmp_path: Path) -> None:
@@ -164,7 +160,7 @@ def test_links_inside_an_archive_are_not_followed_out_of_it(tmp_path: Path) -> N
 
 
 def test_a_missing_path_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"sketches does not exist"):
+    with pytest.raises(UserError, match=r"sketches is neither a folder nor a readable \.tar"):
         ArtFolder(tmp_path / "sketches")
 
 
@@ -222,7 +218,7 @@ def test_the_fingerprint_is_that_of_the_art_and_not_of_its_place(tmp_path: Path)
     first = ArtFolder(paint(tmp_path / "one", "sea/a.png", "hills/b.png")).fingerprint
     assert ArtFolder(paint(tmp_path / "two", "sea/a.png", "hills/b.png")).fingerprint == first
     assert len(first) == 64
-    noise(12345).save(tmp_path / "two" / "sea" / "a.png")  # the same name, another picture
+    noise(16, 16, 12345).save(tmp_path / "two" / "sea" / "a.png")  # the same name, another picture
     assert ArtFolder(tmp_path / "two").fingerprint != first
     (tmp_path / "one" / "sea").rename(tmp_path / "one" / "lake")
     assert ArtFolder(tmp_path / "one").fingerprint != first

@@ -14,16 +14,15 @@ from pathlib import Path
 import pytest
 
 from igpt.siblings import sibling
+from tests.imports import FILES, ROOT
 from tokenizer_vq.base import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {
     "tokenizer_vq": {"tokenizer_vq"},
     "igpt": {"tokenizer_vq", "igpt"},
     "generate": {"tokenizer_vq", "igpt", "generate"},
     "train": {"tokenizer_vq", "igpt", "train"},
 }
-FILES = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
 
 
 def python(code: str, cwd: Path, *arguments: str) -> str:

@@ -331,7 +331,7 @@ def test_a_mask_painted_with_the_mouse_is_drawn_anew_and_no_more(page: Any, stud
     assert len(rows) > 20, "something was drawn"
     assert rows.min() > 20 and rows.max() < 108 and columns.min() > 20 and columns.max() < 118, "only in the middle"
     assert recipe_of(path).command == "inpaint"
-    assert page.locator("#easel .caption-label").first.inner_text() == "before"
+    page.locator("#easel .caption-label").get_by_text("before").wait_for()
 
 
 def test_the_other_edits_keep_what_they_should(page: Any, studio: Studio, tmp_path: Path) -> None:
@@ -424,7 +424,7 @@ def test_a_model_learns_dropped_pictures_while_drawing_waits_and_stop_keeps_it(
     said(page, "looking through")
     draw(page, "32")
     said(page, "learned [0-9]+ %.*left; 1 more waiting until it is done")
-    assert "to learn from" in page.locator("#told textarea").input_value()
+    assert "to learn from" in page.locator("#log textarea").input_value()
     button(page, "Stop").click()
     drawn(page, studio, before)
     page.get_by_label("Model", exact=True).first.click()

@@ -18,16 +18,14 @@ def build_parser() -> Parser:
     parser = Parser(prog="igpt", description="Learns from a folder of art and makes new pictures in its manner.")
     parser.add_argument("--version", action="version", version=f"igpt {igpt.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
-    draw.add_to(commands)
-    learn.add_to(commands)
-    know.add_to(commands)
-    studio.add_to(commands)
+    for room in (draw, learn, know, studio):
+        room.add_to(commands)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns the exit status: 0, 2 for what the user can put right, 130 when interrupted."""
-    # Before torch loads: threads that wait for a sibling which a busy machine has put aside sleep instead of spinning,
+    # Before torch loads: threads that wait for another which a busy machine has put aside sleep instead of spinning,
     # or two busy cores are four times slower than one.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     words = list(sys.argv[1:] if argv is None else argv)

@@ -15,12 +15,13 @@ from . import draw, edit, gallery, know, learn
 from .engine import Engine
 from .page import QUIET, WATCHING, Page
 
+TABS = {"Draw": draw, "Edit": edit, "Gallery": gallery, "Learn": learn, "Know": know}
 HOST, PORTS_TRIED = "127.0.0.1", 100
 LARGEST_UPLOAD = "500mb"
 CSS = """
 #easel .grid-wrap, #wall .grid-wrap { max-height: none; }
 #easel { min-height: 300px; }
-#told textarea { font-family: monospace; font-size: 12px; white-space: pre; }
+#log textarea { font-family: monospace; font-size: 12px; white-space: pre; }
 .caption-label { white-space: normal !important; font-size: 11px; }
 .tick { min-width: 150px !important; align-content: center; }
 @media (max-width: 500px) {
@@ -44,10 +45,10 @@ def build(engine: Engine) -> Any:
         with right:  # first, as all tabs draw on it
             page.easel()
         with left, gr.Tabs() as page.tabs:
-            for tab in (draw, edit, gallery, learn, know):
-                with gr.Tab(tab.NAME, id=tab.NAME) as page.tab:
+            for name, tab in TABS.items():
+                with gr.Tab(name, id=name) as page.tab:
                     tab.add_to(page)
-        blocks.load(page.begin, None, page.settable, **QUIET)
+        blocks.load(page.begin, None, [page.model, *page.of_model], **QUIET)
         blocks.load(page.watch, None, page.views, **WATCHING)
     return blocks
 

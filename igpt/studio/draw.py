@@ -8,7 +8,6 @@ import gradio as gr
 
 from .page import Page
 
-NAME = "Draw"
 SIZES = ["256x256", "384x256", "256x384", "512x512", "768x512", "1024x1024"]
 
 
@@ -27,8 +26,8 @@ def add_to(page: Page) -> None:
     button = gr.Button("Draw", variant="primary", elem_id="draw")
 
     def draw(given: dict[Any, Any]) -> int:
-        asked = page.asked(given, size=given[size] or "", tile=given[tile])
-        page.engine.draw(asked)
-        return asked.seed
+        wish = page.wish(given, size=given[size] or "", tile=given[tile])
+        page.engine.draw(wish)
+        return wish.how["seed"]
 
     page.on_press(button, draw, page.inputs(size, tile), page.seed)

@@ -15,8 +15,7 @@ from tokenizer_vq.images import open_picture
 
 from .page import QUIET, Page, said
 
-NAME = "Edit"
-LARGEST_SHOWN = 768  # pixels a side in the browser; the edit itself is of the picture in its own size
+CANVAS_SIDE = 768  # pixels a side in the browser; the edit itself is of the picture in its own size
 
 
 def add_to(page: Page) -> None:
@@ -24,18 +23,18 @@ def add_to(page: Page) -> None:
     source = gr.File(label="A picture: drop it here, or send one from the gallery", height=140, elem_id="source")
     page.source = source
     brush = gr.Brush(default_size=24, colors=["#ff00aa"], color_mode="fixed")
-    canvas = gr.ImageEditor(label="Paint what is to be drawn anew", type="pil", sources=(), transforms=(), layers=False,
-                            brush=brush, elem_id="canvas", format="png", height=420, buttons=[],
-        visible=False)  # fmt: skip
-    source.change(said(_shown), source, canvas, **QUIET)
+    look: dict[str, Any] = {"sources": (), "transforms": (), "layers": False, "buttons": [], "height": 420}
+    label = "Paint what is to be drawn anew"
+    canvas = gr.ImageEditor(label=label, type="pil", brush=brush, elem_id="canvas", visible=False, **look)
+    source.change(said(_on_canvas), source, canvas, **QUIET)
 
     def press(button: Any, command: str, *controls: Any, how: Callable[..., Any] = lambda *values: values) -> None:
         def handle(given: dict[Any, Any]) -> int:
             if not given[source]:
                 raise UserError("there is no picture to edit; drop one, or send one from the gallery")
-            asked = page.asked(given)
-            page.engine.edit(asked, command, given[source], *how(*(given[control] for control in controls)))
-            return asked.seed
+            wish = page.wish(given)
+            page.engine.draw(wish, command, given[source], *how(*(given[control] for control in controls)))
+            return wish.how["seed"]
 
         page.on_press(button, handle, page.inputs(source, *controls), page.seed)
 
@@ -58,12 +57,14 @@ def add_to(page: Page) -> None:
             press(gr.Button("Blend", variant="primary"), "blend", other, mix, how=_second)
 
 
-def _shown(path: str | None) -> Any:
-    """A picture for the brush, made smaller where it is too large for a browser."""
+def _on_canvas(path: str | None) -> Any:
+    """A picture for the brush, smaller where it is too large for a browser, larger where it is a sprite."""
     if path is None:
         return gr.ImageEditor(visible=False)
     picture = open_picture(Path(path), Path(path).name)
-    picture.thumbnail((LARGEST_SHOWN, LARGEST_SHOWN))
+    picture.thumbnail((CANVAS_SIDE, CANVAS_SIDE))
+    if (times := CANVAS_SIDE // max(picture.size)) > 4:  # a sprite
+        picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
     return gr.ImageEditor({"background": picture, "layers": [], "composite": None}, visible=True)
 
 

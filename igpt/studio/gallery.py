@@ -13,8 +13,7 @@ from tokenizer_vq.base import UserError
 
 from .page import QUIET, Page, said
 
-NAME = "Gallery"
-SHOWN = 60  # pictures on a page
+ON_A_PAGE = 60  # pictures on a page
 
 
 def add_to(page: Page) -> None:
@@ -35,8 +34,12 @@ def add_to(page: Page) -> None:
 
     def pictures(number: int) -> list[Any]:
         files = sorted(engine.out.glob("*.png"), key=lambda file: file.stat().st_mtime, reverse=True)
-        part = files[SHOWN * (number - 1) : SHOWN * number]
-        return [[(str(file), file.stem) for file in part], gr.Number(visible=len(files) > SHOWN), list(map(str, part))]
+        part = files[ON_A_PAGE * (number - 1) : ON_A_PAGE * number]
+        return [
+            [(str(file), file.stem) for file in part],
+            gr.Number(visible=len(files) > ON_A_PAGE),
+            list(map(str, part)),
+        ]
 
     files: Any = gr.State([])
     wall_of = {"fn": pictures, "inputs": turn, "outputs": [wall, turn, files]} | QUIET
@@ -46,7 +49,7 @@ def add_to(page: Page) -> None:
 
     def choose(there: list[str], event: gr.SelectData) -> list[Any]:
         chosen = there[event.index]
-        return [chosen, _told(chosen), gr.DownloadButton(value=chosen, interactive=True), gr.Button(visible=False)]
+        return [chosen, _story(chosen), gr.DownloadButton(value=chosen, interactive=True), gr.Button(visible=False)]
 
     wall.select(choose, files, [path, recipe, save, sure], **QUIET)
 
@@ -56,8 +59,8 @@ def add_to(page: Page) -> None:
         return path
 
     page.on_press(replay, lambda path: engine.replay(chosen(path)), path)
-    page.on_press(tile, lambda path: engine.again(chosen(path), tile=True), path)
-    page.on_press(large, lambda path: engine.again(chosen(path), scale=2), path)
+    page.on_press(tile, lambda path: engine.redraw(chosen(path), tile=True), path)
+    page.on_press(large, lambda path: engine.redraw(chosen(path), scale=2), path)
     page.on_press(edit, lambda path: [chosen(path), gr.Tabs(selected="Edit")], path, [page.source, page.tabs])
     page.on_press(delete, lambda path: gr.Button(visible=bool(chosen(path))), path, sure)
 
@@ -68,7 +71,7 @@ def add_to(page: Page) -> None:
     sure.click(said(forget), path, [path, recipe, sure], **QUIET).then(**wall_of)
 
 
-def _told(path: str) -> str:
+def _story(path: str) -> str:
     """How a picture was made, as a table."""
     recipe = read_recipe(path)
     if recipe is None:

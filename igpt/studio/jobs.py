@@ -13,7 +13,7 @@ from PIL import Image
 
 from tokenizer_vq.base import UserError
 
-Shown = Sequence[tuple[Image.Image | Path, str]]  # pictures or their files, and what stands below each
+Pictures = Sequence[tuple[Image.Image | Path, str]]  # pictures or their files, and what stands below each
 
 
 class Stopped(Exception):
@@ -25,12 +25,12 @@ class Job:
 
     def __init__(self, title: str, work: Callable[[Job], None]):
         self.title, self.work, self.state, self.version = title, work, "", 0
-        self.pictures: Shown = []
+        self.pictures: Pictures = []
         self.lines: list[str] = []  # what else there is to read
         self.stopped = False
         self.on_stop: Callable[[], None] = lambda: None
 
-    def show(self, state: str, pictures: Shown | None = None) -> None:
+    def show(self, state: str, pictures: Pictures | None = None) -> None:
         """Tell how far it is. Raises Stopped where nobody wants more of it."""
         self.state, self.version = state, self.version + 1
         self.pictures = self.pictures if pictures is None else pictures
@@ -74,6 +74,7 @@ class Jobs:
         while (job := self.waiting.get()) is not None:
             self.busy, self.now = True, job
             try:
+                job.show("")
                 job.work(job)
             except Stopped:
                 job.state = "stopped"

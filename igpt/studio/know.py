@@ -8,8 +8,6 @@ from tokenizer_vq.base import UserError
 
 from .page import BY_SEED, Page
 
-NAME = "Know"
-
 
 def add_to(page: Page) -> None:
     """The surprise map and the audit of a picture, the card of the model."""

@@ -14,8 +14,6 @@ from tokenizer_vq.base import UserError
 
 from .page import Page
 
-NAME = "Learn"
-
 
 def add_to(page: Page) -> None:
     """Pictures, a name, a time."""

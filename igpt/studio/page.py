@@ -1,4 +1,4 @@
-"""What all tabs share: the settings above them, and beside them the easel with what is being drawn."""
+"""What all tabs share: the settings above them, and next to them the easel with what is being drawn."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 import gradio as gr
 
-from igpt.config import ANY_LABEL, NO_LABEL, ORDERS
+from igpt.config import ANY_LABEL, GROUNDS, NO_LABEL, ORDERS
 from tokenizer_vq.base import UserError
 
-from .engine import Asked, Engine
+from .engine import Engine, Wish
 
 BY_SEED = "chosen by the seed"
 LARGEST_NEW_SEED = 1_000_000  # short enough to be remembered
@@ -52,7 +52,12 @@ class Page:
                 "top_p": gr.Slider(0.05, 1, step=0.05, label="Top p", min_width=150),
                 "order": gr.Radio(list(ORDERS), label="Order of the cells", min_width=150),
             }
-        self.model.input(self._of_model, self.model, [self.label, *self.sampling.values()], **QUIET)
+        with gr.Accordion("Sprites", open=False, visible=False) as self.sprites, gr.Row():
+            self.scale = gr.Slider(1, 16, 1, step=1, label="Pixels a side of each pixel", min_width=150)
+            self.palette = gr.File(label="Another palette: .gpl or .hex", height=140, min_width=150)
+            self.clear = gr.Checkbox(True, label="The ground is transparent", elem_classes="tick")
+            self.atlas = gr.Checkbox(label="Also all on one atlas", elem_classes="tick")
+        self.model.input(self._of_model, self.model, self.of_model, **QUIET)
         self.label.change(self._example, [self.model, self.label], self.strip, **QUIET)
 
     def easel(self) -> None:
@@ -68,23 +73,27 @@ class Page:
         with gr.Row():
             stop = gr.Button("Stop", variant="stop", size="md", min_width=90)
             self.download = gr.DownloadButton("Download", interactive=False, size="md", min_width=90)
-        self.told = gr.Textbox(visible=False, label="What it says", lines=8, max_lines=16, elem_id="told")
-        self.shown: Any = gr.State([])  # the files on the easel
+        self.log = gr.Textbox(visible=False, label="What it says", lines=8, max_lines=16, elem_id="log")
+        self.files: Any = gr.State([])  # the files on the easel
         stop.click(self.engine.stop, **QUIET)
-        self.pictures.select(_chosen, self.shown, self.download, **QUIET)
+        self.pictures.select(_chosen, self.files, self.download, **QUIET)
 
     # What a tab asks for
 
     def inputs(self, *more: Any) -> set[Any]:
-        """The settings and what a tab adds to them: the inputs of a handler that calls `asked`."""
-        return {self.model, self.label, self.n, self.seed, self.fresh, *self.sampling.values(), *more}
+        """The settings and what a tab adds to them: the inputs of a handler that calls `wish`."""
+        own = self.model, self.label, self.n, self.seed, self.fresh, self.scale, self.palette, self.clear, self.atlas
+        return {*own, *self.sampling.values(), *more}
 
-    def asked(self, given: dict[Any, Any], **more: Any) -> Asked:
+    def wish(self, given: dict[Any, Any], **more: Any) -> Wish:
         """What the settings ask for."""
-        label = None if given[self.label] == BY_SEED else given[self.label]
-        seed = secrets.randbelow(LARGEST_NEW_SEED) if given[self.fresh] else int(given[self.seed] or 0)
-        sampling = {name: given[control] for name, control in self.sampling.items()}
-        return Asked(given[self.model], label, int(given[self.n]), seed, sampling, **more)
+        how = {name: given[control] for name, control in self.sampling.items()}
+        how["label"] = None if given[self.label] == BY_SEED else given[self.label]
+        how["seed"] = secrets.randbelow(LARGEST_NEW_SEED) if given[self.fresh] else int(given[self.seed] or 0)
+        if self.engine.model(given[self.model]).downsample == 1:
+            how |= {"scale": int(given[self.scale]), "ground": GROUNDS[not given[self.clear]]}
+            how |= {"palette": given[self.palette]} if given[self.palette] else {}
+        return Wish(given[self.model], int(given[self.n]), how, atlas=given[self.atlas], **more)
 
     def on_press(self, button: Any, handler: Callable[..., Any], inputs: Any = None, outputs: Any = None) -> None:
         """Do something where a button is pressed, however often, and watch what comes of it."""
@@ -96,7 +105,7 @@ class Page:
     @property
     def views(self) -> list[Any]:
         """What `watch` gives new values."""
-        return [self.status, self.pictures, self.download, self.told, self.shown, self.model]
+        return [self.status, self.pictures, self.download, self.log, self.files, self.model]
 
     async def watch(self) -> AsyncIterator[list[Any]]:
         """What the easel shows, whenever it changes, until everything is done."""
@@ -113,13 +122,13 @@ class Page:
 
     def _view(self) -> list[Any]:
         job, waiting = self.engine.now, self.engine.waiting.qsize()
-        shown = [(p, caption) for p, caption in job.pictures if not isinstance(p, Path) or p.exists()]
-        files = [str(p) if isinstance(p, Path) else None for p, _ in shown]
+        pictures = [(p, caption) for p, caption in job.pictures if not isinstance(p, Path) or p.exists()]
+        files = [_download(p) if isinstance(p, Path) else None for p, _ in pictures]
         last = next((file for file in reversed(files) if file), None)
         return [
             ": ".join(filter(None, (job.title, job.state)))
             + f"; {waiting} more waiting until it is done" * bool(waiting),
-            gr.Gallery(shown, columns=1 if len(files) < 2 else 2 if len(files) < 5 else 4, selected_index=None),
+            gr.Gallery(pictures, columns=1 if len(files) < 2 else 2 if len(files) < 5 else 4, selected_index=None),
             gr.DownloadButton(value=last, interactive=last is not None),
             gr.Textbox("\n".join(job.lines), visible=bool(job.lines)),
             files,
@@ -127,9 +136,9 @@ class Page:
         ]
 
     @property
-    def settable(self) -> list[Any]:
-        """What `begin` gives values."""
-        return [self.model, self.label, *self.sampling.values()]
+    def of_model(self) -> list[Any]:
+        """What has other values with every model."""
+        return [self.label, self.sprites, *self.sampling.values()]
 
     def begin(self) -> list[Any]:
         """A page that is opened, or opened again: the models there are by now."""
@@ -137,10 +146,10 @@ class Page:
         return [gr.Dropdown(names, value=names[0]), *self._of_model(names[0])]
 
     def _of_model(self, name: str) -> list[Any]:
-        """The labels and the sampling of a model that is chosen."""
         model = said(self.engine.model)(name)
         labels = [BY_SEED, ANY_LABEL, *model.labels, NO_LABEL] if model.labels else [NO_LABEL]
-        return [gr.Dropdown(labels, value=labels[0]), *(getattr(model.sampling, name) for name in self.sampling)]
+        sampling = [getattr(model.sampling, field) for field in self.sampling]
+        return [gr.Dropdown(labels, value=labels[0]), gr.Accordion(visible=model.downsample == 1), *sampling]
 
     def _example(self, name: str, label: str) -> Any:
         picture = said(self.engine.examples)(name, label)
@@ -157,6 +166,12 @@ def said(handler: Callable[..., Any]) -> Callable[..., Any]:
             raise gr.Error(str(error), print_exception=False) from error
 
     return handle
+
+
+def _download(path: Path) -> str:
+    """The file of a picture; of an atlas the .zip that also has its JSON."""
+    both = path.with_suffix(".zip")
+    return str(both if both.exists() else path)
 
 
 def _chosen(files: list[str | None], event: gr.SelectData) -> Any:
