@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from tokenizer_vq.base import MAX_PIXELS, UserError
-from tokenizer_vq.images import as_rgba, fit_cover, laid_on, open_picture
+from tokenizer_vq.images import as_rgba, fit_cover, flatten, open_picture
 from tokenizer_vq.palette import PaletteConfig
 
 from .bundle import Bundle
@@ -58,9 +58,9 @@ def open_source(model: Bundle, picture: Picture) -> Source:
     """
     rgba, config = _rgba(picture), model.tokenizer.config
     if isinstance(config, PaletteConfig):
-        source = Source(laid_on(rgba, config.ground or "white", OPAQUE))
+        source = Source(flatten(rgba, config.ground or "white", OPAQUE))
     else:
-        source = Source(laid_on(rgba, "white"), original=rgba if _is_transparent(rgba) else None)
+        source = Source(flatten(rgba, "white"), original=rgba if _is_transparent(rgba) else None)
     if not isinstance(picture, str | Path):
         return source
     try:
@@ -114,7 +114,7 @@ def _is_transparent(rgba: Image.Image) -> bool:
 def _white(mask: Image.Image) -> Image.Image:
     """Where a mask asks for drawing, "L" of 0 and 255: its white; on a transparent layer whatever is painted there in
     white, or in another colour if nothing is."""
-    white = laid_on(mask, "black").convert("L").point(lambda value: 255 * (value >= OPAQUE))
+    white = flatten(mask, "black").convert("L").point(lambda value: 255 * (value >= OPAQUE))
     if white.getextrema() == (0, 0) and _is_transparent(mask):
         return mask.getchannel("A").point(lambda value: 255 * (value >= OPAQUE))
     return white

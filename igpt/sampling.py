@@ -84,7 +84,7 @@ class Known(NamedTuple):
 
     tokens_Bhw: Tensor
     known_hw: Tensor  # tokens that are taken as they are
-    wanted_hw: Tensor | None = None  # only cells in which a token is named are drawn; None: all
+    mask_hw: Tensor | None = None  # only cells in which a token is named are drawn; None: all
 
 
 def generators(seed: int, n: int) -> list[torch.Generator]:
@@ -101,12 +101,12 @@ def drawing_orders(mask_BL: Tensor, order: str, seeds: Sequence[torch.Generator]
 
 
 def _in_cells(known: Known | None, batch: int, grid: tuple[int, int], cell: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens (0 where unknown), known and wanted ones of a batch of grids, each [B, L, n]: L cells of n tokens."""
+    """Tokens (0 where unknown), which are known and which to draw, each [B, L, n]: L cells of n tokens."""
     nothing_hw = torch.zeros(grid, dtype=torch.bool)
     given = known or Known(nothing_hw.long(), nothing_hw)
-    parts = (given.tokens_Bhw, given.known_hw, ~nothing_hw if given.wanted_hw is None else given.wanted_hw)
-    tokens_BLn, known_BLn, wanted_BLn = (to_cells(x.cpu().expand(batch, *grid), cell) for x in parts)
-    return torch.where(known_BLn, tokens_BLn, 0), known_BLn, wanted_BLn
+    parts = (given.tokens_Bhw, given.known_hw, ~nothing_hw if given.mask_hw is None else given.mask_hw)
+    tokens_BLn, known_BLn, mask_BLn = (to_cells(x.cpu().expand(batch, *grid), cell) for x in parts)
+    return torch.where(known_BLn, tokens_BLn, 0), known_BLn, mask_BLn
 
 
 @torch.inference_mode()
@@ -121,12 +121,12 @@ def sample(
     """Draw len(labels_B) grids of h x w tokens (whole cells), yielding after every step; the last one is complete.
 
     Given tokens are never redrawn. The model sees the cells that are given whole; of a cell given in part, the rest is
-    drawn to what comes before it in the cell. What is neither given nor wanted stays unknown. All grids of a batch must
-    have equally many cells to see and to draw. The first thing yielded is the grid as given, before any step.
+    drawn to what comes before it in the cell. What is neither given nor to be drawn stays unknown. All grids of a batch
+    must have equally many cells to see and to draw. The first thing yielded is the grid as given, before any step.
     """
     cell, device, labels_B = gpt.config.cell, gpt.query.device, labels_B.cpu()
     rows, columns = grid[0] // cell, grid[1] // cell
-    tokens_BLn, known_BLn, wanted_BLn = _in_cells(known, len(labels_B), grid, cell)
+    tokens_BLn, known_BLn, mask_BLn = _in_cells(known, len(labels_B), grid, cell)
     grids_B1 = torch.arange(len(labels_B)).unsqueeze(1)  # x[grids_B1, cells_BM] are these cells of each grid
     # Where guidance compares, every grid is in the batch a second time, without its label.
     labelled_B11 = (labels_B != gpt.null_label).view(-1, 1, 1)
@@ -139,7 +139,7 @@ def sample(
 
     # The cells that are given whole become the first of the content, in a random order.
     whole_BL = known_BLn.all(-1)
-    orders_BM = drawing_orders(wanted_BLn.any(-1) & ~whole_BL, options.order, seeds)
+    orders_BM = drawing_orders(mask_BLn.any(-1) & ~whole_BL, options.order, seeds)
     if whole_BL.any():
         seen_BM = drawing_orders(whole_BL, "random", seeds)
         gpt.append(copied(tokens_BLn[grids_B1, seen_BM]), copied(positions_L2[seen_BM]), cache)

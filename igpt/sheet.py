@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from tokenizer_vq.images import fit_cover
-
 MARGIN, CAPTION = 8, 16  # pixels between pictures, and of the height of a line
 LARGEST_SHEET = 4096  # pixels a side, about
 
@@ -32,11 +30,6 @@ def sheet(rows: Sequence[Row]) -> Image.Image:
                 page.paste(_line(caption, width), (left, top + height))
         top += height + strip + MARGIN
     return page
-
-
-def equal_sheet(rows: Sequence[Row], width: int, height: int | None = None) -> Image.Image:
-    """As `sheet`, of the middles of pictures in cells of one size in pixels: a square, unless there is a height."""
-    return sheet([[(fit_cover(picture, width, height or width), caption) for picture, caption in row] for row in rows])
 
 
 def square_sheet(pictures: Row) -> Image.Image:

@@ -21,7 +21,7 @@ from tokenizer_vq.images import (
     UnreadablePicture,
     as_rgb,
     fit_cover,
-    laid_on,
+    flatten,
     open_picture,
     random_crop,
     to_picture,
@@ -324,4 +324,4 @@ def test_transparency_is_had_where_it_is_asked_for_and_laid_on_white_elsewhere()
     picture.save(file, "PNG")
     assert open_picture(file.getvalue(), mode="RGBA").getpixel((0, 0))[3] == 0
     assert open_picture(file.getvalue()).getpixel((0, 0)) == (255, 255, 255)
-    assert laid_on(picture, "#ff00ff", threshold=128).getpixel((0, 0)) == (255, 0, 255)
+    assert flatten(picture, "#ff00ff", threshold=128).getpixel((0, 0)) == (255, 0, 255)

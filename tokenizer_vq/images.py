@@ -84,7 +84,7 @@ def _why_unknown(head: bytes) -> str:
 def as_rgb(picture: Image.Image) -> Image.Image:
     """A picture of any mode to upright sRGB of 8 bit without metadata, transparency laid on white."""
     upright = _upright(picture)
-    return upright.convert("RGB") if upright.mode == "RGB" else laid_on(upright, "white")
+    return upright.convert("RGB") if upright.mode == "RGB" else flatten(upright, "white")
 
 
 def as_rgba(picture: Image.Image) -> Image.Image:
@@ -92,7 +92,7 @@ def as_rgba(picture: Image.Image) -> Image.Image:
     return _upright(picture).convert("RGBA")
 
 
-def laid_on(picture: Image.Image, ground: str, threshold: int | None = None) -> Image.Image:
+def flatten(picture: Image.Image, ground: str, threshold: int | None = None) -> Image.Image:
     """An RGBA picture as RGB with a colour under what is transparent. With a threshold nothing is half transparent:
     pixels of that alpha or more keep their colour."""
     if threshold is None:

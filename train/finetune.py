@@ -255,8 +255,8 @@ class _Tuning:
         run, facts = self.run, self.facts
         facts["bits"] = run.numbers(self.task.name, run.options.batch)["bits"]
         before, after = self._draw()
-        shown = run.train[:: math.ceil(len(run.train) / BASE_PICTURES)]
-        rows = {"the folder": map(run.art.picture, shown), "before": before, "after": after[: len(before)]}
+        examples = run.train[:: math.ceil(len(run.train) / BASE_PICTURES)]
+        rows = {"the folder": map(run.art.picture, examples), "before": before, "after": after[: len(before)]}
         tiles = [[(self._tile(p), "" if i else name) for i, p in enumerate(row)] for name, row in rows.items()]
         sheet(tiles).save(self.out / BEFORE_AFTER, "JPEG", quality=90)
         facts |= {"copied": self.collection.copies(after), "drawn": len(after), "peak_memory_gb": peak_memory()}

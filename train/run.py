@@ -20,13 +20,13 @@ from .card import model_card
 from .decoder import DecoderTask
 from .folder import Run, command_line, weights_fingerprint, work_folder
 from .gpt import GPTTask, new_gpt
-from .options import SHARES, TrainOptions
+from .options import SHARES, Preset, TrainOptions
 from .sprites import LARGEST_LEARNED, palette_for
 from .state import load_state
 from .tokenizer import TokenizerTask
 from .tokens import encode
 
-STAGES = {"tokenizer": ("tokenizer", "decoder"), "decoder": ("decoder",), "gpt": ("gpt",), None: tuple(SHARES)}
+TASKS_OF_STAGE = {"tokenizer": ("tokenizer", "decoder"), "decoder": ("decoder",), "gpt": ("gpt",), None: tuple(SHARES)}
 RECONSTRUCTIONS = "reconstructions.png"  # in it: held-out pictures above what the finished tokenizer makes of them
 
 
@@ -48,18 +48,16 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     # Whatever is wrong with other models or weights is said before anything is written.
     source = options.tokenizer or (str(out) if stage == "gpt" else None)
     found = checkpoint.load(source) if source else None
-    side = int(median(min(size) for size in collection.sizes))
-    preset = options.suited(len(train_ids), side, found.tokenizer.downsample if found else None)
+    sprites = None if source else palette_for(collection, options)
+    preset = _preset(options, collection, len(train_ids), found, sprites is not None)
     start: VQTokenizer | None = None  # whose decoder goes on learning
     if stage == "decoder":
         if not (found and isinstance(found.tokenizer, VQTokenizer) and preset.decoder_crops):
             raise UserError("train decoder wants a model with a VQ tokenizer, --tokenizer MODEL, and --decoder-crops")
         start = found.tokenizer
-    sprites = None if source else palette_for(collection, options)
-    if sprites:
-        preset = options.suited_to_sprites(min(LARGEST_LEARNED, max(map(max, collection.sizes))))
     distance = perceptual(options.perceptual) if start or not (found or sprites) else GradientSSIM()
-    limits = options.limits(STAGES["gpt" if stage is None and (found or sprites) else stage], sprites is not None)
+    tasks = TASKS_OF_STAGE["gpt" if stage is None and (found or sprites) else stage]
+    limits = options.limits(tasks, sprites is not None)
     run = Run(collection, train_ids, val_ids, options, work, preset, limits)
     run.describe(collection.skipped)
     run.check_same_run(stage)
@@ -77,18 +75,31 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     else:
         tokenizer, provenance["tokenizer"] = _train_tokenizer(run, distance, start)
     if found and start:
-        before, numbers = found.provenance.get("tokenizer", {}), provenance["tokenizer"]
-        sums = {name: before.get(name, 0) + numbers[name] for name in ("decoder_samples", "seconds")}
-        provenance = found.provenance | {
-            "decoder": {"trained": date.today().isoformat(), "command": command_line()},
-            "tokenizer": before | numbers | sums,
-        }
+        provenance = _with_decoder(found.provenance, provenance["tokenizer"])
         _save(out, tokenizer, found.gpt, found.labels, provenance)
     elif stage == "tokenizer":
         _save(out, tokenizer, None, collection.labels, provenance)
     else:
         _train_gpt(run, tokenizer, provenance, out)
     return out
+
+
+def _preset(
+    options: TrainOptions, art: ArtFolder, pictures: int, found: checkpoint.Checkpoint | None, sprites: bool
+) -> Preset:
+    """What is learned and how much, by the pictures and a tokenizer that there is."""
+    if sprites or (found and isinstance(found.tokenizer, PaletteTokenizer)):
+        return options.suited_to_sprites(min(LARGEST_LEARNED, max(map(max, art.sizes))))
+    side = int(median(min(size) for size in art.sizes))
+    return options.suited(pictures, side, found.tokenizer.downsample if found else None)
+
+
+def _with_decoder(provenance: dict[str, Any], numbers: dict[str, Any]) -> dict[str, Any]:
+    """The provenance of a model whose decoder has learned more, by these numbers."""
+    before = provenance.get("tokenizer", {})
+    sums = {name: before.get(name, 0) + numbers[name] for name in ("decoder_samples", "seconds")}
+    about = {"trained": date.today().isoformat(), "command": command_line()}
+    return provenance | {"decoder": about, "tokenizer": before | numbers | sums}
 
 
 def _save(

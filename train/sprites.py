@@ -23,7 +23,7 @@ from igpt.sizes import LARGEST_SPRITE, SMALLEST_SIDE
 from igpt.sprites import OPAQUE
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
-from tokenizer_vq.images import from_uint8, laid_on, to_tensor
+from tokenizer_vq.images import flatten, from_uint8, to_tensor
 from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
 
 from .options import TrainOptions
@@ -140,7 +140,7 @@ def sprite(picture: Image.Image) -> Image.Image:
 def sprite_view(picture: Image.Image, palette: PaletteConfig, cell: int, mirrored: bool) -> Tensor:
     """An RGBA picture, pixel by pixel in the middle of whole cells of ground, as [3, H, W] in [-1, 1]."""
     ground = palette.ground or "#ffffff"
-    small = laid_on(sprite(picture), ground, OPAQUE)
+    small = flatten(sprite(picture), ground, OPAQUE)
     width, height = (-(-side // cell) * cell for side in small.size)
     page = Image.new("RGB", (width, height), ground)
     left, top = (width - small.width) // 2, (height - small.height) // 2
