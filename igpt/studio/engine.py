@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -25,7 +25,7 @@ from safetensors import safe_open
 import igpt
 from igpt import checkpoint, edit
 from igpt.canvas import Batch
-from igpt.config import AS_DRAWN, DEFAULT_MODEL, NO_LABEL
+from igpt.config import DEFAULT_MODEL, NO_LABEL
 from igpt.evaluation.options import AuditOptions, SurpriseOptions
 from igpt.files import stem_for, write_file, write_picture
 from igpt.fitting import PartialGrid
@@ -47,11 +47,13 @@ PROGRESS = re.compile(r"\w+:\s+(\d+)%.*<([\d:]+)")  # of a training: share done 
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to be drawn. `how` are DrawArguments of igpt; `size` is as after --size, empty for the model's own."""
+    """What is to be drawn. `how` are DrawArguments of igpt, `sprite` those that count where a token is a pixel; `size`
+    is as after --size, empty for the model's own."""
 
     model: str
     n: int
     how: dict[str, Any]
+    sprite: dict[str, Any]
     size: str = ""
     tile: bool = False
     atlas: bool = False
@@ -124,7 +126,8 @@ class Engine(Jobs):
             else:
                 task, stem, done = model.new_picture(wish.size or None, wish.tile), "", []
             sprites = []
-            for batch in model.batches(task, wish.n, **wish.how):
+            how = wish.how | (wish.sprite if model.downsample == 1 else {})
+            for batch in model.batches(task, wish.n, **how):
                 for picture, recipe in batch.results(_watched(job, batch, done)):
                     name = stem_for(stem or recipe.label or recipe.model, recipe.seed)
                     path = write_picture(picture, self.out / f"{name}.png", recipe)
@@ -153,9 +156,8 @@ class Engine(Jobs):
         recipe, name = recipe_of(path), self._name_in(path)
         width, height = (min(side * scale, LARGEST_SIDE) for side in recipe.size)
         how = {"label": recipe.label or NO_LABEL, "seed": recipe.seed, "options": recipe.options}
-        if recipe.sprite != AS_DRAWN:
-            how |= {key: value for key, value in asdict(recipe.sprite).items() if key != "colours"}
-        self.draw(Wish(name, 1, how, f"{width}x{height}", tile))
+        sprite = {"scale": recipe.sprite.scale, "ground": recipe.sprite.ground}
+        self.draw(Wish(name, 1, how, sprite, f"{width}x{height}", tile))
 
     def replay(self, path: str) -> None:
         """Draw a picture again from its recipe, and say whether every pixel comes out the same."""

@@ -90,10 +90,9 @@ class Page:
         how = {name: given[control] for name, control in self.sampling.items()}
         how["label"] = None if given[self.label] == BY_SEED else given[self.label]
         how["seed"] = secrets.randbelow(LARGEST_NEW_SEED) if given[self.fresh] else int(given[self.seed] or 0)
-        if self.engine.model(given[self.model]).downsample == 1:
-            how |= {"scale": int(given[self.scale]), "ground": GROUNDS[not given[self.clear]]}
-            how |= {"palette": given[self.palette]} if given[self.palette] else {}
-        return Wish(given[self.model], int(given[self.n]), how, atlas=given[self.atlas], **more)
+        sprite = {"scale": int(given[self.scale]), "ground": GROUNDS[not given[self.clear]]}
+        sprite |= {"palette": given[self.palette]} if given[self.palette] else {}
+        return Wish(given[self.model], int(given[self.n]), how, sprite, atlas=given[self.atlas], **more)
 
     def on_press(self, button: Any, handler: Callable[..., Any], inputs: Any = None, outputs: Any = None) -> None:
         """Do something where a button is pressed, however often, and watch what comes of it."""
