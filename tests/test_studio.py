@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -289,10 +291,35 @@ def test_sprites_are_shown_without_smoothing(page: Any, studio: Studio) -> None:
     settings(page, "sprites", seed=5)
     draw(page)
     drawn(page, studio, before)
-    image = page.locator("#easel img").last
-    image.wait_for()
-    assert image.evaluate("image => getComputedStyle(image).imageRendering") == "pixelated"
-    assert image.evaluate("image => image.clientWidth") > 100
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('#easel img')].some(image =>"
+        " image.clientWidth > 100 && getComputedStyle(image).imageRendering === 'pixelated')"
+    )
+
+
+def test_sprites_are_enlarged_in_another_palette_and_downloaded_as_an_atlas(
+    page: Any, studio: Studio, tmp_path: Path
+) -> None:
+    before = len(studio.pictures())
+    (tmp_path / "two.hex").write_text("102030\nf0e0d0\n")
+    settings(page, "sprites", seed=40)
+    page.get_by_label("number input for How many").fill("3")
+    page.get_by_text("Sprites", exact=True).click()
+    page.get_by_label("number input for Pixels a side").fill("4")
+    page.get_by_label("Also all on one atlas").check()
+    page.locator("#palette input[type=file]").set_input_files(tmp_path / "two.hex")
+    page.locator("#palette td[aria-label='two.hex']").wait_for()
+    draw(page)
+    *sprites, atlas = drawn(page, studio, before, 4)
+    assert {Image.open(path).size for path in sprites} == {(64, 64)}
+    colours = Image.open(sprites[0]).convert("RGB").getcolors() or []
+    assert {colour for _, colour in colours} == {(16, 32, 48), (240, 224, 208)}
+    page.locator("#easel .caption-label").get_by_text("the atlas").wait_for()
+    with page.expect_download() as download:
+        page.locator("button:visible, a:visible").filter(has_text="Download").last.click()
+    with ZipFile(download.value.path()) as both:
+        frames = json.loads(both.read(f"{atlas.stem}.json"))["frames"]
+    assert [frame["seed"] for frame in frames.values()] == [40, 41, 42]
 
 
 # Editing

@@ -54,7 +54,7 @@ class Page:
             }
         with gr.Accordion("Sprites", open=False, visible=False) as self.sprites, gr.Row():
             self.scale = gr.Slider(1, 16, 1, step=1, label="Pixels a side of each pixel", min_width=150)
-            self.palette = gr.File(label="Another palette: .gpl or .hex", height=140, min_width=150)
+            self.palette = gr.File(label="Another palette: .gpl or .hex", height=140, elem_id="palette", min_width=150)
             self.clear = gr.Checkbox(True, label="The ground is transparent", elem_classes="tick")
             self.atlas = gr.Checkbox(label="Also all on one atlas", elem_classes="tick")
         self.model.input(self._of_model, self.model, self.of_model, **QUIET)
