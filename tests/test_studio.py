@@ -306,7 +306,7 @@ def test_sprites_are_enlarged_in_another_palette_and_downloaded_as_an_atlas(
     page.get_by_label("number input for How many").fill("3")
     page.get_by_text("Sprites", exact=True).click()
     page.get_by_label("number input for Pixels a side").fill("4")
-    page.get_by_label("Also all on one atlas").check()
+    page.get_by_label("All of them on one atlas").check()
     page.locator("#palette input[type=file]").set_input_files(tmp_path / "two.hex")
     page.locator("#palette td[aria-label='two.hex']").wait_for()
     draw(page)
@@ -404,14 +404,17 @@ def test_a_picture_of_the_gallery_tells_how_it_was_made_and_is_drawn_on(page: An
     (path,) = drawn(page, studio, before)
     tab(page, "Gallery")
     page.locator("#wall button").first.click()
-    page.get_by_text(path.name).wait_for()
-    assert page.locator("td", has_text=re.compile("^77$")).count() == 1
+    page.locator("#recipe").get_by_text(path.name).wait_for()
+    assert "label blue, seed 77, size 64x64" in page.locator("#recipe").inner_text().replace("red", "blue")
     button(page, "As tile").click()
     (tile,) = drawn(page, studio, before + 1)
     assert recipe_of(tile).tile
     button(page, "Large").click()
     (large,) = drawn(page, studio, before + 2)
     assert Image.open(large).size == (128, 128)
+    page.get_by_role("button", name="Vary", exact=True).first.click()
+    (varied,) = drawn(page, studio, before + 3)
+    assert varied.name.startswith(f"{path.stem}-vary")
     button(page, "Edit").click()
     page.locator("#canvas canvas").first.wait_for()
 

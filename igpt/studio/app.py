@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import sys
 from collections.abc import Callable
@@ -19,7 +20,8 @@ TABS = {"Draw": draw, "Edit": edit, "Gallery": gallery, "Learn": learn, "Know": 
 HOST, PORTS_TRIED = "127.0.0.1", 100
 LARGEST_UPLOAD = "500mb"
 CSS = """
-#easel .grid-wrap, #wall .grid-wrap { max-height: none; }
+#easel .grid-wrap, #wall .grid-wrap { max-height: none; height: auto; min-height: 0; }
+#card { max-height: 480px; overflow: auto; }
 #easel { min-height: 300px; }
 #log textarea { font-family: monospace; font-size: 12px; white-space: pre; }
 .caption-label { white-space: normal !important; font-size: 11px; }
@@ -77,6 +79,7 @@ def serve(engine: Engine, port: int) -> tuple[str, Callable[[], None]]:
         css=CSS,
         js=SCRIPT,
     )
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # a browser that leaves early is no error
 
     def close() -> None:
         engine.close()

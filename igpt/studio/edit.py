@@ -22,7 +22,7 @@ def add_to(page: Page) -> None:
     """The picture with a brush, and a small tab for each edit."""
     source = gr.File(label="A picture: drop it here, or send one from the gallery", height=140, elem_id="source")
     page.source = source
-    brush = gr.Brush(default_size=24, colors=["#ff00aa"], color_mode="fixed")
+    brush = gr.Brush(default_size=24, colors=[("#ff00aa", 0.7)], color_mode="fixed")
     look: dict[str, Any] = {"sources": (), "transforms": (), "layers": False, "buttons": [], "height": 420}
     label = "Paint what is to be drawn anew"
     canvas = gr.ImageEditor(label=label, type="pil", brush=brush, elem_id="canvas", visible=False, **look)

@@ -41,7 +41,7 @@ from .jobs import Job, Jobs, Pictures
 
 LOADED_MODELS = 2  # that are kept in memory
 PREVIEW_SIDE = 768  # pixels, at most
-PREVIEW_SHARE = 1 / 3  # of the time that previews may take, at most
+PREVIEW_SHARE = 1 / 2  # of the time that previews may take, at most
 PROGRESS = re.compile(r"\w+:\s+(\d+)%.*<([\d:]+)")  # of a training: share done and time left
 
 
@@ -135,7 +135,7 @@ class Engine(Jobs):
                     sprites.append(sibling("generate.atlas").Sprite(path.name, picture, recipe.label, recipe.seed))
             if wish.atlas and model.downsample == 1:
                 done = [*done, (self._atlas(sprites), "the atlas")]
-            job.show(f"{wish.n} drawn, in {self.out}", done)
+            job.show(f"{wish.n} drawn, in the folder {self.out.name}", done)
 
         what = f"{command} of {Path(parameters[0]).name}" if command else f"{wish.n} new"
         self.submit(f"{what} by {wish.model}", work)
@@ -256,7 +256,7 @@ def _watched(job: Job, batch: Batch, before: Pictures) -> list[PartialGrid]:
     captions = [_caption(seed, label) for seed, label in zip(batch.seeds, batch.labels, strict=True)]
     for grids in batch.steps():
         share, now = batch.share_drawn(grids), time.monotonic()
-        if share < 1 and now < next_time:
+        if share == 0 or (share < 1 and now < next_time):
             job.show(f"{share:.0%}")
             continue
         pictures = [batch.preview(grid) for grid in grids]

@@ -8,6 +8,7 @@ from typing import Any
 
 import gradio as gr
 
+from igpt.config import DEFAULT_STRENGTH
 from igpt.recipe import read_recipe
 from tokenizer_vq.base import UserError
 
@@ -19,18 +20,17 @@ ON_A_PAGE = 60  # pictures on a page
 def add_to(page: Page) -> None:
     """Pictures of the folder, newest first, and buttons for the one that is chosen."""
     engine = page.engine
-    turn = gr.Number(1, precision=0, minimum=1, label="Page", visible=False)
-    look: dict[str, Any] = {"columns": 4, "object_fit": "contain", "fit_columns": False, "buttons": []}
-    wall = gr.Gallery(show_label=False, elem_id="wall", allow_preview=False, **look)
-    recipe = gr.Markdown("Choose a picture to see how it was made.")
     path: Any = gr.State(None)
     with gr.Row():
         save = gr.DownloadButton("Download", interactive=False, size="md", min_width=90)
-        replay, edit, tile, large = (
-            gr.Button(name, size="md", min_width=90) for name in ("Replay", "Edit", "As tile", "Large")
-        )
+        names = "Replay", "Vary", "Edit", "As tile", "Large"
+        replay, vary, edit, tile, large = (gr.Button(name, size="md", min_width=90) for name in names)
         delete = gr.Button("Delete", variant="stop", size="md", min_width=90)
         sure = gr.Button("Really delete", variant="stop", visible=False, size="md", min_width=90)
+    recipe = gr.Markdown("Choose a picture to see how it was made.", elem_id="recipe")
+    turn = gr.Number(1, precision=0, minimum=1, label="Page", visible=False)
+    look: dict[str, Any] = {"columns": 4, "object_fit": "contain", "fit_columns": False, "buttons": []}
+    wall = gr.Gallery(show_label=False, elem_id="wall", allow_preview=False, **look)
 
     def pictures(number: int) -> list[Any]:
         files = sorted(engine.out.glob("*.png"), key=lambda file: file.stat().st_mtime, reverse=True)
@@ -44,7 +44,7 @@ def add_to(page: Page) -> None:
     files: Any = gr.State([])
     wall_of = {"fn": pictures, "inputs": turn, "outputs": [wall, turn, files]} | QUIET
     page.tab.select(**wall_of)
-    page.status.change(**wall_of)
+    page.files.change(**wall_of)
     turn.change(**wall_of)
 
     def choose(there: list[str], event: gr.SelectData) -> list[Any]:
@@ -62,6 +62,11 @@ def add_to(page: Page) -> None:
     page.on_press(tile, lambda path: engine.redraw(chosen(path), tile=True), path)
     page.on_press(large, lambda path: engine.redraw(chosen(path), scale=2), path)
     page.on_press(edit, lambda path: [chosen(path), gr.Tabs(selected="Edit")], path, [page.source, page.tabs])
+
+    def varied(given: dict[Any, Any]) -> None:
+        engine.draw(page.wish(given), "vary", chosen(given[path]), DEFAULT_STRENGTH)
+
+    page.on_press(vary, varied, page.inputs(path))
     page.on_press(delete, lambda path: gr.Button(visible=bool(chosen(path))), path, sure)
 
     def forget(path: str) -> list[Any]:
@@ -72,10 +77,13 @@ def add_to(page: Page) -> None:
 
 
 def _story(path: str) -> str:
-    """How a picture was made, as a table."""
+    """How a picture was made, in one paragraph."""
     recipe = read_recipe(path)
     if recipe is None:
         return f"**{Path(path).name}** carries no recipe."
-    facts = {"model": recipe.model, "label": recipe.label or "none", "seed": recipe.seed, "made by": recipe.command}
-    facts |= {"size": "x".join(map(str, recipe.size)), "wraps": "yes" if recipe.tile else "no"} | asdict(recipe.options)
-    return f"**{Path(path).name}**\n\n| | |\n| --- | --- |\n" + "\n".join(f"| {k} | {v} |" for k, v in facts.items())
+    size = "x".join(map(str, recipe.size)) + " pixels, a texture" * recipe.tile
+    facts = {"model": recipe.model, "label": recipe.label or "none", "seed": recipe.seed, "size": size}
+    facts |= {"made by": recipe.command} | asdict(recipe.options)
+    return f"**{Path(path).name}**: " + ", ".join(
+        f"{key.replace('_', ' ')} **{value}**" for key, value in facts.items()
+    )

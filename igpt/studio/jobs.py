@@ -32,8 +32,8 @@ class Job:
 
     def show(self, state: str, pictures: Pictures | None = None) -> None:
         """Tell how far it is. Raises Stopped where nobody wants more of it."""
-        self.state, self.version = state, self.version + 1
-        self.pictures = self.pictures if pictures is None else pictures
+        self.state, self.pictures = state, self.pictures if pictures is None else pictures
+        self.version += 1  # last, as a page may look at any moment
         if self.stopped:
             raise Stopped
 

@@ -16,7 +16,7 @@ def add_to(page: Page) -> None:
     art = gr.Textbox(label="Path of the folder that it is compared with, in an audit")
     with gr.Row():
         surprise, audit, card = (gr.Button(name, size="md", min_width=90) for name in ("Surprise map", "Audit", "Card"))
-    text = gr.Markdown()
+    text = gr.Markdown(elem_id="card")
 
     def given_picture(path: str | None) -> str:
         if path is None:

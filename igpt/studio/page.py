@@ -53,10 +53,12 @@ class Page:
                 "order": gr.Radio(list(ORDERS), label="Order of the cells", min_width=150),
             }
         with gr.Accordion("Sprites", open=False, visible=False) as self.sprites, gr.Row():
-            self.scale = gr.Slider(1, 16, 1, step=1, label="Pixels a side of each pixel", min_width=150)
-            self.palette = gr.File(label="Another palette: .gpl or .hex", height=140, elem_id="palette", min_width=150)
-            self.clear = gr.Checkbox(True, label="The ground is transparent", elem_classes="tick")
-            self.atlas = gr.Checkbox(label="Also all on one atlas", elem_classes="tick")
+            with gr.Column(min_width=300):
+                self.scale = gr.Slider(1, 16, 1, step=1, label="Pixels a side of each pixel")
+                self.clear = gr.Checkbox(True, label="The ground is transparent")
+                self.atlas = gr.Checkbox(label="All of them on one atlas, too")
+            label = "Another palette: .gpl or .hex"
+            self.palette = gr.File(label=label, height=140, elem_id="palette", min_width=150)
         self.model.input(self._of_model, self.model, self.of_model, **QUIET)
         self.label.change(self._example, [self.model, self.label], self.strip, **QUIET)
 
