@@ -13,7 +13,7 @@ from io import TextIOWrapper
 import igpt
 from tokenizer_vq.base import UserError
 
-from . import draw, know, learn
+from . import draw, know, learn, studio
 from .flags import Parser
 
 
@@ -22,7 +22,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="igpt", description="Learns from a folder of art and makes new pictures in its manner.")
     parser.add_argument("--version", action="version", version=f"igpt {igpt.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
-    for room in (draw, learn, know):
+    for room in (draw, learn, know, studio):
         room.add_to(commands)
     return parser
 
