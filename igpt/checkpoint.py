@@ -15,20 +15,22 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import CONTROLS, UserError
 from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
 from .config import GPTConfig
 from .files import atomic_write
+from .locked import is_locked, unlock
 from .model import GPT
 
 FORMAT = 3
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+FILES = CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 SCALE = ".scale"  # ends the name of the scales of int8 rows
 ADAPTER = "adapter.safetensors"  # what `igpt finetune --adapter` leaves in a folder instead of a model
 
@@ -55,13 +57,14 @@ def in_the_box() -> dict[str, Path]:
 
 
 def find(name: str | Path) -> Path:
-    """The folder of a model given as a folder, an in-the-box name, or a Hub id "user/model" (downloaded once).
+    """The folder of a model given as a folder, an in-the-box name, or a Hub id "user/model" (downloaded once); the file
+    itself of a locked one.
 
     Raises UserError listing what exists if there is no such model.
     """
     try:
         folder = Path(name).expanduser()
-        there, is_model = folder.is_dir(), (folder / CONFIG).is_file()
+        there, is_model = folder.is_dir(), (folder / CONFIG).is_file() or (folder.is_file() and is_locked(folder))
     except (OSError, RuntimeError) as error:  # too long a name, an unreadable folder, no such user
         raise UserError(f"there is no model {str(name)!r:.200}: {error}") from error
     if is_model:
@@ -73,6 +76,8 @@ def find(name: str | Path) -> Path:
         if (folder / ADAPTER).is_file():
             raise UserError(f"{str(name)!r} holds an adapter: --model BASE --adapter {folder / ADAPTER} is wanted")
         raise UserError(f"the folder {str(name)!r} holds no model: {CONFIG} is missing")
+    if folder.is_file():
+        raise UserError(f"{str(name)!r} is neither a model folder nor a file that `igpt lock` made")
     parts = str(name).split("/")
     if len(parts) == 2 and all(parts) and "." not in parts[0]:
         return _download(str(name))
@@ -96,6 +101,28 @@ def _download(hub_id: str) -> Path:
 # Reading
 
 
+def read_files(place: Path) -> dict[str, bytes]:
+    """The files of a model folder, or of a locked one, by their names; what was locked never lies open on a disk.
+
+    Raises UserError for what cannot be read, and for links out of the folder: a stranger may have made them.
+    """
+    if place.is_file():
+        return unlock(place)
+    files: dict[str, bytes] = {}
+    try:
+        # In its cache the Hub's library links the files of a version to where those of all versions lie.
+        root = (place.parent.parent if place.parent.name == "snapshots" else place).resolve()
+        for name in FILES:
+            path = (place / name).resolve()
+            if not path.is_relative_to(root):
+                raise UserError(f"{place / name} is a link out of the model folder; a copy of the file is wanted there")
+            if path.is_file():
+                files[name] = path.read_bytes()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"the model in {place} cannot be read: {error}") from error
+    return files
+
+
 class _NoRandomWeights(TorchFunctionMode):
     """Skips torch.nn.init. (The meta device would do as well, but loads the compiler of torch, for two seconds.)"""
 
@@ -108,7 +135,8 @@ class _NoRandomWeights(TorchFunctionMode):
 def load(name: str | Path) -> Checkpoint:
     """A model ready for use on the CPU, weights in float32. Raises UserError on anything missing or damaged."""
     folder = find(name)
-    config = _read_config(folder / CONFIG)
+    files = read_files(folder)
+    config = _read_config(folder / CONFIG, files.get(CONFIG, b""))
     try:
         tokenizer_config = dict(config["tokenizer"])
         kind = tokenizer_config.pop("kind")
@@ -120,9 +148,9 @@ def load(name: str | Path) -> Checkpoint:
         raise UserError(f"{folder / CONFIG} does not describe a model: {error}") from error
     weights = folder / WEIGHTS
     try:
-        tensors = dequantize_rows(load_file(weights))
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    except (OSError, SafetensorError, ValueError) as error:
+        tensors = dequantize_rows(load_bytes(files.get(WEIGHTS, b"")))
+        digest = hashlib.sha256(files[WEIGHTS]).hexdigest()
+    except (SafetensorError, ValueError) as error:
         raise UserError(f"the weights {weights} cannot be read: {error}") from error
     parts: dict[str, nn.Module] = {"tokenizer": tokenizer} | ({"gpt": gpt} if gpt is not None else {})
     try:
@@ -140,15 +168,24 @@ def load(name: str | Path) -> Checkpoint:
     return Checkpoint(tokenizer, gpt, labels, provenance, digest)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path, data: bytes) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = printable(json.loads(data.decode("utf-8")))
         found = config["format"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f"{path} is no model description: a JSON object with a format is wanted") from error
     if found != FORMAT:
         raise UserError(f"{path} is of format {found!r:.20}, this igpt reads format {FORMAT}: train the model anew")
     return dict(config)
+
+
+def printable(value: Any) -> Any:
+    """What JSON says, with no control characters in its strings: a stranger may mean them for your terminal."""
+    if isinstance(value, dict):
+        return {printable(key): printable(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [printable(part) for part in value]
+    return value.translate(CONTROLS) if isinstance(value, str) else value
 
 
 def _tokenizer(kind: str, config: dict[str, Any]) -> Tokenizer:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tokenizer_vq.base import UserError
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, printable
 from .cpu import Linear
 from .files import atomic_write
 from .model import GPT
@@ -168,7 +168,7 @@ def _read(path: Path) -> tuple[_Header, dict[str, Tensor], str]:
         raise UserError(f"there is no adapter at {str(path)!r}; a .safetensors file of igpt finetune is wanted")
     try:
         with safe_open(path, framework="pt") as file:
-            header = _Header(**json.loads((file.metadata() or {})["igpt-adapter"]))
+            header = _Header(**printable(json.loads((file.metadata() or {})["igpt-adapter"])))
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         return header, tensors, hashlib.sha256(path.read_bytes()).hexdigest()
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:

@@ -469,6 +469,8 @@ COMMANDS = (
     "evaluate",
     "audit",
     "surprise",
+    "lock",
+    "unlock",
 )
 
 

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .base import UserError
+from .base import CONTROLS, UserError
 from .images import PICTURE_SUFFIXES, UnreadablePicture, open_picture, random_crop, to_tensor
 
 MIN_SIDE = 16  # pixels; smaller pictures are skipped
@@ -73,8 +73,8 @@ def _check(entry: _Entry) -> Skipped | tuple[_Entry, str, tuple[int, int]]:
 
 
 def _normalized(name: str) -> str:
-    """One spelling of a name: macOS gives accents decomposed, and Linux allows bytes that are not UTF-8."""
-    return unicodedata.normalize("NFC", name.encode("utf-8", "replace").decode("utf-8"))
+    """One spelling of a name, fit for a terminal: macOS gives accents decomposed, Linux allows bytes of any kind."""
+    return unicodedata.normalize("NFC", name.encode("utf-8", "replace").decode("utf-8")).translate(CONTROLS)
 
 
 def _is_hidden(part: str) -> bool:

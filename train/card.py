@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+LOCKING = "`igpt lock` protects its files where they lie and on their way, not the manner: see `igpt audit`."
 COPIED = 0.1  # share of copies among drawn pictures at which a person is warned
 
 
@@ -40,6 +41,7 @@ def model_card(name: str, provenance: dict[str, Any], labels: list[str]) -> str:
         lines += [f"| {part}: {k} | {v:.4g} |" for k, v in numbers.items() if k not in skipped]
     if labels:
         lines += ["", f"Labels: {', '.join(labels)}."]
+    lines += ["", LOCKING]
     return "\n".join(lines) + "\n"
 
 
@@ -62,6 +64,8 @@ def tuned_card(name: str, provenance: dict[str, Any], labels: list[str], new: li
         "",
         f"New labels: {', '.join(new) or 'none'}.",
         f"Labels of the base: {', '.join(label for label in labels if label not in new) or 'none'}.",
+        "",
+        LOCKING,
     ]
     return "\n".join(lines) + "\n"
 

@@ -70,6 +70,8 @@ def finetune(art: str | Path, out: str | Path, model: str, options: TuneOptions)
     out = Path(out).expanduser()
     work = work_folder(out, None)
     base = ImageGPT.load(model)
+    if not options.adapter and checkpoint.find(model).is_file():
+        say(f"{base.name} is locked, but the new model is written open: `igpt lock {out}` locks it", options)
     if options.decoder_crops and not isinstance(base.tokenizer, VQTokenizer):
         raise UserError(f"the model {model!r} has a palette and no decoder that could learn: leave out --decoder-crops")
     tuning = _Tuning(gather(art), out, base, options, began)

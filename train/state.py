@@ -20,14 +20,18 @@ from torch import Tensor, nn
 
 from igpt.device import devices, pick_device
 from igpt.files import atomic_write
+from igpt.lora import FROZEN, LoRALinear
 from tokenizer_vq.base import UserError
 
 # On disk
 
 
 def all_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """All parameters and all buffers, also those that a model file leaves out (the codebook's averages)."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    """All parameters and all buffers, also those that a model file leaves out (the codebook's averages), but none of a
+    base inside low-rank layers: it stays as it is, and where it is locked it must not lie open on the disk."""
+    frozen = FROZEN if any(isinstance(part, LoRALinear) for part in module.modules()) else ()
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: value for name, value in tensors.items() if not name.endswith(frozen)}
 
 
 def save_state(

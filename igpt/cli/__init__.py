@@ -7,9 +7,10 @@ import sys
 from collections.abc import Sequence
 
 import igpt
+from igpt.locked import IDENTITY
 from tokenizer_vq.base import UserError
 
-from . import draw, know, learn
+from . import draw, know, learn, lock
 from .flags import Parser
 
 
@@ -21,6 +22,7 @@ def build_parser() -> Parser:
     draw.add_to(commands)
     learn.add_to(commands)
     know.add_to(commands)
+    lock.add_to(commands)
     return parser
 
 
@@ -38,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "run" not in args:
             parser.print_help()
             return 0
+        if getattr(args, "identity", None):
+            os.environ[IDENTITY] = args.identity
         args.run(args)
         sys.stdout.flush()
     except UserError as error:

@@ -10,7 +10,7 @@ from igpt.config import DEFAULT_MODEL
 from igpt.files import check_writable
 from igpt.siblings import sibling
 
-from .flags import add_command, add_options, check_art, options_of
+from .flags import add_command, add_identity, add_options, check_art, options_of
 
 STAGES = ("tokenizer", "decoder", "gpt")
 
@@ -31,6 +31,7 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     parser.add_argument("art", metavar="ART", help="a folder whose sub-folders are labels, or a .tar like it")
     parser.add_argument("--out", metavar="MODEL", required=True, help="the folder of the new model")
+    add_identity(parser)
     add_options(parser, sibling("train.options").TrainOptions)
 
 
@@ -49,6 +50,7 @@ def _add_finetune(commands: Any) -> None:
     parser.add_argument("--out", metavar="FOLDER", required=True, help="the folder of the new model")
     base = f"name or folder of the model to start from (default: {DEFAULT_MODEL})"
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help=base)
+    add_identity(parser)
     add_options(parser, sibling("train.options").TuneOptions)
 
 
