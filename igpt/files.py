@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import count
@@ -19,6 +20,7 @@ from tokenizer_vq.base import UserError
 
 from .recipe import CHUNK, Recipe, reason
 
+ABANDONED = 3600  # seconds since anybody wrote to the beginning of a file
 LONGEST_STEM = 50  # characters of a label in a file name: file systems allow 255 bytes, a character may have four
 OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 
@@ -28,7 +30,7 @@ OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".av
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to: moved over `path` in one go if the block ends well, removed if it does not."""
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.part")
+    tmp = _part(path)
     try:
         yield tmp
         with open(tmp, "rb+") as file:
@@ -53,7 +55,7 @@ def write_picture(picture: Image.Image, path: Path, recipe: Recipe | None = None
 
 def write_file(data: bytes, path: Path, *, force: bool = False) -> Path:
     """As `write_picture`, for the bytes of any file."""
-    part = path.with_name(f".igpt-{secrets.token_hex(8)}.part")
+    part = _part(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -63,6 +65,15 @@ def write_file(data: bytes, path: Path, *, force: bool = False) -> Path:
             part.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {reason(error)}") from error
+
+
+def _part(path: Path) -> Path:
+    """A hidden name beside `path`, to write to first. Those that killed processes have left there are cleared away."""
+    for left in path.parent.glob(".igpt-*.part"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
+    return path.with_name(f".igpt-{secrets.token_hex(8)}.part")
 
 
 def _publish(part: Path, path: Path, force: bool) -> Path:
