@@ -18,6 +18,7 @@ from .checkpoint import Tokenizer
 from .config import ANY_LABEL, NO_LABEL, SamplingOptions
 from .likelihood import label_nats
 from .model import GPT
+from .recipe import sampling_options
 from .sizes import Grids
 
 
@@ -72,11 +73,9 @@ class Bundle:
     def sampling(self) -> SamplingOptions:
         """How it draws where nothing else is said. Raises UserError where its config says what cannot be meant."""
         try:
-            options = SamplingOptions(**self.provenance.get("sampling", {}))
-            options.check()
-        except TypeError as error:
-            raise UserError(f"the model {self.name!r} has an unknown setting of drawing: {error}") from error
-        return options
+            return sampling_options(self.provenance.get("sampling", {}))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"the model {self.name!r} has an unknown way of drawing: {error}") from error
 
     # Labels
 

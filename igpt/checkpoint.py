@@ -31,6 +31,7 @@ from .model import GPT
 
 FORMAT = 3
 FILES = CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+MOST_CELLS = 2**14  # of a picture in training; attention to many more would take minutes a picture
 SCALE = ".scale"  # ends the name of the scales of int8 rows
 ADAPTER = "adapter.safetensors"  # what `igpt finetune --adapter` leaves in a folder instead of a model
 
@@ -137,7 +138,14 @@ def load(name: str | Path) -> Checkpoint:
     folder = find(name)
     files = read_files(folder)
     config = _read_config(folder / CONFIG, files.get(CONFIG, b""))
+    weights = folder / WEIGHTS
     try:
+        tensors = dequantize_rows(load_bytes(files.get(WEIGHTS, b"")))
+        digest = hashlib.sha256(files[WEIGHTS]).hexdigest()
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"the weights {weights} cannot be read: {error}") from error
+    try:
+        _check(config, tensors)
         tokenizer_config = dict(config["tokenizer"])
         kind = tokenizer_config.pop("kind")
         tokenizer = _tokenizer(kind, tokenizer_config)
@@ -146,12 +154,6 @@ def load(name: str | Path) -> Checkpoint:
         labels, provenance = list(config["labels"]), dict(config.get("provenance", {}))
     except (KeyError, TypeError, ValueError, ArithmeticError, IndexError, RuntimeError) as error:
         raise UserError(f"{folder / CONFIG} does not describe a model: {error}") from error
-    weights = folder / WEIGHTS
-    try:
-        tensors = dequantize_rows(load_bytes(files.get(WEIGHTS, b"")))
-        digest = hashlib.sha256(files[WEIGHTS]).hexdigest()
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"the weights {weights} cannot be read: {error}") from error
     parts: dict[str, nn.Module] = {"tokenizer": tokenizer} | ({"gpt": gpt} if gpt is not None else {})
     try:
         for part, module in parts.items():
@@ -177,6 +179,20 @@ def _read_config(path: Path, data: bytes) -> dict[str, Any]:
     if found != FORMAT:
         raise UserError(f"{path} is of format {found!r:.20}, this igpt reads format {FORMAT}: train the model anew")
     return dict(config)
+
+
+def _check(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Raises ValueError for what no model means. Above all for numbers that no tensor has room for: to build millions
+    of layers, or one of millions of channels, would take all memory before the weights are seen not to fit."""
+    largest = max([len(tensors), *(side for value in tensors.values() for side in value.shape)])
+    for part in (config["tokenizer"], config.get("gpt") or {}):
+        for name, value in dict(part).items():
+            most = MOST_CELLS if name == "cells" else largest
+            if any(type(number) is int and number > most for number in (value if isinstance(value, list) else [value])):
+                raise ValueError(f"{name} is {value!s:.60}, more than these weights have room for")
+    labels, some = config["labels"], dict(config.get("provenance", {})).get("default_labels", [])
+    if not all(isinstance(label, str) for label in [*labels, *some]) or len(set(labels)) < len(labels):
+        raise ValueError("labels are wanted that are names and differ")
 
 
 def printable(value: Any) -> Any:

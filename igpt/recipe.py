@@ -82,7 +82,7 @@ class Recipe:
             label=_typed(record, "label", str, type(None)),
             seed=seed,
             size=(width, height),
-            options=_options(_typed(record, "options", dict)),
+            options=sampling_options(_typed(record, "options", dict)),
             grid=(rows, columns),
             tokens=struct.unpack(f"<{tokens}H", packed),
             command=_typed(record, "command", str),
@@ -114,7 +114,8 @@ def _bits(text: str, count: int) -> tuple[bool, ...]:
     return tuple(bool(packed[i // 8] >> i % 8 & 1) for i in range(count)) if packed else ()
 
 
-def _options(record: dict[str, Any]) -> SamplingOptions:
+def sampling_options(record: dict[str, Any]) -> SamplingOptions:
+    """Options from JSON of a stranger. Raises ValueError for any of another kind or out of bounds."""
     defaults = asdict(SamplingOptions())
     if unknown := record.keys() - defaults.keys():
         raise ValueError(f"it has unknown options {sorted(unknown)}")
