@@ -167,8 +167,10 @@ def fuzz(kinds: Sequence[str], inputs: int, number: int, seconds: float, keep: P
     torch.set_num_threads(1)
     results, before, began = {}, Path.cwd(), time.monotonic()
     folder = Path(tempfile.mkdtemp()).resolve()
+    caches = {name: os.environ.get(name) for name in ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_OFFLINE")}
     try:
         os.chdir(folder)
+        os.environ.update(XDG_CACHE_HOME="out/cache", HF_HOME="out/cache", HF_HUB_OFFLINE="1")
         desk = Desk(folder)
         for i, kind in enumerate(kinds):
             count = inputs // len(kinds) + (i < inputs % len(kinds))
@@ -177,6 +179,8 @@ def fuzz(kinds: Sequence[str], inputs: int, number: int, seconds: float, keep: P
     finally:
         os.chdir(before)
         shutil.rmtree(folder)
+        for name, value in caches.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
     return results
 
 

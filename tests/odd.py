@@ -268,12 +268,13 @@ def recipe_cases(folder: Path) -> st.SearchStrategy[Any]:
     recipe = Recipe(
         "tiny", model.weights_hash, "red", 1, (16, 16), SamplingOptions(steps=2), (4, 4), (3,) * 16, given=(True,) * 16
     )
-    return st.tuples(other_json(json.loads(recipe.to_json())) | st.text(max_size=40), st.sampled_from((16, 20)))
+    texts, sides = other_json(json.loads(recipe.to_json())) | st.text(max_size=40), st.sampled_from((16, 20))
+    return st.tuples(texts, sides) | st.tuples(texts, sides, st.just("--from-tokens"))
 
 
-def use_recipe(model: ImageGPT, case: tuple[str, int]) -> None:
+def use_recipe(model: ImageGPT, case: Any) -> None:
     """Show it, draw from it again, and edit the picture that carries it."""
-    text, side = case
+    text, side, *more = case
     path, chunks = Path("out") / "a.png", PngInfo()
     path.parent.mkdir()
     chunks.add_text("igpt", text.encode("latin-1", "replace").decode("latin-1"))
@@ -286,7 +287,7 @@ def use_recipe(model: ImageGPT, case: tuple[str, int]) -> None:
         read_recipe(path)
         model.vary(path, steps=1)
         command("vary", str(path), "--model", "tiny", "--out", "out/c.png", "--steps", "1", "--seed", "1")
-        command("replay", str(path), "--model", "tiny", "--out", "out/b.png")
+        command("replay", str(path), "--model", "tiny", "--out", "out/b.png", *more)
     finally:
         shutil.rmtree("out")
 
