@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,15 +30,16 @@ OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".av
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to: moved over `path` in one go if the block ends well, removed if it does not."""
-    tmp = _part(path)
+    """A path near `path` to write to: moved over `path` in one go if the block ends well, removed if it does not."""
+    room = _part(path)  # a folder: safetensors writes beside what it is told to write, and renames
+    room.mkdir()
     try:
-        yield tmp
-        with open(tmp, "rb+") as file:
+        yield room / path.name
+        with open(room / path.name, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(tmp, path)
+        os.replace(room / path.name, path)
     finally:
-        tmp.unlink(missing_ok=True)
+        shutil.rmtree(room, ignore_errors=True)
 
 
 def write_picture(picture: Image.Image, path: Path, recipe: Recipe | None = None, *, force: bool = False) -> Path:
@@ -72,7 +74,7 @@ def _part(path: Path) -> Path:
     for left in path.parent.glob(".igpt-*.part"):
         with suppress(OSError):
             if time.time() - left.stat().st_mtime > ABANDONED:
-                left.unlink()
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
     return path.with_name(f".igpt-{secrets.token_hex(8)}.part")
 
 

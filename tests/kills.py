@@ -137,12 +137,12 @@ def torment(name: str, kills: int, rng: random.Random, say: Callable[[str], None
                 check_whole(out)
             printed = [line for line in log.read_text().splitlines() if line.endswith(".png")] if log.exists() else []
             assert all(Path(line).is_file() for line in printed), "a picture is lost"
-            for left in out.rglob(".*.part"):
+            for left in out.rglob(".*"):
                 os.utime(left, (0, 0))  # as if an hour had passed
         assert status == 0, (status, log.read_text())
         if lives == 1:  # the moments shall lie in all of a run, however busy the machine is now
             found.seconds = time.monotonic() - began
-        assert not list(out.rglob(".*.part")), "what was begun and killed is still there"
+        assert not list(out.rglob(".*")), f"what was begun and killed is still in {out}"
         if (out / "training" / "plan.json").is_file():
             wanted = undisturbed(command, Path(f"{name}-like-{found.runs}"), log, out)
         assert result_of(out) == wanted and wanted, f"{out} is not what an undisturbed run makes"

@@ -297,9 +297,9 @@ def use_recipe(model: ImageGPT, case: Any) -> None:
 
 def palette_cases() -> st.SearchStrategy[Any]:
     gimp = b"GIMP Palette\nName: x\nColumns: 4\n# comment\n  0   0   0 Black\n255 255 255\tWhite\n 17  34 51\n"
-    return st.tuples(
-        st.sampled_from(("a.gpl", "a.hex", "a.GPL", "a.txt")), spoilt([gimp, b"081820\n#346856\n88c070\r\n"])
-    )
+    lines = b"081820\n#346856\n88c070\r\n"
+    fitting = st.tuples(st.just("a.gpl"), spoilt([gimp])) | st.tuples(st.just("a.hex"), spoilt([lines]))
+    return fitting | st.tuples(st.sampled_from(("a.gpl", "a.hex", "a.GPL", "a.txt")), spoilt([gimp, lines]))
 
 
 def use_palette(model: ImageGPT, case: tuple[str, bytes]) -> None:
