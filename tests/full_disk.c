@@ -39,10 +39,12 @@ static int inside(int fd) {
 }
 
 static int below(const char *path) {
-    char here[PATH_MAX];
+    char here[PATH_MAX], whole[2 * PATH_MAX];
     if (!*folder) return 0;
     if (*path == '/') return !strncmp(path, folder, strlen(folder));
-    return getcwd(here, sizeof here) && !strncmp(here, folder, strlen(folder));
+    if (!getcwd(here, sizeof here)) return 0;
+    snprintf(whole, sizeof whole, "%s/%s", here, path);
+    return !strncmp(whole, folder, strlen(folder));
 }
 
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))

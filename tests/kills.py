@@ -49,7 +49,7 @@ def begin(words: list[str], log: Path) -> int:
     try:
         for stream in (1, 2):
             os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), stream)
-        sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))
+        sys.stdout, sys.stderr = (open(stream, "w", buffering=1, closefd=False) for stream in (1, 2))
         status = igpt(words)
     finally:
         sys.stdout.flush()
