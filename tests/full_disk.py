@@ -23,7 +23,7 @@ from tests import kills
 SAID = {errno.ENOSPC: "No space left on device", errno.EROFS: "Read-only file system"}
 COMMANDS = {  # shorter than those that are killed: each is run a hundred times
     "train": "train art --preset toy --tokenizer-crops 16 --decoder-crops 0 --gpt-samples 32 --perceptual none --quiet",
-    "finetune": "finetune art --model tiny --samples 100 --save-minutes 0 --quiet",
+    "finetune": "finetune art --model tiny --samples 8 --save-minutes 0 --quiet",
     "generate": "generate --model tiny -n 3 --size 16 --steps 1 --seed 0 --force",
 }
 
@@ -72,6 +72,7 @@ def check(name: str, error: int, numbers: Sequence[int] | None = None) -> int:
             wanted = kills.undisturbed(command, Path(f"{out}-like"), log, out)
         assert result == wanted, where
         failed += 1
+        print(f"{name}: write {number} failed, {SAID[error]}", flush=True)
         shutil.rmtree(out)
     return failed
 
