@@ -154,6 +154,60 @@ def test_a_name_that_looks_like_a_path_or_an_address_is_no_hub_id(
     assert list(tmp_path.iterdir()) == []
 
 
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("gpt", "layers", 2**31),
+        ("gpt", "head_layers", 10**9),
+        ("gpt", "width", 2**24),
+        ("gpt", "cells", 2**31),
+        ("tokenizer", "encoder_blocks", 65537),
+        ("tokenizer", "decoder_blocks", 2**63),
+        ("tokenizer", "head", [2**20, 16]),
+        ("tokenizer", "code_width", 2**24),
+    ],
+)
+def test_a_config_of_a_giant_is_refused_before_anything_is_built(
+    part: str, name: str, value: Any, stranger: Path
+) -> None:
+    """Building one for ten gigabytes or a few minutes, only to see that the weights are of another, is too late."""
+    config = json.loads((stranger / "config.json").read_text())
+    change_config(stranger, **{part: config[part] | {name: value}})
+    with pytest.raises(UserError, match=f"{name} is .*more than these weights have room for"):
+        igpt.load(stranger, "cpu")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": [{"a": 1}, "blue"]},
+        {"labels": ["red", "red"]},
+        {"labels": ["red", None]},
+        {"provenance": {"default_labels": 3}},
+        {"provenance": {"default_labels": [["red"]]}},
+        {"provenance": {"sampling": {"steps": float("nan")}}},
+        {"provenance": {"sampling": {"top_k": 0.5}}},
+        {"provenance": {"sampling": {"top_k": True}}},
+        {"provenance": {"sampling": [1]}},
+        {"provenance": {"sampling": {"colour": 1}}},
+        {"provenance": [1]},
+    ],
+)
+def test_labels_that_are_no_names_and_ways_of_drawing_of_another_type_are_one_sentence(
+    changes: dict[str, Any], stranger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    change_config(stranger, **changes)
+    for words in (["generate", "--model", str(stranger), "--size", "16"], ["info", str(stranger)]):
+        assert main(words) == 2
+        err = capsys.readouterr().err
+        assert err.startswith("igpt: ") and err.count("\n") == 1
+    assert not list(tmp_path.glob("*.png"))
+
+
 # The umask
 
 
@@ -166,6 +220,7 @@ def test_nothing_that_is_written_has_wider_permissions_than_the_umask(
     desk = tmp_path / "desk"
     desk.mkdir()
     monkeypatch.chdir(desk)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(desk / "cache"))
     model, quick = ["--model", str(tiny_folder)], ["--size", "16", "--seed", "1", "--steps", "2"]
     before = os.umask(mask)
     try:
@@ -183,7 +238,7 @@ def test_nothing_that_is_written_has_wider_permissions_than_the_umask(
     finally:
         os.umask(before)
     made = list(desk.rglob("*"))
-    assert len(made) > 20
+    assert len(made) > 20 and (desk / "cache").is_dir()
     wide = {str(path): oct(path.stat().st_mode) for path in made if stat.S_IMODE(path.stat().st_mode) & mask}
     assert not wide
 
