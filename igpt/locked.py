@@ -42,6 +42,8 @@ def unlock(path: Path) -> dict[str, bytes]:
     """The files inside a locked one, by their names; nothing is written. Raises UserError where the passphrase, or the
     secret key in the file that IGPT_IDENTITY names, does not open it, and where it was changed."""
     age = _pyrage()
+    if not path.is_file():
+        raise UserError(f"there is no locked model at {str(path)!r}")
     try:
         data = path.read_bytes()
         if data.startswith(HEAD + BY_PASSPHRASE):

@@ -233,8 +233,11 @@ def test_a_wrong_key_is_one_sentence_and_nothing_is_written(for_key: Path, tmp_p
     assert "cannot be unlocked" in refusal(capsys, tmp_path, *opened, str(tmp_path / "empty.txt"))
     (tmp_path / "wrong.txt").write_text("AGE-SECRET-KEY-1NONE\n")
     assert "cannot be unlocked" in refusal(capsys, tmp_path, *opened, str(tmp_path / "wrong.txt"))
-    assert "No such file" in refusal(capsys, tmp_path, *opened, str(tmp_path / "missing.txt"))
-    assert "cannot be unlocked" in refusal(capsys, tmp_path, *opened, "~nobody-by-this-name/key.txt")
+    for missing in ("missing.txt", "~nobody-by-this-name/key.txt", "\0"):
+        assert "there is no file with secret keys" in refusal(capsys, tmp_path, *opened, missing)
+    for missing in ("missing.age", "\0", str(tmp_path)):
+        words = ["unlock", missing, "--out", str(tmp_path / "open")]
+        assert "there is no locked model" in refusal(capsys, tmp_path, *words)
 
 
 def test_a_wrong_recipient_is_one_sentence_and_nothing_is_written(

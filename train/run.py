@@ -16,6 +16,7 @@ from igpt import checkpoint
 from igpt.cpu import keep_freed_memory
 from igpt.device import pick_device
 from igpt.evaluation.perceptual import LPIPS, EncoderDistance
+from igpt.files import write_picture
 from igpt.model import GPT
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
@@ -133,7 +134,7 @@ def _train_decoder(run: Run, tokenizer: VQTokenizer) -> tuple[VQTokenizer, dict[
 
 def _measured(task: TokenizerTask, model: nn.Module) -> dict[str, float]:
     """Metrics on all held-out pictures; some of them are left on a sheet."""
-    task.sheet(model).save(task.run.work / RECONSTRUCTIONS)
+    write_picture(task.sheet(model), task.run.work / RECONSTRUCTIONS, force=True)
     return task.reconstruction(model, task.held_out)
 
 

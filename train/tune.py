@@ -23,6 +23,7 @@ from torch.utils.data import default_collate
 
 from igpt.bundle import Bundle
 from igpt.evaluation.perceptual import NO_WEIGHTS
+from igpt.files import atomic_write
 from igpt.likelihood import bits_per_token
 from igpt.model import GPT
 from igpt.sampling import generators, sample
@@ -186,7 +187,8 @@ def write_sheet(path: Path, rows: dict[str, list[Image.Image]], sprites: bool) -
     else:
         last = named[-1][0][0]
         page = equal_sheet(named, TILE, round(TILE * last.height / last.width))
-    page.save(path, "JPEG", quality=90)
+    with atomic_write(path) as beside:
+        page.save(beside, "JPEG", quality=90)
 
 
 def _enlarged(sprite: Image.Image) -> Image.Image:

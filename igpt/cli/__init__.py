@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import igpt
 from igpt.locked import IDENTITY
+from igpt.recipe import reason
 from tokenizer_vq.base import UserError
 
 from . import draw, know, learn, lock
@@ -40,8 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "run" not in args:
             parser.print_help()
             return 0
-        if getattr(args, "identity", None):
-            os.environ[IDENTITY] = args.identity
+        if identity := getattr(args, "identity", None):
+            if not Path(identity).is_file():
+                raise UserError(f"there is no file with secret keys at {identity!r}")
+            os.environ[IDENTITY] = identity
         args.run(args)
         sys.stdout.flush()
     except UserError as error:
@@ -53,4 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, as in `igpt show x.png | head -3`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # a disk that became full, or went away
+        print(f"igpt: {error.filename or 'a file'} cannot be read or written: {reason(error)}", file=sys.stderr)
+        return 2
     return 0
