@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from igpt.device import pick_device
+from igpt.files import write_picture
 from tokenizer_vq.base import UserError
 
 from .options import LearningOptions
@@ -311,7 +312,7 @@ class Trainer:
             self.best_score = min(self.best_score, metrics["score"])
         if self.main:
             if (sheet := self.task.sheet(self.averaged)) is not None:
-                sheet.save(self.folder / f"{self.task.name}-{self.step:07d}.png")
+                write_picture(sheet, self.folder / f"{self.task.name}-{self.step:07d}.png", force=True)
             if better:
                 found = json.dumps({name: round(value, 5) for name, value in metrics.items()})
                 save_state(self.best_path, {"model": self.averaged}, {}, self._metadata() | {"metrics": found})
