@@ -27,8 +27,7 @@ def is_locked(path: Path) -> bool:
 
 def lock(files: dict[str, bytes], recipients: list[Any]) -> bytes:
     """The files, by their names, as one that the recipients can open; without any, who knows the passphrase can."""
-    plain = io.BytesIO()
-    with tarfile.open(fileobj=plain, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with tarfile.open(fileobj=(plain := io.BytesIO()), mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
@@ -42,10 +41,9 @@ def unlock(path: Path) -> dict[str, bytes]:
     """The files inside a locked one, by their names; nothing is written. Raises UserError where the passphrase, or the
     secret key in the file that IGPT_IDENTITY names, does not open it, and where it was changed."""
     age = _pyrage()
-    if not path.is_file():
-        raise UserError(f"there is no locked model at {str(path)!r}")
     try:
-        data = path.read_bytes()
+        if not (data := path.read_bytes() if path.is_file() else b"").startswith(HEAD):
+            raise UserError(f"there is no locked model at {str(path)!r}")
         if data.startswith(HEAD + BY_PASSPHRASE):
             plain = age.passphrase.decrypt(data, _passphrase(str(path)))
         elif named := os.environ.get(IDENTITY):
@@ -57,19 +55,16 @@ def unlock(path: Path) -> dict[str, bytes]:
         with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as tar:
             parts = {str(PurePosixPath(part.name)): part for part in tar if part.isreg() and not part.issparse()}
             return {name: tar.extractfile(part).read() for name, part in parts.items()}  # type: ignore[union-attr]
-    except age.DecryptError as error:
-        wrong = f"another passphrase or key is wanted, or it is cut or altered ({str(error).splitlines()[0]})"
-        raise UserError(f"{path} cannot be unlocked: {wrong}") from error
-    except (OSError, RuntimeError, tarfile.TarError, age.IdentityError) as error:
-        raise UserError(f"{path} cannot be unlocked: {error}") from error
+    except (age.DecryptError, age.IdentityError, OSError, RuntimeError, tarfile.TarError) as error:
+        wrong = "another passphrase or key is wanted, or the file is cut or altered"
+        raise UserError(f"{path} cannot be unlocked: {wrong} ({str(error).partition(chr(10))[0]})") from error
 
 
 def recipient(key: str) -> Any:
     """Whom a public key stands for. Raises UserError where it is none."""
-    age = _pyrage()
     try:
-        return age.x25519.Recipient.from_str(key)
-    except (age.RecipientError, UnicodeError) as error:
+        return _pyrage().x25519.Recipient.from_str(key)
+    except (_pyrage().RecipientError, UnicodeError) as error:
         raise UserError(f"{key!r:.99} is no public key of age; one like age1... is wanted") from error
 
 

@@ -103,7 +103,7 @@ def test_a_passphrase_in_the_environment_opens_it_and_another_one_does_not(
     monkeypatch.setenv(locked.PASSPHRASE, SECRET)
     assert checkpoint.load(for_passphrase).weights_hash == checkpoint.load(tiny_folder).weights_hash
     monkeypatch.setenv(locked.PASSPHRASE, SECRET + "s")
-    with pytest.raises(UserError, match="another passphrase or key is wanted, or it is cut or altered"):
+    with pytest.raises(UserError, match="another passphrase or key is wanted, or the file is cut or altered"):
         checkpoint.load(for_passphrase)
     monkeypatch.setenv(locked.PASSPHRASE, "")
     with pytest.raises(UserError, match="wants a passphrase: on a terminal, or in IGPT_PASSPHRASE"):

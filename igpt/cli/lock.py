@@ -28,22 +28,20 @@ def add_to(commands: Any) -> None:
 
 
 def _lock(args: argparse.Namespace) -> None:
-    out = Path(args.out).expanduser()
-    check_writable(out.parent)
-    recipients = [locked.recipient(key) for key in args.recipient]
     from igpt import checkpoint  # loads torch
 
+    out, recipients = Path(args.out).expanduser(), [locked.recipient(key) for key in args.recipient]
+    check_writable(out.parent)
     checkpoint.load(args.model)  # a damaged model is told while its open folder is still there
     print(write_file(locked.lock(checkpoint.read_files(checkpoint.find(args.model)), recipients), out))
 
 
 def _unlock(args: argparse.Namespace) -> None:
-    out = Path(args.out).expanduser()
-    check_writable(out)
-    if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"{out} holds something already; a new or empty folder is wanted")
     from igpt import checkpoint  # loads torch
 
+    check_writable(out := Path(args.out).expanduser())
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"{out} holds something already; a new or empty folder is wanted")
     files = locked.unlock(Path(args.model).expanduser())
     for name in sorted(files.keys() & checkpoint.FILES, reverse=True):  # the config last: without it, it is no model
         write_file(files[name], out / name)
