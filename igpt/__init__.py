@@ -19,10 +19,12 @@ from .config import DEFAULT_MODEL, SamplingOptions
 from .siblings import sibling
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from .image_gpt import ImageGPT as ImageGPT
 
 __version__ = "0.2.0"
-__all__ = ["ImageGPT", "SamplingOptions", "UserError", "finetune", "load"]
+__all__ = ["ImageGPT", "SamplingOptions", "UserError", "finetune", "load", "save"]
 
 
 def load(name: str | Path = DEFAULT_MODEL, device: str | None = None, *, adapter: str | Path | None = None) -> ImageGPT:
@@ -39,6 +41,12 @@ def finetune(art: str | Path, out: str | Path, model: str | Path = DEFAULT_MODEL
     cannot be used, and where `out` holds something else.
     """
     return sibling("train.finetune").finetuned(art, out, str(model), options)
+
+
+def save(picture: Image, path: str | Path, *, force: bool = False) -> Path:
+    """Write a picture that igpt drew, with its recipe, to a .png, .webp or .jpg; the path, with a number where the name
+    was taken, unless with `force`. Raises UserError for another suffix and where the disk refuses."""
+    return importlib.import_module(".files", __name__).save(picture, path, force=force)
 
 
 def __getattr__(name: str) -> Any:

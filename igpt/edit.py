@@ -26,7 +26,7 @@ from .bundle import Bundle
 from .canvas import Task
 from .config import AS_DRAWN, check_anchor, check_share, keep_of
 from .fitting import LANCZOS, NEAREST, Inpainting, PartialGrid, canvas_for, continued, finish, mask_tokens, on_grid
-from .recipe import UntrustedRecipe, digest, read_recipe
+from .recipe import UntrustedRecipe, is_unchanged, read_recipe
 from .sizes import Size, parse_size
 from .sprites import OPAQUE
 
@@ -72,7 +72,7 @@ def open_source(model: Bundle, picture: Picture) -> Source:
         if max(recipe.tokens) >= model.tokenizer.vocab_size:
             raise UntrustedRecipe("it has tokens that the model has not")
         scale = recipe.sprite.scale
-        if rgba.size != (recipe.size[0] * scale, recipe.size[1] * scale) or recipe.pixels not in ("", digest(rgba)):
+        if rgba.size != (recipe.size[0] * scale, recipe.size[1] * scale) or not is_unchanged(picture, recipe):
             raise UntrustedRecipe("its pixels were changed since")
     except UntrustedRecipe as error:
         log.warning("the igpt chunk of %s is ignored and the picture encoded anew: %s", picture, error)

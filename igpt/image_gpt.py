@@ -29,7 +29,7 @@ from .config import (
 from .device import fast_bf16, pick_device
 from .edit import Picture
 from .fitting import Inpainting, canvas_for, on_grid
-from .recipe import check_seeds
+from .recipe import CHUNK, check_seeds
 from .sizes import Size, parse_size
 from .sprites import colours_of
 
@@ -166,7 +166,12 @@ class ImageGPT(Bundle):
         return self.guess_label(tokens_hw, known_hw if known_hw.any() else torch.ones_like(known_hw))
 
     def _drawn(self, task: Task, n: int, draw: DrawArguments) -> list[Image]:
-        return [result.picture for batch in self.batches(task, n, **draw) for result in batch.draw()]
+        pictures = []
+        for batch in self.batches(task, n, **draw):
+            for picture, recipe in batch.draw():
+                picture.info[CHUNK] = recipe.to_json()  # for `igpt.save`
+                pictures.append(picture)
+        return pictures
 
     # Editing pictures
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tokenizer_vq.base import MAX_PIXELS, UserError
 
@@ -27,13 +27,14 @@ from .config import AS_DRAWN, SamplingOptions, SpriteOptions
 from .sizes import LARGEST_GRID
 
 CHUNK = "igpt"
+EXIF_PREFIX = b"ASCII\0\0\0igpt "  # of a comment, in files that are no PNG
 RECIPE_VERSION = 3
 LARGEST_RECIPE = 1 << 20  # characters of JSON; a 32x32 grid needs about four thousand
 COLOUR = re.compile("#[0-9a-f]{6}")
 LARGEST_SEED = 2**63 - 1  # what a torch generator takes
 
 JSON_TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("model", "weights_hash", "command", "tokens", "given", "pixels"), (str,)),
+    **dict.fromkeys(("model", "weights_hash", "command", "tokens", "given", "pixels", "saved"), (str,)),
     **{"label": (str, NoneType), "seed": (int,), "tile": (bool,), "size": (list,), "grid": (list,), "options": (dict,)},
 }
 
@@ -55,6 +56,7 @@ class Recipe:
     given: tuple[bool, ...] = ()  # the tokens that an edit took over, row by row; empty: none
     sprite: SpriteOptions = AS_DRAWN  # how it is finished where a token is a pixel
     pixels: str = ""  # SHA-256 of the picture's pixels, by which later changes are noticed
+    saved: str = ""  # SHA-256 of its pixels in a file that loses some
 
     def to_json(self, indent: int | None = None) -> str:
         """ASCII JSON, the inverse of `from_json`. The tokens become base64 of little-endian 16-bit numbers, the given
@@ -75,7 +77,7 @@ class Recipe:
             raise ValueError("it is no JSON object")
         if (version := record.get("version")) != RECIPE_VERSION:
             raise ValueError(f"it is a recipe of version {version!r:.9}, this igpt reads version {RECIPE_VERSION}")
-        _check_types(record, JSON_TYPES)
+        _check_types(record | {"saved": record.get("saved", "")}, JSON_TYPES)
         if [type(number) for number in (*record["size"], *record["grid"])] != [int] * 4 or len(record["size"]) != 2:
             raise ValueError("its size or grid is not two whole numbers")
         (width, height), (rows, columns) = record["size"], record["grid"]
@@ -95,6 +97,7 @@ class Recipe:
             grid=(rows, columns),
             tokens=struct.unpack(f"<{count}H", tokens),
             sprite=_sprite(record.get("sprite", {})),
+            saved=record.get("saved", ""),
             given=tuple(bool(given[i // 8] >> i % 8 & 1) for i in range(count)) if given else (),
             **{key: record[key] for key in ("model", "weights_hash", "label", "seed", "command", "tile", "pixels")},
         )
@@ -161,10 +164,28 @@ def read_recipe(path: str | Path) -> Recipe | None:
     UntrustedRecipe when what it carries is none."""
     with _opened(path) as picture:
         text = getattr(picture, "text", {}).get(CHUNK)
+        comment = (
+            None if text is not None else picture.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+        )
+    if isinstance(comment, bytes) and comment.startswith(EXIF_PREFIX):
+        text = comment.removeprefix(EXIF_PREFIX).decode("ascii", "replace")
     try:
         return None if text is None else Recipe.from_json(text)
     except (ValueError, RecursionError) as error:
         raise UntrustedRecipe(f"the igpt chunk of {path} cannot be used: {error}") from error
+
+
+def to_exif(recipe: Recipe) -> Image.Exif:
+    """A recipe as the comment of a picture that is no PNG; the inverse is in `read_recipe`."""
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = EXIF_PREFIX + recipe.to_json().encode("ascii")
+    return exif
+
+
+def is_unchanged(path: str | Path, recipe: Recipe) -> bool:
+    """Whether the picture at `path` still has the pixels that its recipe speaks of. Raises UserError for no picture."""
+    with _opened(path) as picture:
+        return not recipe.pixels or digest(picture) in (recipe.pixels, recipe.saved)
 
 
 def check_picture(path: str | Path) -> None:
@@ -189,10 +210,13 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 def digest(picture: Image.Image) -> str:
     """SHA-256 of the size and the RGB pixels of a picture, on white where it is transparent."""
-    if picture.mode != "RGB":
-        rgba = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+    rgb = picture if picture.mode == "RGB" else flatten(picture.convert("RGBA"))
+    return hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest()
+
+
+def flatten(rgba: Image.Image) -> Image.Image:
+    """An RGBA picture on white, as RGB."""
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 def reason(error: BaseException) -> str:

@@ -17,12 +17,13 @@ import pytest
 from PIL import Image, ImageChops
 from PIL.PngImagePlugin import PngInfo
 
+import igpt
 from generate.run import replay
 from igpt.config import ANY_LABEL, NO_LABEL, GPTConfig, SamplingOptions
 from igpt.files import plan_output, stem_for, write_picture
 from igpt.image_gpt import ImageGPT
 from igpt.model import GPT
-from igpt.recipe import Recipe, UntrustedRecipe, digest, read_recipe, recipe_of
+from igpt.recipe import Recipe, UntrustedRecipe, digest, is_unchanged, read_recipe, recipe_of
 from igpt.sheet import MARGIN, square_sheet
 from igpt.sizes import LARGEST_SIDE, SMALLEST_SIDE, Grids, parse_size
 from tests.painting import drawn
@@ -283,7 +284,7 @@ def test_out_is_a_folder_or_the_exact_name_of_one_picture(tmp_path: Path) -> Non
 
 def test_an_out_that_cannot_be_meant_is_the_users_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for out, count, why in [("a.png", 2, "one file"), ("a.jpg", 1, "PNG"), ("file", 1, "file"), ("file/in", 1, "file")]:
+    for out, count, why in [("a.png", 2, "one file"), ("a.gif", 1, "png"), ("file", 1, "file"), ("file/in", 1, "file")]:
         with pytest.raises(UserError, match=why):
             plan_output(tmp_path / out, count)
 
@@ -546,3 +547,42 @@ def test_previews_show_what_is_drawn_and_end_with_the_picture(each_model: ImageG
     assert len(frames) == 5 and all(picture.size == size for frame in frames for picture in frame)
     assert len(frames[0][0].getcolors() or []) == 1  # nothing is drawn yet: mid-grey
     assert frames[-1][1].tobytes() == each_model.generate(2, size=size, seed=3, steps=4)[1].tobytes()
+
+
+# Recipes in other formats
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "jpg"])
+def test_every_format_carries_the_recipe_and_is_replayed_to_the_same_tokens(
+    suffix: str, each_model: ImageGPT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (picture,) = each_model.generate(size=32, label="red", seed=5, options=OPTIONS)
+    path = igpt.save(picture, tmp_path / f"mine.{suffix}")
+    recipe = recipe_of(path)
+    assert recipe.seed == 5 and is_unchanged(path, recipe)
+    again = replay(each_model, recipe, tmp_path / "again.png")
+    assert "pixels differ" not in capsys.readouterr().err
+    assert np.array_equal(np.asarray(Image.open(again).convert("RGBA")), np.asarray(picture.convert("RGBA")))
+    Image.open(path).convert("RGB").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(tmp_path / "other.png")
+    assert not is_unchanged(tmp_path / "other.png", recipe)
+
+
+def test_a_picture_saved_twice_gets_a_number_and_a_strange_suffix_a_sentence(
+    tiny_model: ImageGPT, tmp_path: Path
+) -> None:
+    (picture,) = tiny_model.generate(size=16, seed=5)
+    paths = [igpt.save(picture, tmp_path / "a.png") for _ in range(2)]
+    assert [path.name for path in paths] == ["a.png", "a-2.png"] and igpt.save(picture, paths[0], force=True) == paths[
+        0
+    ]
+    with pytest.raises(UserError, match=r"\.png, \.webp"):
+        igpt.save(picture, tmp_path / "a.bmp")
+
+
+def test_a_jpeg_has_no_room_for_the_recipe_of_a_very_large_picture(tmp_path: Path, tiny_model: ImageGPT) -> None:
+    (picture,) = tiny_model.generate(size=16, seed=5)
+    recipe = Recipe.from_json(picture.info["igpt"])
+    large = replace(recipe, grid=(256, 256), tokens=(1,) * 65536)
+    with pytest.raises(UserError, match="no room"):
+        write_picture(picture, tmp_path / "a.jpg", large)
+    assert not list(tmp_path.iterdir())

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 import igpt
 from igpt.checkpoint import ADAPTER, load
@@ -33,13 +33,12 @@ from igpt.sizes import Grids
 from tests.interrupts import ctrl_c_once_there_is
 from tests.painting import art_folder, paint
 from tokenizer_vq.base import UserError
-from tokenizer_vq.images import to_picture
 from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
 from train.card import summary
 from train.finetune import BEFORE_AFTER, FACTS, LISTING, finetune
 from train.folder import WORK
 from train.options import TuneOptions
-from train.tokens import free_view, sprite_view, true_pixels
+from train.tokens import free_view
 
 QUICK = TuneOptions(quiet=True, samples=400, lr=1e-2, seed=1)
 ROOT = Path(__file__).resolve().parent.parent
@@ -177,23 +176,6 @@ def test_pixel_art_for_a_model_of_paintings_is_enlarged_to_crisp_squares() -> No
     checks.putdata([255 * ((x + y) % 2) for y in range(16) for x in range(16)])
     view = free_view(checks.convert("RGB"), 1, Grids(8, 2, 256), False, Random(0))
     assert (view.abs() > 0.9).float().mean() > 0.9, "smoothed, most of it would be grey"
-
-
-def test_a_view_of_a_sprite_is_the_sprite_itself_on_white_in_whole_cells() -> None:
-    sprite = paint(1, (40, 180, 60), (15, 18))
-    view = to_picture(sprite_view(sprite, 2, mirrored=False))
-    assert view.size == (16, 18) and view.crop((0, 0, 15, 18)) == sprite
-    assert view.getpixel((15, 9)) == (255, 255, 255)
-    assert to_picture(sprite_view(sprite, 2, mirrored=True)).crop((0, 0, 15, 18)) == ImageOps.mirror(sprite)
-
-
-def test_a_sprite_that_was_saved_enlarged_is_found_again_and_other_pictures_stay_as_they_are() -> None:
-    sprite = paint(1, (40, 180, 60), (15, 18))
-    sprite.putpixel((3, 4), (255, 0, 0))
-    enlarged = sprite.resize((150, 180), Image.Resampling.NEAREST)
-    assert true_pixels(enlarged) == sprite and true_pixels(sprite) == sprite
-    enlarged.putpixel((0, 0), (0, 0, 0))
-    assert true_pixels(enlarged) == enlarged
 
 
 # The time it takes

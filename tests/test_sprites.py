@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from skimage.color import rgb2lab
 
 import igpt
@@ -246,6 +246,8 @@ def test_the_view_of_a_sprite_lies_where_a_drawn_one_is_cut_out(tiny_pixels: Ima
     view_CHW = sprite_view(odd, EDGE, 2, mirrored=False)
     drawn = cover(tiny_pixels, to_picture(view_CHW), odd.size)
     assert view_CHW.shape == (3, 6, 4) and drawn == odd.convert("RGB")
+    mirrored = to_picture(sprite_view(odd, EDGE, 2, mirrored=True))
+    assert cover(tiny_pixels, mirrored, odd.size) == ImageOps.mirror(odd.convert("RGB"))
 
 
 def test_fine_tuning_adds_the_colours_of_a_folder_and_begins_as_before(tiny_pixels: ImageGPT, tmp_path: Path) -> None:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import secrets
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import igpt
 from igpt import config
 from igpt.files import plan_output, write_file
-from igpt.recipe import check_picture, check_seeds, recipe_of
+from igpt.recipe import check_picture, check_seeds, is_unchanged, recipe_of
 from igpt.siblings import sibling
 from igpt.sizes import LARGEST_SIDE, SMALLEST_SIDE, parse_size
 from tokenizer_vq.base import UserError
@@ -43,13 +46,13 @@ def add_to(commands: Any) -> None:
     _add_drawing(generate, f"the seed chooses one that it draws well; {config.ANY_LABEL}: one of all")
     _add_edits(commands)
     replay = flags.add_command(commands, "replay", _replay, "draw a picture again from the recipe that it carries")
-    replay.add_argument("picture", metavar="PICTURE", help="a PNG made by igpt")
+    replay.add_argument("pictures", metavar="PICTURE", nargs="+", help="a picture made by igpt")
     replay.add_argument("--model", metavar="MODEL", help="where the model of the picture is (default: by its name)")
     flags.add_adapter(replay)
     replay.add_argument("--from-tokens", action="store_true", help="decode the recorded tokens instead of drawing")
     flags.add_output(replay)
     show = flags.add_command(commands, "show", _show, "print the recipe that a picture carries, as JSON")
-    show.add_argument("picture", metavar="PICTURE", help="a PNG made by igpt")
+    show.add_argument("pictures", metavar="PICTURE", nargs="+", help="a picture made by igpt")
     palette = flags.add_command(commands, "palette", _palette, "take a palette from pictures, for --palette")
     palette.add_argument("pictures", metavar="PICTURE", nargs="+", help="a picture; what is transparent does not count")
     palette.add_argument("--colours", type=number(int), default=16, metavar="N", help="how many at most")
@@ -105,6 +108,7 @@ def _add_drawing(parser: Parser, default_label: str) -> None:
     ground = f"of sprites: {' or '.join(config.GROUNDS)} (default: {config.GROUNDS[0]})"
     parser.add_argument("--ground", choices=config.GROUNDS, help=ground)
     parser.add_argument("--palette", metavar="FILE", help="draw sprites in the colours of this .gpl or .hex file")
+    parser.add_argument("--format", choices=("png", "webp", "jpg"), default="png", help="of the files")
     flags.add_output(parser)
 
 
@@ -133,7 +137,7 @@ def _draw(args: argparse.Namespace, task_for: Callable[[igpt.ImageGPT], Task], t
     """Draws a task and writes what comes of it; what is cheap to check comes before torch loads."""
     seed = secrets.randbelow(2**31) if args.seed is None else args.seed
     check_seeds(seed, args.n)
-    sampling, output = flags.sampling_of(args), plan_output(args.out, args.n)
+    sampling, output = flags.sampling_of(args), plan_output(args.out, args.n, f".{args.format}")
     sprites = {name: value for name in ("scale", "ground", "palette") if (value := getattr(args, name)) is not None}
     model = flags.load_model(args)
     task = task_for(model)
@@ -150,20 +154,36 @@ def _draw(args: argparse.Namespace, task_for: Callable[[igpt.ImageGPT], Task], t
 # Saying what there is
 
 
+def _files(patterns: Sequence[str]) -> list[str]:
+    """The files of names that may be patterns, which not every shell resolves."""
+    return [
+        path for name in patterns for path in (sorted(glob(name)) if not os.path.lexists(name) else [name]) or [name]
+    ]
+
+
 def _replay(args: argparse.Namespace) -> None:
-    recipe = recipe_of(args.picture)
-    output = plan_output(args.out, 1)
-    # A picture of a stranger may name anything, also a path or an address: only a bare name is looked up.
-    if args.model is None and Path(recipe.model).name != recipe.model:
-        raise UserError(f"the picture names the model {recipe.model!r}; say with --model where it is")
-    model = flags.load_model(args, args.model or recipe.model)
-    path = output.picture(f"{Path(args.picture).stem}-replay")
-    how = {"from_tokens": args.from_tokens, "force": args.force, "quiet": args.quiet}
-    sibling("generate.run").replay(model, recipe, path, **how)
+    paths = _files(args.pictures)
+    recipes, output = [recipe_of(path) for path in paths], plan_output(args.out, len(paths))
+    models: dict[str, igpt.ImageGPT] = {}
+    for path, recipe in zip(paths, recipes, strict=True):
+        # A picture of a stranger may name anything, also a path or an address: only a bare name is looked up.
+        if args.model is None and Path(recipe.model).name != recipe.model:
+            raise UserError(f"the picture names the model {recipe.model!r}; say with --model where it is")
+        name = args.model or recipe.model
+        model = models[name] = models.get(name) or flags.load_model(args, name)
+        how = {"from_tokens": args.from_tokens, "force": args.force, "quiet": args.quiet}
+        sibling("generate.run").replay(model, recipe, output.picture(f"{Path(path).stem}-replay"), **how)
 
 
 def _show(args: argparse.Namespace) -> None:
-    print(recipe_of(args.picture).to_json(indent=2))
+    recipes = {path: recipe_of(path) for path in _files(args.pictures)}
+    for path, recipe in recipes.items():
+        if not is_unchanged(path, recipe):
+            print(f"{path}: its pixels were changed since it was drawn", file=sys.stderr)
+    if len(recipes) == 1:
+        print(recipe.to_json(indent=2))
+    else:
+        print(json.dumps({path: json.loads(each.to_json()) for path, each in recipes.items()}, indent=2))
 
 
 def _palette(args: argparse.Namespace) -> None:
