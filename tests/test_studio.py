@@ -409,6 +409,7 @@ def test_a_picture_of_the_gallery_tells_how_it_was_made_and_is_drawn_on(page: An
     button(page, "As tile").click()
     (tile,) = drawn(page, studio, before + 1)
     assert recipe_of(tile).tile
+    page.get_by_role("img", name=tile.stem).wait_for()  # on the wall, too
     button(page, "Large").click()
     (large,) = drawn(page, studio, before + 2)
     assert Image.open(large).size == (128, 128)

@@ -8,7 +8,6 @@ import signal
 import sys
 import tempfile
 import time
-import webbrowser
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,12 +41,13 @@ def _studio(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="igpt-studio-") as cache:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": cache}  # before Gradio is imported
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
+        import webbrowser  # only here, as every command pays for what is imported above
+
         from igpt.studio.app import serve
         from igpt.studio.engine import Engine
 
         engine = Engine(args.model, Path(args.out), args.device)
         engine.model(next(iter(engine.places)))  # complains here, before there is a page
-
         address, close = serve(engine, args.port)
         print(f"igpt studio is at {address} (Ctrl-C ends it)", flush=True)
         if args.open and not webbrowser.open(address):

@@ -216,6 +216,8 @@ class Engine(Jobs):
             command = [sys.executable, "-m", "igpt", *words]
             process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
             job.on_stop = lambda: process.send_signal(signal.SIGINT)
+            if job.stopped:  # before there was a process
+                job.on_stop()
             assert process.stderr is not None
             for line in process.stderr:  # a progress line that overwrites itself comes as many
                 if found := PROGRESS.search(line):

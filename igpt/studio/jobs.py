@@ -54,7 +54,7 @@ class Jobs:
     @property
     def idle(self) -> bool:
         """Whether nothing is done and nothing waits."""
-        return not self.busy and self.waiting.empty()
+        return self.waiting.unfinished_tasks == 0
 
     def stop(self) -> None:
         """Stop what is being done; what waits begins then."""
@@ -86,3 +86,4 @@ class Jobs:
                 traceback.print_exc()
             job.version += 1
             self.busy = False
+            self.waiting.task_done()

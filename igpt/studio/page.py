@@ -65,13 +65,8 @@ class Page:
     def easel(self) -> None:
         """What is being drawn or was drawn last, whoever asked for it."""
         self.status = gr.Markdown(elem_id="status")
-        look: dict[str, Any] = {
-            "object_fit": "contain",
-            "fit_columns": False,
-            "format": "png",
-            "buttons": ["fullscreen"],
-        }
-        self.pictures = gr.Gallery(show_label=False, elem_id="easel", **look)
+        look: dict[str, Any] = {"object_fit": "contain", "fit_columns": False, "format": "png", "show_label": False}
+        self.pictures = gr.Gallery(elem_id="easel", buttons=["fullscreen"], **look)
         with gr.Row():
             stop = gr.Button("Stop", variant="stop", size="md", min_width=90)
             self.download = gr.DownloadButton("Download", interactive=False, size="md", min_width=90)
@@ -92,9 +87,9 @@ class Page:
         how = {name: given[control] for name, control in self.sampling.items()}
         how["label"] = None if given[self.label] == BY_SEED else given[self.label]
         how["seed"] = secrets.randbelow(LARGEST_NEW_SEED) if given[self.fresh] else int(given[self.seed] or 0)
-        sprite = {"scale": int(given[self.scale]), "ground": GROUNDS[not given[self.clear]]}
+        sprite = {"scale": int(given[self.scale] or 1), "ground": GROUNDS[not given[self.clear]]}
         sprite |= {"palette": given[self.palette]} if given[self.palette] else {}
-        return Wish(given[self.model], int(given[self.n]), how, sprite, atlas=given[self.atlas], **more)
+        return Wish(given[self.model], int(given[self.n] or 1), how, sprite, atlas=given[self.atlas], **more)
 
     def on_press(self, button: Any, handler: Callable[..., Any], inputs: Any = None, outputs: Any = None) -> None:
         """Do something where a button is pressed, however often, and watch what comes of it."""
