@@ -29,6 +29,7 @@ from .base import UserError
 from .images import PICTURE_SUFFIXES, UnreadablePicture, open_picture, random_crop, to_tensor
 
 MIN_SIDE = 16  # pixels; smaller pictures are skipped
+LISTED, ROUNDS = 65536, 6  # items whose order is kept as a list; rounds of the network that shuffles more
 
 
 class Skipped(NamedTuple):
@@ -242,9 +243,25 @@ def _permutation(n: int, epoch: int, seed: int) -> list[int]:
 
 
 def shuffled(n: int, k: int, seed: int) -> int:
-    """Which of n items is sample k, when the items are shuffled anew for every pass over them."""
+    """Which of n items is sample k, when the items are shuffled anew for every pass over them. Takes no memory for
+    more than LISTED items."""
     epoch, place = divmod(k, n)
-    return _permutation(n, epoch, seed)[place]
+    return _permutation(n, epoch, seed)[place] if n <= LISTED else _scattered(n, place, seed * 1_000_003 + epoch)
+
+
+def _scattered(n: int, place: int, key: int) -> int:
+    """A permutation of range(n) that is no list: a Feistel network over a power of four, walked until it is below n
+    (Black & Rogaway 2002, "Ciphers with arbitrary finite domains", section 4)."""
+    half = (n.bit_length() + 1) // 2
+    below = (1 << half) - 1
+    while True:
+        for turn in range(ROUNDS):
+            left, right = place >> half, place & below
+            mixed = (right + key * ROUNDS + turn + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+            mixed = (mixed ^ mixed >> 32) * 0xD6E8FEB86659FD93 & 0xFFFFFFFFFFFFFFFF
+            place = right << half | left ^ (mixed >> 32 & below)
+        if place < n:
+            return place
 
 
 class Crops(Dataset[Tensor]):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ from tokenizer_vq.dataset import ArtFolder
 from . import loop
 from .loop import Schedule, Task
 from .options import LearningOptions, Preset, TrainOptions
+from .shards import ArtShards
 from .state import peek
 
 WORK = "training"  # the folder inside the model folder that a training can resume from
@@ -33,8 +35,8 @@ FREE = {"quiet", "workers", "save_minutes", "precision"}  # options that may cha
 class Run:
     """What one `igpt train` is about, for all its stages."""
 
-    art: ArtFolder
-    train: list[int]  # numbers of the pictures to learn from
+    art: ArtFolder | ArtShards
+    train: Sequence[int]  # numbers of the pictures to learn from
     val: list[int]  # and of those that are held out
     preset: Preset
     options: TrainOptions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ from .state import seeded
 LABEL_DROPOUT = 0.1  # share of samples without their label, which guidance and unlabelled drawing want
 WEIGHT_DECAY = 0.1
 TABLES = ("tokens.weight", "labels.weight", "head.weight")  # of the GPT: a row for each token or label
-SHOWN = 16
+SHOWN, MEASURED = 16, 1024  # pictures on a sheet; held-out pictures
 SHEET_SEED = 0
 
 
@@ -42,7 +43,7 @@ class GPTTask:
     def __init__(
         self,
         cache: TokenCache,
-        split: tuple[list[int], list[int]],
+        split: tuple[Sequence[int], Sequence[int]],
         tokenizer: Tokenizer,
         model: GPT,
         options: LearningOptions,
@@ -60,8 +61,10 @@ class GPTTask:
             noise=options.token_noise,
             label_dropout=LABEL_DROPOUT,
         )
+        held_out = split[1] or split[0][:64]
+        held_out = held_out[:: -(-len(held_out) // MEASURED)]
         self.measured = {
-            order: TokenWindows(cache, split[1] or split[0][:64], config, options.seed + 1, random_orders=share)
+            order: TokenWindows(cache, held_out, config, options.seed + 1, random_orders=share)
             for order, share in (("random", 1), ("raster", 0))
         }
 

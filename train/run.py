@@ -18,7 +18,6 @@ from igpt.device import pick_device
 from igpt.evaluation.perceptual import LPIPS, EncoderDistance
 from igpt.model import GPT
 from tokenizer_vq.base import UserError
-from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.vq import VQTokenizer
 
 from .card import model_card
@@ -26,6 +25,7 @@ from .decoder import DecoderTask
 from .folder import Run, command_line, numbers_of, remember, say, state_file, weights_fingerprint, work_folder
 from .gpt import GPTTask, new_gpt
 from .options import TrainOptions
+from .shards import open_art
 from .state import load_state
 from .tokenizer import TokenizerTask
 from .tokens import encode
@@ -44,7 +44,7 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     keep_freed_memory()
     out = Path(out).expanduser()
     work = work_folder(out, stage)
-    collection = ArtFolder(art, manifest=options.manifest)
+    collection = open_art(art, options.manifest)
     ids, val_ids = collection.split()
     if len(ids) < 2 or collection.different < 3:
         raise UserError(f"{art} has {collection.different} different usable pictures; 3 or more are wanted")
@@ -81,7 +81,7 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     if found and "decoder" in found.provenance:
         provenance["decoder"] = found.provenance["decoder"]
     if stage == "tokenizer":
-        checkpoint.save(out, tokenizer, None, collection.labels, provenance)
+        checkpoint.save(out, tokenizer, None, list(collection.labels), provenance)
     else:
         _train_gpt(run, tokenizer, provenance, out)
     return out
@@ -91,7 +91,8 @@ def _say_what_was_found(run: Run, judged: bool) -> None:
     """The pictures, which files were passed over and why, and what judges reconstructions where there will be any."""
     art, options = run.art, run.options
     say(
-        f"{len(art)} pictures: {len(run.train)} to learn from, {len(run.val)} held out, {len(art.labels)} labels; "
+        f"{len(run.train) + len(run.val)} pictures: {len(run.train)} to learn from, {len(run.val)} held out, "
+        f"{len(art.labels)} labels; "
         f"{len(art.skipped)} skipped",
         options,
     )
@@ -159,18 +160,18 @@ def _train_decoder_of(model: checkpoint.Checkpoint, run: Run, out: Path) -> None
 
 def _train_gpt(run: Run, tokenizer: checkpoint.Tokenizer, provenance: dict[str, Any], out: Path) -> None:
     """The GPT on the tokens of all pictures, and the finished model in `out`; Ctrl-C leaves the model so far."""
-    cache, identity = encode(run, tokenizer)
-    gpt, batch = new_gpt(tokenizer, len(run.art.labels), run.preset, run.options), run.preset.gpt_batch
-    task = GPTTask(cache, (run.train, run.val), tokenizer, gpt, run.options, run.options.gpt_lr)
+    tokens = encode(run, tokenizer)
+    gpt, batch = new_gpt(tokenizer, len(tokens.names), run.preset, run.options), run.preset.gpt_batch
+    task = GPTTask(tokens, (tokens.train, tokens.val), tokenizer, gpt, run.options, run.options.gpt_lr)
 
     def save(gpt: nn.Module, numbers: dict[str, Any]) -> None:
         assert isinstance(gpt, GPT)
-        about, labels = provenance | {"gpt": numbers}, run.art.labels
+        about, labels = provenance | {"gpt": numbers}, tokens.names
         checkpoint.save(out, tokenizer, gpt, labels, about, model_card(out.name, about, labels))
         say(f"the model is in {out}: draw with `igpt generate --model {out}`", run.options)
 
     try:
-        save(*run.learn(task, run.preset.gpt_samples, batch, identity))
+        save(*run.learn(task, run.preset.gpt_samples, batch, tokens.identity))
     except KeyboardInterrupt:
         if (best := state_file(run.work, task, "best")).is_file():  # what was learned so far can be drawn with
             load_state(best, {"model": gpt}, {})

@@ -19,6 +19,7 @@ from tokenizer_vq.images import fit_cover, to_picture, to_tensor
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
 from .folder import Run
+from .shards import ArtShards, ShardCrops
 from .state import seeded
 
 WIDEST = 0.7  # crops are taken from pictures scaled to between this and 1 times their native side
@@ -47,10 +48,13 @@ class TokenizerTask:
         self.side, _ = Grids(tokenizer.downsample, run.preset.cell, run.preset.cells).native_size
         crop = run.preset.crop
         scales = (max(1.0, WIDEST * self.side / crop), max(1.0, self.side / crop))
-        self.dataset: Dataset[Any] = Crops(run.art, run.train, crop, run.options.seed, scales, run.options.flip)
+        how = (crop, run.options.seed, scales, run.options.flip)
+        self.dataset: Dataset[Any] = (
+            ShardCrops(run.art, *how) if isinstance(run.art, ArtShards) else Crops(run.art, list(run.train), *how)
+        )
         self.structure = self.distance if isinstance(self.distance, GradientSSIM) else GradientSSIM()
         self.used_K = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)  # codes chosen since the last warnings
-        self.held_out = run.val or run.train[:SHOWN]
+        self.held_out = list(run.val or run.train[:SHOWN])
 
     def optimizer(self, name: str) -> torch.optim.Optimizer:
         return adamw(self.modules[name], self.options.tokenizer_lr)
