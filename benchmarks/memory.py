@@ -98,7 +98,7 @@ def encode_all(pattern: str, work: Path) -> None:
     """With a tiny tokenizer."""
     art, options = ArtShards(pattern), TrainOptions(quiet=True, perceptual="none", views=1)
     tokenizer = VQTokenizer(VQConfig(channels=(32,), codes=64, encoder_blocks=1, decoder_blocks=1))
-    encode(Run(art, *art.split(), PRESETS["toy"], options, work), tokenizer)
+    encode(Run(art, *art.split(), options, work, PRESETS["toy"]), tokenizer)
 
 
 def learn(folder: Path) -> None:

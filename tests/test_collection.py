@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from tests.painting import art_folder, paint
+from tests.painting import COLOURS, art_folder, paint
 from tokenizer_vq.base import UserError
-from train.collection import Collection, gather, near_duplicates, shrunk
+from train.collection import Collection, are_near_duplicates, load_collection, thumbnails
 
 
 def flat_folder(folder: Path, count: int = 12, size: tuple[int, int] = (64, 64)) -> Path:
@@ -29,7 +29,7 @@ def used(collection: Collection) -> dict[str, str]:
     names = collection.art.names
     return {
         **{names[i]: "train" for i in collection.train},
-        **{names[i]: "val" for i in collection.validation},
+        **{names[i]: "val" for i in collection.val},
         **{skip.name: skip.reason for skip in collection.skipped},
     }
 
@@ -58,27 +58,26 @@ def test_a_folder_as_people_have_them_is_taken_and_every_file_accounted_for(tmp_
     (art / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(64))
     (art / "empty.png").touch()
     shutil.copy(art / "ä1.png", art / "ä1 copy.png")
-    collection = gather(art)
-    told = used(collection)
-    assert len(collection.train) + len(collection.validation) == 12 and collection.validation
-    assert "HEIC" in told["phone.heic"] and "broken" in told["broken.jpg"] and "empty" in told["empty.png"]
-    assert "copy of" in told[max("ä1.png", "ä1 copy.png", key=lambda name: len(told[name]))]
+    collection = load_collection(art)
+    reasons = used(collection)
+    assert len(collection.train) + len(collection.val) == 12 and collection.val
+    assert "HEIC" in reasons["phone.heic"] and "broken" in reasons["broken.jpg"] and "empty" in reasons["empty.png"]
+    assert "copy of" in reasons[max("ä1.png", "ä1 copy.png", key=lambda name: len(reasons[name]))]
     assert set(collection.art.labels) == {"Bücher & Bilder", "tief", "tief/tiefer"}
     collection.write(tmp_path / "pictures.csv")
     rows = list(csv.DictReader((tmp_path / "pictures.csv").open(encoding="utf-8")))
-    assert {row["path"] for row in rows} == set(told) and ".DS_Store" not in told
+    assert {row["path"] for row in rows} == set(reasons) and ".DS_Store" not in reasons
     assert all(row["reason"] for row in rows if row["use"] == "skipped")
-    last = collection.table().splitlines()[-1].split()
-    assert last == ["in", "all", "12", str(len(collection.train)), str(len(collection.validation)), "5"]
+    assert len(collection.skipped) == 5
 
 
 def test_the_listing_of_a_fine_tuning_is_a_manifest_of_its_split(tmp_path: Path) -> None:
     from tokenizer_vq.dataset import ArtFolder
 
-    collection = gather(flat_folder(tmp_path / "art"))
+    collection = load_collection(flat_folder(tmp_path / "art"))
     collection.write(tmp_path / "pictures.csv")
     again = ArtFolder(tmp_path / "art", manifest=tmp_path / "pictures.csv")
-    assert again.split() == (collection.train, collection.validation)
+    assert again.split() == (collection.train, collection.val)
 
 
 def test_near_duplicates_stay_on_one_side_whatever_was_done_to_them(tmp_path: Path) -> None:
@@ -88,10 +87,10 @@ def test_near_duplicates_stay_on_one_side_whatever_was_done_to_them(tmp_path: Pa
         picture.resize((61, 61)).save(art / f"{i:02}-small.jpg", quality=70)
         ImageEnhance.Brightness(picture).enhance(1.05).save(art / f"{i:02}-bright.png")
         ImageOps.mirror(picture).save(art / f"{i:02}-mirrored.webp")
-    collection = gather(art)
-    sides = [{collection.art.names[i][:2] for i in part} for part in (collection.train, collection.validation)]
+    collection = load_collection(art)
+    sides = [{collection.art.names[i][:2] for i in part} for part in (collection.train, collection.val)]
     assert not sides[0] & sides[1] and all(sides)
-    assert len(collection.train) + len(collection.validation) == 56 and collection.near_duplicates == 42
+    assert len(collection.train) + len(collection.val) == 56
 
 
 def test_different_pictures_of_one_shape_are_not_taken_for_duplicates() -> None:
@@ -105,8 +104,9 @@ def test_different_pictures_of_one_shape_are_not_taken_for_duplicates() -> None:
         pen.ellipse((8, 8, 120, 120), fill=(250, 200, 50))
         pen.rectangle((30 + 8 * i, 30 + 10 * (i % 3), 60 + 8 * i, 60), fill=(90, 50, 10))
         pen.line((30, 70 + 6 * i, 98, 100 - 4 * i), fill=(120, 20, 20), width=9)
-        pictures.append(shrunk(face))
-    assert near_duplicates(torch.stack(pictures)) == list(range(5))
+        pictures.append(face)
+    small_NCHW = thumbnails(pictures)
+    assert torch.equal(are_near_duplicates(small_NCHW, small_NCHW), torch.eye(5, dtype=torch.bool))
 
 
 def test_the_split_is_the_same_wherever_the_folder_lies_and_in_a_tar(tmp_path: Path) -> None:
@@ -114,13 +114,13 @@ def test_the_split_is_the_same_wherever_the_folder_lies_and_in_a_tar(tmp_path: P
     shutil.copytree(art, tmp_path / "there" / "here")
     with tarfile.open(tmp_path / "here.tar", "w") as tar:
         tar.add(art, ".")
-    splits = [used(gather(path)) for path in (art, tmp_path / "there" / "here", tmp_path / "here.tar")]
+    splits = [used(load_collection(path)) for path in (art, tmp_path / "there" / "here", tmp_path / "here.tar")]
     assert splits[0] == splits[1] == splits[2] and list(splits[0].values()).count("val") == 2
 
 
 def test_every_label_with_enough_pictures_gives_one_for_validation(tmp_path: Path) -> None:
-    collection = gather(art_folder(tmp_path / "art", each=10))
-    assert {collection.art.label_of[i] for i in collection.validation} == {0, 1}
+    collection = load_collection(art_folder(tmp_path / "art", each=10))
+    assert {collection.art.label_of[i] for i in collection.val} == {0, 1}
 
 
 def test_mirroring_is_unwise_where_all_pictures_lean_one_way(tmp_path: Path) -> None:
@@ -131,13 +131,13 @@ def test_mirroring_is_unwise_where_all_pictures_lean_one_way(tmp_path: Path) -> 
             if not upright:
                 picture.paste(Image.linear_gradient("L").rotate(90).resize((40, 64)), (24, 0))
             picture.save(tmp_path / name / f"{i}.png")
-    assert not gather(tmp_path / "leaning").flip_is_wise and gather(tmp_path / "any").flip_is_wise
+    assert not load_collection(tmp_path / "leaning").flip and load_collection(tmp_path / "any").flip
 
 
 def test_what_cannot_be_learned_from_is_refused_with_what_was_found(tmp_path: Path, tiny_folder: Path) -> None:
     def refused(folder: Path, sentence: str) -> None:
         with pytest.raises(UserError, match=sentence):
-            gather(folder)
+            load_collection(folder)
 
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "no usable picture")
@@ -154,20 +154,9 @@ def test_what_cannot_be_learned_from_is_refused_with_what_was_found(tmp_path: Pa
     refused(tiny_folder, "is a model, not a folder of pictures")
 
 
-def test_many_labels_and_long_ones_do_not_flood_the_table(tmp_path: Path) -> None:
-    for i in range(30):
-        (tmp_path / "art" / f"{i:02}{'x' * 100}").mkdir(parents=True)
-        paint(i, (40, 160, 60)).save(tmp_path / "art" / f"{i:02}{'x' * 100}" / "1.png")
-    lines = gather(tmp_path / "art").table().splitlines()
-    assert len(lines) == 23 and lines[-2] == "and 10 more labels" and lines[-1].split()[:3] == ["in", "all", "30"]
-    assert max(map(len, lines)) < 100 and lines[1].startswith("00xx") and "..." in lines[1]
-
-
-def test_a_skipped_file_is_counted_with_the_pictures_it_lies_beside(tmp_path: Path) -> None:
-    art = flat_folder(tmp_path / "mixed")
-    flat_folder(art / "aquarelle", size=(48, 48))
-    for folder in (art, art / "aquarelle"):
-        (folder / "broken.jpg").write_bytes(b"no picture")
-    (art / "broken2.jpg").write_bytes(b"no picture")
-    skipped = {line.split()[0]: line.split()[-1] for line in gather(art).table().splitlines()[1:]}
-    assert skipped == {"aquarelle": "1", "mixed": "2", "in": "3"}
+def test_drawn_pictures_that_show_training_pictures_are_counted_as_copies(tmp_path: Path) -> None:
+    collection = load_collection(flat_folder(tmp_path / "art"))
+    again = [collection.art.picture(i) for i in collection.train[:3]]
+    again[1], again[2] = ImageOps.mirror(again[1]), again[2].resize((48, 48))
+    own = [paint(900 + i, colour) for i, colour in enumerate(COLOURS.values())]
+    assert collection.copies(again + own) == 3

@@ -83,7 +83,7 @@ def test_every_sample_is_a_pure_function_of_its_number_and_held_out_pictures_are
     backwards = Counter(again.sample(k, seed=3).tobytes() for k in reversed(range(3000)))
     assert seen == backwards and held_out and not held_out & seen.keys()
     assert len(seen) == 140 - len(held_out), "all others are"
-    crops = [ShardCrops(each, 16, 3, (1.0, 1.5), True) for each in (art, again)]
+    crops = [ShardCrops(each, [], 16, 3, (1.0, 1.5), True) for each in (art, again)]
     assert torch.equal(crops[0][77], crops[1][77]) and crops[0][77].shape == (3, 16, 16)
     train, val = art.split()
     assert {art.picture(number).tobytes() for number in val} == held_out and 130 < len(train) < 150, "about"

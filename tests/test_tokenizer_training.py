@@ -11,11 +11,11 @@ from PIL import Image
 
 from igpt.checkpoint import load
 from tests.painting import art_folder, paint
-from tests.test_training import QUIET, SHORT, TOY, gpt_task, run_of, schedule, vq
+from tests.test_training import QUIET, SHORT, SIMPLE, TOY, gpt_task, run_of, schedule, vq
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.vq import VQConfig, VQTokenizer
-from train.decoder import DecoderTask, corrupt_tokens
+from train.decoder import DecoderTask, FrozenCodes, corrupt_tokens
 from train.folder import Run
 from train.loop import run
 from train.options import TrainOptions
@@ -47,8 +47,8 @@ def test_the_settings_follow_from_number_and_size_of_the_pictures(
     pictures: int, side: int, downsample: int, cells: int, codes: int, crop: int, crops: int
 ) -> None:
     preset = TrainOptions().suited(pictures, side)
-    told = (preset.downsample, preset.cells, preset.codes, preset.crop, preset.tokenizer_crops)
-    assert told == (downsample, cells, codes, crop, crops) and preset.cell == 2
+    chosen = (preset.downsample, preset.cells, preset.codes, preset.crop, preset.tokenizer_crops)
+    assert chosen == (downsample, cells, codes, crop, crops) and preset.cell == 2
 
 
 def test_large_tokens_are_few_enough_to_be_drawn_one_by_one() -> None:
@@ -86,7 +86,7 @@ def test_flags_that_cannot_be_meant_are_refused(flag: str, value: int) -> None:
 def test_pictures_smaller_than_the_crop_are_learned_from_all_the_same(tmp_path: Path) -> None:
     for i in range(4):
         paint(i, (200, 40, 40), (20, 33)).save(tmp_path / f"{i}.png")
-    task = TokenizerTask(Run(ArtFolder(tmp_path), [0, 1, 2], [3], replace(TOY, crop=64), QUIET, tmp_path))
+    task = TokenizerTask(Run(ArtFolder(tmp_path), [0, 1, 2], [3], QUIET, tmp_path, replace(TOY, crop=64)), SIMPLE)
     assert task.dataset[0].shape == (3, 64, 64)
 
 
@@ -110,7 +110,7 @@ def test_a_folder_that_changes_between_two_runs_is_noticed(tmp_path: Path) -> No
 
 
 def test_a_collapsing_codebook_is_reported_in_plain_words(art: Path) -> None:
-    task = TokenizerTask(run_of(art))
+    task = TokenizerTask(run_of(art), SIMPLE)
     task.used_K[:20] = True
     assert task.warnings(0.5, {}) == [] and not task.used_K.any()  # 20 of 32 are enough, and are counted anew
     assert task.warnings(0.0, {}) == []  # it has not begun to be used
@@ -120,7 +120,7 @@ def test_a_collapsing_codebook_is_reported_in_plain_words(art: Path) -> None:
 
 
 def test_a_winning_discriminator_is_reported_in_plain_words(art: Path) -> None:
-    task = DecoderTask(run_of(art, replace(QUIET, adversarial=0.5)), vq())
+    task = DecoderTask(run_of(art, replace(QUIET, adversarial=0.5)), SIMPLE, vq())
     assert task.warnings(0.5, {"d_loss": 0.6}) == [] == task.warnings(0.01, {"d_loss": 0.0})
     (sentence,) = task.warnings(0.5, {"d_loss": 0.02})
     assert "discriminator wins" in sentence and "0.020" in sentence
@@ -130,7 +130,7 @@ def test_warnings_reach_the_screen_and_not_a_quiet_one(tmp_path: Path, capsys: p
     for quiet in (False, True):
         task = gpt_task()
         task.warnings = lambda progress, metrics: ["mind the codes"]  # type: ignore[method-assign]
-        run(task, schedule(1, quiet=quiet), tmp_path / str(quiet), {})
+        run(task, schedule(1, replace(QUIET, quiet=quiet)), tmp_path / str(quiet))
         assert ("warning: mind the codes" in capsys.readouterr().err) is not quiet
 
 
@@ -143,16 +143,16 @@ def test_the_last_stage_changes_the_decoder_and_nothing_that_makes_tokens(
 ) -> None:
     tokenizer = vq()
     before = {name: value.clone() for name, value in tokenizer.state_dict().items()}
-    task = DecoderTask(run_of(art, replace(QUIET, adversarial=adversarial)), tokenizer)
-    after = task.tokenizer(run(task, schedule(6), tmp_path, {})).state_dict()
+    task = DecoderTask(run_of(art, replace(QUIET, adversarial=adversarial)), SIMPLE, tokenizer)
+    after = run(task, schedule(6), tmp_path).state_dict()
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"from_code", "decoder"}
 
 
 def test_no_weights_are_kept_from_before_the_discriminator_has_its_full_say(art: Path, tmp_path: Path) -> None:
-    task = DecoderTask(run_of(art, replace(QUIET, adversarial=0.5)), vq())
+    task = DecoderTask(run_of(art, replace(QUIET, adversarial=0.5)), SIMPLE, vq())
     for progress, scored in ((0.0, False), (0.2, False), (0.5, True)):
-        assert ("score" in task.measure(task.modules["model"], progress)) is scored
+        assert ("score" in task.measure(FrozenCodes(vq()), progress)) is scored
     images, generator = torch.zeros(2, 3, 32, 32), torch.Generator().manual_seed(0)
     for progress, counts in ((0.0, False), (0.2, True)):
         _, metrics = task.loss(task.modules, images, progress, generator)

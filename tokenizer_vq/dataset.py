@@ -15,6 +15,7 @@ import os
 import random
 import tarfile
 import unicodedata
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -215,7 +216,7 @@ class ArtFolder:
         rows = list(zip(self.names, labels, self._digests, strict=True))
         return hashlib.sha256(repr(rows).encode()).hexdigest()
 
-    def split(self, validation: float = 0.05) -> tuple[list[int], list[int]]:
+    def split(self, validation: float = 0.05) -> tuple[Sequence[int], Sequence[int]]:
         """The indices of the pictures to train on and of those to validate on, both ascending.
 
         Without a manifest about the share `validation` is for validation, and at least one picture if two differ.
@@ -271,7 +272,7 @@ class Crops(Dataset[Tensor]):
     """
 
     def __init__(
-        self, art: ArtFolder, indices: list[int], size: int, seed: int, scales: tuple[float, float], flip: bool
+        self, art: ArtFolder, indices: Sequence[int], size: int, seed: int, scales: tuple[float, float], flip: bool
     ):
         self.art, self.indices, self.size, self.seed, self.scales, self.flip = art, indices, size, seed, scales, flip
 

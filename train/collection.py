@@ -26,15 +26,13 @@ from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder, Skipped
 from tokenizer_vq.images import to_tensor
 
-HASH = 16  # cells a side of the hash
-FLAT = 0.03  # neighbouring cells (of a picture in [-1, 1]) that differ by less have no gradient
+THUMBNAIL_SIDE = 16  # pixels of what is compared
+FLAT_STEP = 0.03  # neighbouring pixels (of a picture in [-1, 1]) that differ by less have no gradient
 SAME_GRADIENTS = 0.13  # share of the gradients that may disagree between near-duplicates
 SAME_COLOURS = 0.075  # root mean square difference of their colours, pictures in [0, 1]
-FEWEST = 3  # different pictures
-VALIDATION = 0.1  # share
-MOST_VALIDATION = 64  # pictures: more only cost time
-BLOCK = 256  # pictures compared with all others at once
-ROWS, LONGEST = 20, 40  # labels in the table, and letters of each
+MIN_PICTURES = 3  # different ones
+VAL_SHARE, MAX_VAL = 0.1, 64  # more pictures only cost time
+COMPARED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -43,161 +41,117 @@ class Collection:
 
     art: ArtFolder
     train: list[int]
-    validation: list[int]
+    val: list[int]
     skipped: list[Skipped]
-    mirror_asymmetry: float  # how alike left and right differ in all pictures: 0 not at all, 1 always
-    near_duplicates: int
-    small_NCHW: Tensor  # the pictures to learn from, as near-duplicates are told
-
-    @property
-    def flip_is_wise(self) -> bool:
-        """Whether mirrored pictures could be of this folder: not where all lean, or are lit or read, one way."""
-        return self.mirror_asymmetry < 0.05 + 2 / max(1, len(self.train))
-
-    def table(self) -> str:
-        """What was taken, skipped and split off, label by label, as text."""
-        labels = [self.art.labels[number] for number in self.art.label_of]
-        told, kept = (Counter(labels[i] for i in part) for part in (self.train, self.validation))
-        skipped = Counter(_label(skip.name, self.art) for skip in self.skipped)
-        names = sorted({*self.art.labels, *skipped})
-        shown = names[:ROWS] if len(names) > 1 else []
-        rows = [
-            (f"{name[:LONGEST]}..." if len(name) > LONGEST + 3 else name, told[name], kept[name], skipped[name])
-            for name in shown
-        ]
-        rows.append(("in all", told.total(), kept.total(), len(self.skipped)))
-        width = max(16, *(len(name) + 2 for name, *_ in rows))
-        lines = [f"{'':{width}}{'taken':>8}{'to learn from':>16}{'for validation':>16}{'skipped':>10}"]
-        lines += [f"{name:{width}}{n + held:>8}{n:>16}{held:>16}{left:>10}" for name, n, held, left in rows]
-        if shown and len(names) > len(shown):
-            lines.insert(-1, f"and {len(names) - len(shown)} more labels")
-        return "\n".join(lines)
+    flip: bool  # whether mirrored pictures could be of this folder: not where all lean, or are lit or read, one way
+    train_NCHW: Tensor  # thumbnails of the pictures to learn from
 
     def write(self, path: Path) -> None:
         """One line a file: its name, its use, and why it is skipped if it is. It also is a manifest of the split."""
         rows = [(self.art.names[i], "train", "learned from", "") for i in self.train]
-        rows += [(self.art.names[i], "val", "for validation", "") for i in self.validation]
+        rows += [(self.art.names[i], "val", "for validation", "") for i in self.val]
         rows += [(skip.name, "test", "skipped", skip.reason) for skip in self.skipped]
-        with atomic_write(path) as beside, open(beside, "w", encoding="utf-8", newline="") as file:
+        with atomic_write(path) as part, open(part, "w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([("path", "split", "use", "reason"), *sorted(rows)])
 
+    def copies(self, drawn: Sequence[Image]) -> int:
+        """How many drawn pictures are near-duplicates of training pictures."""
+        return int(are_near_duplicates(thumbnails(drawn), self.train_NCHW).any(1).sum())
 
-def gather(art: str | Path) -> Collection:
+
+def load_collection(path: str | Path) -> Collection:
     """Look through a folder or .tar. Raises UserError where too few different pictures can be used."""
-    _refuse_a_model(Path(art).expanduser())
-    folder = ArtFolder(art)
-    taken: list[int] = []
+    root = Path(path).expanduser()
+    if (root / checkpoint.CONFIG).is_file() and (root / checkpoint.WEIGHTS).is_file():  # nobody wants its card learned
+        raise UserError(f"{path} is a model, not a folder of pictures; give it with --model to start from it")
+    art = ArtFolder(path)
     first_of: dict[str, int] = {}
-    skipped = list(folder.skipped)
-    for i in range(len(folder)):
-        first = first_of.setdefault(folder.digest(i), i)
-        if first == i:
-            taken.append(i)
-        else:
-            skipped.append(Skipped(folder.names[i], f"is a copy of {folder.names[first]}"))
-    pictures = _small(folder, taken)
-    groups = near_duplicates(pictures)
-    if len(set(groups)) < FEWEST:
-        count = len(set(groups))
-        same = f" (all {len(folder)} show the same)" if count == 1 and len(folder) > 1 else ""
-        raise UserError(
-            f"{art} has {count} usable different picture{'s' * (count > 1)}{same}; {FEWEST} or more are wanted"
-        )
-    train, validation = _split(folder, taken, groups)
-    lean_CHW = pictures - pictures.flip(3)
-    asymmetry = float(lean_CHW.mean(0).pow(2).sum() / lean_CHW.pow(2).sum((1, 2, 3)).mean().clamp(min=1e-9))
-    duplicates, small_NCHW = len(taken) - len(set(groups)), pictures[[taken.index(i) for i in train]]
-    return Collection(folder, train, validation, skipped, asymmetry, duplicates, small_NCHW)
-
-
-def _refuse_a_model(art: Path) -> None:
-    """A model folder holds pictures too, but nobody wants them learned."""
-    if (art / checkpoint.CONFIG).is_file() and (art / checkpoint.WEIGHTS).is_file():
-        raise UserError(f"{art} is a model, not a folder of pictures; give it with --model to start from it")
+    for i in range(len(art)):
+        first_of.setdefault(art.digest(i), i)
+    firsts, taken = [first_of[art.digest(i)] for i in range(len(art))], list(first_of.values())
+    copied = [Skipped(art.names[i], f"is a copy of {art.names[k]}") for i, k in enumerate(firsts) if i != k]
+    small_NCHW = thumbnails([art.picture(i) for i in taken])
+    groups = _groups(small_NCHW)
+    if (count := len(set(groups))) < MIN_PICTURES:
+        same = f" (all {len(art)} show the same)" if count == 1 and len(art) > 1 else ""
+        few = f"{count} usable different picture{'s' * (count > 1)}{same}"
+        raise UserError(f"{path} has {few}; {MIN_PICTURES} or more are wanted")
+    val = _validation(art, taken, groups)
+    train = [i for i in taken if i not in val]
+    lean_NCHW = small_NCHW - small_NCHW.flip(3)  # what all pictures have of it, over what each has
+    asymmetry = float(lean_NCHW.mean(0).pow(2).sum() / lean_NCHW.pow(2).sum((1, 2, 3)).mean().clamp(min=1e-9))
+    return Collection(
+        art,
+        train,
+        val,
+        [*art.skipped, *copied],
+        flip=asymmetry < 0.05 + 2 / len(train),
+        train_NCHW=small_NCHW[[taken.index(i) for i in train]],
+    )
 
 
 # Near-duplicates
 
 
-def _small(art: ArtFolder, indices: Sequence[int]) -> Tensor:
-    """The pictures as [N, 3, HASH, HASH], whatever their shape."""
-    return torch.stack([shrunk(art.picture(i)) for i in indices])
+def thumbnails(pictures: Sequence[Image]) -> Tensor:
+    """Pictures of any shape as [N, 3, THUMBNAIL_SIDE, THUMBNAIL_SIDE]."""
+    size = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
+    return torch.stack([to_tensor(picture.resize(size, Resampling.BOX, reducing_gap=2.0)) for picture in pictures])
 
 
-def shrunk(picture: Image) -> Tensor:
-    """A picture as near-duplicates are told: [3, HASH, HASH]."""
-    return to_tensor(picture.resize((HASH, HASH), Resampling.BOX, reducing_gap=2.0))
+def are_near_duplicates(a_NCHW: Tensor, b_MCHW: Tensor) -> Tensor:
+    """Which thumbnails show the same picture, maybe mirrored: bool [N, M]."""
+    return _are_alike(a_NCHW, b_MCHW) | _are_alike(a_NCHW.flip(3), b_MCHW)
 
 
-def near_duplicates(pictures_NCHW: Tensor) -> list[int]:
-    """For each small picture the number of its group: that of the first picture to which a chain of likeness leads."""
-    parent = list(range(len(pictures_NCHW)))
-
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
-
-    signs_ND, colours_ND = _gradients(pictures_NCHW), pictures_NCHW.flatten(1)
-    for mirrored in (False, True):
-        others = pictures_NCHW.flip(3) if mirrored else pictures_NCHW
-        for start in range(0, len(others), BLOCK):
-            block = others[start : start + BLOCK]
-            differing = _disagreement(_gradients(block), signs_ND)
-            away = torch.cdist(block.flatten(1), colours_ND) / (2 * colours_ND.shape[1] ** 0.5)
-            alike = (differing <= SAME_GRADIENTS) & (away <= SAME_COLOURS)
-            for i, j in alike.nonzero().tolist():
-                a, b = sorted((root(start + i), root(j)))
-                parent[b] = a
-    return [root(i) for i in range(len(parent))]
+def _are_alike(a_NCHW: Tensor, b_MCHW: Tensor) -> Tensor:
+    a_ND, b_MD = _gradients(a_NCHW), _gradients(b_MCHW)
+    either_NM = a_ND.abs().sum(1, keepdim=True) + b_MD.abs().sum(1) - a_ND.abs() @ b_MD.abs().T
+    # Opposite gradients are 2 apart, one disagreement; where one is flat it is half of one: maybe just below the limit.
+    gradients_NM = torch.cdist(a_ND, b_MD, p=1) / (2 * either_NM.clamp(min=1))
+    colours_NM = torch.cdist(a_NCHW.flatten(1), b_MCHW.flatten(1)) / (2 * a_NCHW[0].numel() ** 0.5)
+    return (gradients_NM <= SAME_GRADIENTS) & (colours_NM <= SAME_COLOURS)
 
 
 def _gradients(pictures_NCHW: Tensor) -> Tensor:
     """Signs of the grey steps to the right and downwards, [N, D]; 0 where it is flat, so that noise says nothing."""
     grey_NHW = pictures_NCHW.mean(1)
     steps_ND = torch.cat([grey_NHW.diff(dim=2).flatten(1), grey_NHW.diff(dim=1).flatten(1)], dim=1)
-    return torch.where(steps_ND.abs() < FLAT, 0.0, steps_ND.sign())
+    return torch.where(steps_ND.abs() < FLAT_STEP, 0.0, steps_ND.sign())
 
 
-def _disagreement(a_ND: Tensor, b_MD: Tensor) -> Tensor:
-    """Share of the gradients of either picture that the other has not, [N, M]; flat pictures agree with flat ones."""
-    both = a_ND.abs() @ b_MD.abs().T
-    agreed = (a_ND @ b_MD.T + both) / 2
-    either = a_ND.abs().sum(1, keepdim=True) + b_MD.abs().sum(1) - both
-    # A gradient just below FLAT in one picture and just above in the other is half a disagreement.
-    return ((both - agreed) + (either - both) / 2) / either.clamp(min=1)
+def _groups(small_NCHW: Tensor) -> list[int]:
+    """For each thumbnail the first one to which a chain of near-duplicates leads."""
+    groups = list(range(len(small_NCHW)))
+    alike = torch.cat([are_near_duplicates(part, small_NCHW) for part in torch.split(small_NCHW, COMPARED_AT_ONCE)])
+    for i, j in alike.nonzero().tolist():
+        low, high = sorted((groups[i], groups[j]))
+        if low < high:
+            groups = [low if group == high else group for group in groups]
+    return groups
 
 
 # The split
 
 
-def _split(art: ArtFolder, taken: list[int], groups: list[int]) -> tuple[list[int], list[int]]:
-    """Whole groups go to validation in the order of their digests, label by label; a half of a label stays at least."""
-    members: dict[int, list[int]] = {}
+def _validation(art: ArtFolder, taken: list[int], groups: list[int]) -> list[int]:
+    """Whole groups in the order of their digests, label by label; a half of a label stays at least."""
+    of_group: dict[int, list[int]] = {}
     for i, group in zip(taken, groups, strict=True):
-        members.setdefault(group, []).append(i)
-    order = sorted(members.values(), key=lambda group: min(art.digest(i) for i in group))
-    sizes = Counter(art.label_of[group[0]] for group in order)
-    wanted = min(MOST_VALIDATION, max(1, round(VALIDATION * len(taken)), 2 if len(taken) >= 10 else 1))
-    left = {label: wanted * size / len(order) for label, size in sizes.items()}
-    chosen: list[int] = []
+        of_group.setdefault(group, []).append(i)
+    order = sorted(of_group.values(), key=lambda members: min(art.digest(i) for i in members))
+    sizes = Counter(art.label_of[members[0]] for members in order)
+    wanted = min(MAX_VAL, max(1, round(VAL_SHARE * len(taken)), 2 if len(taken) >= 10 else 1))
+    share = {label: wanted * size / len(order) for label, size in sizes.items()}
+    val: list[int] = []
     # A second pass takes from any label: where all are small, none of them has a whole picture to give.
     for fair in (True, False):
-        for alike in order:
-            label, room = art.label_of[alike[0]], wanted - len(chosen)
-            small = len(alike) <= max(1, len(taken) // 10) and len(alike) <= room
-            if small and alike[0] not in chosen and (not fair or left[label] >= 0.5) and sizes[label] > 1:
-                chosen += alike
-                left[label] -= len(alike)
+        for members in order:
+            label = art.label_of[members[0]]
+            small = len(members) <= min(max(1, len(taken) // 10), wanted - len(val))
+            if small and members[0] not in val and (not fair or share[label] >= 0.5) and sizes[label] > 1:
+                val += members
+                share[label] -= len(members)
                 sizes[label] -= 1
-    if not chosen:  # nothing but large groups, or a label a picture: the smallest group
-        chosen = min(order, key=len)
-    return [i for i in taken if i not in set(chosen)], sorted(chosen)
-
-
-def _label(name: str, art: ArtFolder) -> str:
-    """The label that a skipped file would have had."""
-    if folder := name.rpartition("/")[0]:
-        return folder
-    return next((art.labels[k] for k, taken in zip(art.label_of, art.names, strict=True) if "/" not in taken), "(top)")
+    smallest = sorted((len(members), members) for members in order)[0][1]  # where all are large, or each has a label
+    return sorted(val or smallest)

@@ -9,38 +9,43 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from igpt.evaluation.perceptual import Distance
 from tokenizer_vq.vq import VQTokenizer
 
 from .discriminator import adaptive_gan_gradient, discriminator_for, hinge_loss, mean_score
 from .folder import Run
+from .options import TrainOptions
 from .state import seeded
 from .tokenizer import TokenizerTask, adamw
 
-CORRUPTED = 0.03  # share of the tokens exchanged for others of the same batch
-STRUCTURE = 0.3  # weight of edges and SSIM beside a discriminator, which they contradict: they reward blur
-ENTERS, RAMP = 0.1, 0.2  # shares of the run after which the discriminator counts, and over which its weight grows
-DISCRIMINATOR_LR = 0.5  # over that of the decoder
-WINNING = 0.1  # below this hinge loss a discriminator is never wrong, and teaches nothing
+CORRUPTION = 0.03  # share of the tokens exchanged for others of the same batch
+STRUCTURE_WEIGHT = 0.3  # of edges and SSIM beside a discriminator, which they contradict: they reward blur
+ADVERSARIAL_START, ADVERSARIAL_RAMP = 0.1, 0.2  # shares of the run: without the discriminator, and while it fades in
+DISCRIMINATOR_RATE = 0.5  # over that of the decoder
+WINNING_LOSS = 0.1  # below this hinge loss a discriminator is never wrong, and teaches nothing
 
 
-class FrozenCodes(nn.Module):
-    """A tokenizer of which only the way from codes to pictures learns."""
+class FrozenCodes(VQTokenizer):
+    """A copy of a tokenizer, of which only the way from codes to pictures learns."""
 
     def __init__(self, tokenizer: VQTokenizer):
-        super().__init__()
-        self.tokenizer = tokenizer.requires_grad_(False)
-        for part in (tokenizer.from_code, tokenizer.decoder):
+        super().__init__(tokenizer.config)
+        self.load_state_dict(tokenizer.state_dict())
+        self.requires_grad_(False)
+        for part in (self.from_code, self.decoder):
             part.requires_grad_(True)
 
     def train(self, mode: bool = True) -> FrozenCodes:
+        """Without the codebook: one of moving averages would go on learning."""
         super().train(mode)
-        self.tokenizer.quantizer.eval()  # a codebook of moving averages would go on learning
+        self.quantizer.eval()
         return self
 
-    def forward(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    def forward(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:  # type: ignore[override]
+        """Reconstructions [B, 3, H, W] from tokens, some of which are wrong."""
         with torch.no_grad():
-            tokens_Bhw = corrupt_tokens(self.tokenizer.encode(images_BCHW), CORRUPTED, generator)
-        return self.tokenizer.decode(tokens_Bhw)
+            tokens_Bhw = corrupt_tokens(self.encode(images_BCHW), CORRUPTION, generator)
+        return self.decode(tokens_Bhw)
 
 
 def corrupt_tokens(tokens_Bhw: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -52,7 +57,7 @@ def corrupt_tokens(tokens_Bhw: Tensor, share: float, generator: torch.Generator)
 
 def discriminator_share(progress: float) -> float:
     """Weight of the discriminator over its full weight: 0 while it still knows nothing, then a ramp to 1."""
-    return min(max((progress - ENTERS) / RAMP, 0.0), 1.0)
+    return min(max((progress - ADVERSARIAL_START) / ADVERSARIAL_RAMP, 0.0), 1.0)
 
 
 class DecoderTask(TokenizerTask):
@@ -60,23 +65,25 @@ class DecoderTask(TokenizerTask):
 
     name = "decoder"
 
-    def __init__(self, run: Run, tokenizer: VQTokenizer):
-        super().__init__(run, tokenizer)
-        self.modules = {"model": FrozenCodes(tokenizer)}
-        if run.options.adversarial > 0:
-            with seeded(run.options.seed):
-                discriminator = discriminator_for(self.distance)
+    def __init__(self, run: Run[TrainOptions], distance: Distance, tokenizer: VQTokenizer):
+        with seeded(run.options.seed):
+            discriminator = discriminator_for(distance) if run.options.adversarial > 0 else None
+            super().__init__(run, distance, FrozenCodes(tokenizer))
+        if discriminator:
             self.modules["discriminator"] = discriminator.to(memory_format=torch.channels_last)
-            self.structure_weight = STRUCTURE
+            self.structure_weight = STRUCTURE_WEIGHT
 
     def optimizer(self, name: str) -> torch.optim.Optimizer:
+        """AdamW; of the discriminator slower, and with less momentum."""
         if name == "discriminator":
-            return adamw(self.modules[name], DISCRIMINATOR_LR * self.options.tokenizer_lr, beta=0.5)
+            return adamw(self.modules[name], DISCRIMINATOR_RATE * self.options.tokenizer_lr, beta=0.5)
         return super().optimizer(name)
 
     def loss(
         self, modules: dict[str, nn.Module], batch: Tensor, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of a batch of crops [B, 3, H, W]: one number whose gradients are those of the decoder and the
+        discriminator, each of its own loss."""
         images_BCHW = batch.contiguous(memory_format=torch.channels_last)
         recon_BCHW = modules["model"](images_BCHW, generator).float()
         leaf_BCHW = recon_BCHW.detach().requires_grad_()
@@ -95,21 +102,19 @@ class DecoderTask(TokenizerTask):
             loss = loss + d_loss
         return loss, losses
 
-    def tokenizer(self, model: nn.Module) -> VQTokenizer:
-        return model.tokenizer if isinstance(model, FrozenCodes) else super().tokenizer(model)
-
-    def measure(self, model: nn.Module, progress: float = 1.0) -> dict[str, float]:
+    def measure(self, model: VQTokenizer, progress: float = 1.0) -> dict[str, float]:
         """With a discriminator the newest averaged weights are the best, once it has its full weight: what it teaches
         does not lower the distance to the one right picture."""
         metrics = super().measure(model)
         if "discriminator" in self.modules:
-            metrics["score"] = -progress
-            if discriminator_share(progress) < 1:
-                del metrics["score"]
+            del metrics["score"]
+            if discriminator_share(progress) == 1:
+                metrics["score"] = -progress
         return metrics
 
     def warnings(self, progress: float, metrics: dict[str, float]) -> list[str]:
-        if progress < ENTERS or metrics.get("d_loss", 1.0) >= WINNING:
+        """Where the discriminator wins."""
+        if progress < ADVERSARIAL_START or metrics.get("d_loss", 1.0) >= WINNING_LOSS:
             return []
         return [
             f"the discriminator wins: its loss is {metrics['d_loss']:.3f}, it knows every reconstruction; "

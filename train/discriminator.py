@@ -31,11 +31,13 @@ class PatchDiscriminator(nn.Module):
         self.net = nn.Sequential(*parts, nn.Conv2d(after, 1, 4, padding=1))
 
     def forward(self, images_BCHW: Tensor, features: list[Tensor]) -> list[Tensor]:
+        """Scores at one scale; features are not looked at."""
         return [self.net(images_BCHW).flatten(1)]
 
 
 class FeatureDiscriminator(nn.Module):
-    """Small heads on frozen features (Projected GANs, Sauer et al. 2021, arXiv 2111.01007, section 3).
+    """Small heads on frozen features (Projected GANs, Sauer et al. 2021, arXiv 2111.01007, section 3), and one on
+    pixels, which show what falls between the strides of LPIPS.
 
     Useful after a few hundred steps, where a discriminator of pixels first learns that reconstructions are blurred.
     """
@@ -44,41 +46,25 @@ class FeatureDiscriminator(nn.Module):
 
     def __init__(self, distance: LPIPS, width: int = 64):
         super().__init__()
-        channels = [distance.linear[layer].numel() for layer in self.LAYERS]
-        self.heads = nn.ModuleList(_head(count, width) for count in channels)
+        self.heads = nn.ModuleList(_head(distance.linear[layer].numel(), width) for layer in self.LAYERS)
+        self.pixels = PatchDiscriminator(width)
 
     def forward(self, images_BCHW: Tensor, features: list[Tensor]) -> list[Tensor]:
+        """Scores of every head, then those of the pixels."""
         # Vectors of unit length have tiny entries where there are many: scale them to about one each.
         heads = zip(self.LAYERS, self.heads, strict=True)
-        return [head(features[i] * features[i].shape[1] ** 0.5).flatten(1) for i, head in heads]
+        scores = [head(features[i] * features[i].shape[1] ** 0.5).flatten(1) for i, head in heads]
+        return scores + self.pixels(images_BCHW, features)
 
 
 def _head(channels: int, width: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, width, 1),
-        nn.LeakyReLU(0.2),
-        nn.Conv2d(width, width, 3, padding=1),
-        nn.LeakyReLU(0.2),
-        nn.Conv2d(width, 1, 3, padding=1),
-    )
-
-
-class MultiDiscriminator(nn.Module):
-    """The scores of several discriminators."""
-
-    def __init__(self, *members: nn.Module):
-        super().__init__()
-        self.members = nn.ModuleList(members)
-
-    def forward(self, images_BCHW: Tensor, features: list[Tensor]) -> list[Tensor]:
-        return [scores for member in self.members for scores in member(images_BCHW, features)]
+    first, middle = nn.Conv2d(channels, width, 1), nn.Conv2d(width, width, 3, padding=1)
+    return nn.Sequential(first, nn.LeakyReLU(0.2), middle, nn.LeakyReLU(0.2), nn.Conv2d(width, 1, 3, padding=1))
 
 
 def discriminator_for(distance: Distance) -> nn.Module:
-    """On pixels, which show what falls between the strides of LPIPS; with LPIPS also on its features."""
-    if isinstance(distance, LPIPS):
-        return MultiDiscriminator(FeatureDiscriminator(distance), PatchDiscriminator())
-    return PatchDiscriminator()
+    """On pixels; with LPIPS also on its features."""
+    return FeatureDiscriminator(distance) if isinstance(distance, LPIPS) else PatchDiscriminator()
 
 
 def mean_score(scores: list[Tensor]) -> Tensor:

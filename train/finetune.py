@@ -1,50 +1,57 @@
 """`igpt finetune`: from a trained model and a folder of a person's own to a model, or an adapter, in its manner.
 
-Everything is chosen from the pictures and the machine (plan.py), said before it starts, and written down: the same
-command goes on where it was stopped, and stopped at any moment it leaves a model of the best so far.
+How much is learned, measured and drawn follows from the time of one step and of one drawing on this machine; it is said
+before it starts, and written down: the same command goes on where it was stopped, and stopped at any moment it leaves
+a model of the best so far.
 """
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
-import platform
 import shlex
 import sys
 import time
-from collections import Counter
-from dataclasses import asdict, replace
-from datetime import date
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from accelerate.utils import send_to_device
+from PIL import Image, ImageOps
 from torch import nn
+from torch.utils.data import default_collate
 
 from igpt import checkpoint
-from igpt.bundle import Bundle
+from igpt.config import NO_LABEL
 from igpt.cpu import keep_freed_memory
-from igpt.files import atomic_write
+from igpt.evaluation.perceptual import NO_WEIGHTS, perceptual
 from igpt.image_gpt import ImageGPT
 from igpt.likelihood import label_nats
 from igpt.lora import apply_lora, largest_rank, merge_lora, save_adapter, with_labels
-from igpt.model import GPT
+from igpt.sheet import sheet
 from tokenizer_vq.base import UserError
 from tokenizer_vq.vq import VQTokenizer
 
 from .card import summary, tuned_card
-from .collection import Collection, gather
-from .folder import command_line, numbers_of, remember, say, schedule_for, state_file, use_bf16, work_folder
-from .loop import run
-from .options import TuneOptions
-from .plan import Plan, Speeds, choose, seconds_for
+from .collection import Collection, load_collection
+from .decoder import DecoderTask
+from .folder import Run, read_json, work_folder, write_json
+from .gpt import TuneTask, bits_of
+from .loop import Schedule
+from .options import LearningOptions, TrainOptions, TuneOptions
 from .state import load_state
-from .tune import TuneTask, Views, bits_of, copies, draw_pictures, plain_windows, tune_decoder, write_sheet
+from .tokens import Views
 
-LISTING, SHEET, RESULT = "pictures.csv", "before-after.jpg", "result.json"
-SEED = 1000  # of what is drawn to look at
+LISTING, BEFORE_AFTER, FACTS = "pictures.csv", "before-after.jpg", "facts.json"
+VALIDATION_TIME, DRAWING_TIME = 0.1, 0.08  # shares of the time
+VALIDATION_COST = 1 / 3  # of a grid, over that of learning from it
+MIN_STEPS = 10
+WRITING_SECONDS = 5.0  # the model and its states
+ASKED_PICTURES = 4  # by which the nearest label of the base is found
+DRAWN_PICTURES, BASE_PICTURES, DRAWN_AT_ONCE, DRAWING_SEED = 24, 8, 4, 1000  # in the end, as far as the time allows
+TILE_SIDE = 160  # pixels of a picture on the sheet, about
+DECODER_LR = 2e-4
+DECODER_GAIN = 0.1  # SSIM that unseen pictures must gain by the decoder that learned: less is only softness
 
 
 def finetuned(art: str | Path, out: str | Path, model: str, options: dict[str, Any]) -> ImageGPT:
@@ -64,7 +71,7 @@ def finetune(art: str | Path, out: str | Path, model: str, options: TuneOptions)
     Raises UserError on a base, pictures or options that cannot be used, and where `out` holds something else. On
     Ctrl-C what was best so far is written before KeyboardInterrupt goes on.
     """
-    began = time.monotonic()
+    start = time.monotonic()
     options.check()
     keep_freed_memory()
     out = Path(out).expanduser()
@@ -72,30 +79,34 @@ def finetune(art: str | Path, out: str | Path, model: str, options: TuneOptions)
     base = ImageGPT.load(model)
     if options.decoder_crops and not isinstance(base.tokenizer, VQTokenizer):
         raise UserError(f"the model {model!r} has a palette and no decoder that could learn: leave out --decoder-crops")
-    tuning = _Tuning(gather(art), out, base, options, began)
-    if tuning.begin():
-        try:
-            tuning.prepare()
-            tuning.learn()
-        except KeyboardInterrupt:
-            if not state_file(work, tuning.task, "best").is_file():
-                say("stopped before its first look at validation, so it has learned little or nothing yet", options)
-            say(tuning.write(), options)
-            raise
-        except OSError as error:
-            raise UserError(f"the training cannot be written to {work}: {error.strerror}") from error
-        tuning.finish()
+    collection = load_collection(art)
+    tuning = _Tuning(collection, Run(collection.art, collection.train, collection.val, options, work), base, start)
+    tuning.run.check_same_run("finetune", model=f"{base.name} {base.weights_hash[:12]}")
+    if "minutes" in tuning.facts:
+        tuning.run.say(f"{out} is finished already; another --out starts anew")
+        return out
+    try:
+        tuning.prepare()
+        tuning.learn()
+    except KeyboardInterrupt:
+        if not tuning.best.is_file():
+            tuning.run.say("stopped before its first look at validation, so it has learned little or nothing yet")
+        tuning.run.say(tuning.write())
+        raise
+    except OSError as error:
+        raise UserError(f"the training cannot be written to {out}: {error.strerror}") from error
+    tuning.finish()
     return out
 
 
 class _Tuning:
     """One fine-tuning, step by step."""
 
-    def __init__(self, collection: Collection, out: Path, base: ImageGPT, options: TuneOptions, began: float):
-        self.collection, self.out, self.base, self.options, self.began = collection, out, base, options, began
-        self.work, self.tokenizer = work_folder(out, None), base.tokenizer
+    def __init__(self, collection: Collection, run: Run[TuneOptions], base: ImageGPT, start: float):
+        self.collection, self.run, self.base, self.start = collection, run, base, start
+        self.out, self.tokenizer, options = run.work.parent, base.tokenizer, run.options
         # Sub-folders with the name of a known label add to that label.
-        self.new = [label for label in collection.art.labels if label not in base.labels]
+        self.new = [label for label in run.art.labels if label not in base.labels]
         self.labels = base.labels + self.new
         self.gpt = with_labels(base.gpt, len(self.new))
         for part in self.gpt.modules():
@@ -104,153 +115,125 @@ class _Tuning:
         if options.method == "lora":
             rank = min(options.rank, largest_rank(self.gpt)) if options.adapter else options.rank
             apply_lora(self.gpt, rank, options.seed)
-        numbers = [self.labels.index(collection.art.labels[k]) for k in collection.art.label_of]
-        self.flip = collection.flip_is_wise if options.flip is None else options.flip
-        self.views = Views(collection, numbers, base, self.flip, options)
-        self.task = TuneTask(self.views, collection.train, self.gpt, options)
-        self.facts: dict[str, Any] = {}
-
-    def begin(self) -> bool:
-        """Say what was found, and write down what is done; False if all of it was done before."""
-        options = asdict(self.options) | {"model": f"{self.base.name} {self.base.weights_hash[:12]}"}
-        remember(self.work, {"art": self.collection.art.fingerprint, "stage": "finetune", "options": options})
-        if (self.work / RESULT).is_file():
-            say(f"{self.out} is finished already; another --out begins anew", self.options)
-            return False
-        say(self.collection.table(), self.options)
-        if near := self.collection.near_duplicates:
-            say(f"{near} nearly the same as others: those stay on one side of the split", self.options)
-        try:
-            self.collection.write(self.out / LISTING)
-        except OSError as error:
-            raise UserError(f"{self.out / LISTING} cannot be written: {error.strerror}") from error
-        say(f"what was done with each file, and why, is in {self.out / LISTING}", self.options)
-        return True
-
-    # Before
+        numbers = [self.labels.index(run.art.labels[k]) for k in run.art.label_of]
+        self.flip = collection.flip if options.flip is None else options.flip
+        self.views = Views(run, numbers, base, self.flip)
+        self.task = TuneTask(self.views, self.gpt)
+        self.best = run.state_file(self.task.name, "best")
+        self.facts = read_json(run.work / FACTS)  # the plan, and what was measured
 
     def prepare(self) -> None:
-        """Choose a plan, say it before anything takes long, and measure the base; both are kept in a file."""
-        path, validation, options = self.work / "plan.json", self.collection.validation, self.options
-        if path.is_file():
-            try:
-                found = json.loads(path.read_text(encoding="utf-8"))
-                self.plan, self.facts = Plan(**found["plan"]), dict(found["facts"])
-            except (ValueError, TypeError, KeyError) as error:
-                raise UserError(f"{path} is damaged; delete it to go on, or use another --out") from error
-            self.task.windows = plain_windows(self.views, validation, self.plan.windows)
-            return
-        first = itertools.count(0, options.batch)
-        with self._autocast():
-            step = seconds_for(lambda: self.task.try_step(next(first)))
-        speeds = Speeds(step / options.batch, seconds_for(lambda: self._drawn(self.base, [0])))
-        plan = choose(options, speeds, self._seconds(), self.views.plain * len(validation), self.base.gpt)
-        for sentence in plan.sentences(options, self.collection, speeds, self.flip):
-            say(sentence, options)
-        self.task.windows = plain_windows(self.views, validation, plan.windows)
-        with self._autocast():
-            self.facts = self._base_facts(plan.asked)
-        self.plan = plan.after(self._seconds(), options.minutes)
-        with atomic_write(path) as beside:
-            beside.write_text(json.dumps({"plan": asdict(self.plan), "facts": self.facts}, indent=2), encoding="utf-8")
+        """Say what was found and what will be done, before anything takes long, and measure the base."""
+        run, val = self.run, self.collection.val
+        run.describe(self.collection.skipped)
+        self.collection.write(self.out / LISTING)
+        run.say(f"what was done with each file, and why, is in {self.out / LISTING}")
+        if not self.facts:
+            with self._autocast():
+                step, windows = self._plan()
+                self.task.windows = self.views.windows(val, windows)
+                nearest, bits = self._base_bits()
+            seconds = max(MIN_STEPS * step, self._seconds_left())
+            self.facts = {"windows": windows, "seconds": seconds, "nearest": nearest, "base_bits": bits}
+            write_json(run.work / FACTS, self.facts)
+        self.task.windows = self.views.windows(val, self.facts["windows"])
 
-    def _base_facts(self, asked: int) -> dict[str, Any]:
-        """What the base is at its best: with the label under which some pictures of new labels surprise it least, where
-        those of known labels keep theirs."""
+    def _seconds_left(self) -> float:
+        """For learning."""
+        total, spent = 60 * self.run.options.minutes, time.monotonic() - self.start
+        return total * (1 - DRAWING_TIME) - WRITING_SECONDS - spent
+
+    def _plan(self) -> tuple[float, int]:
+        """The seconds of a step, and at how many validation windows there is time to look; what follows is said."""
+        options, pictures = self.run.options, len(self.run.train)
+        step, seconds = self._step_seconds(), self._seconds_left()
+        look = VALIDATION_COST * step / options.batch  # at one window
+        windows = int(VALIDATION_TIME * 60 * options.minutes / Schedule.evaluations / look)
+        samples = options.samples or int(max(seconds * (1 - VALIDATION_TIME) / step, MIN_STEPS) * options.batch)
+        self.run.say(
+            f"this machine learns from {options.batch / step:.3g} crops a second: about {samples:,} in all, "
+            f"{samples / pictures:.0f} of each picture, {'' if self.flip else 'not '}mirrored at random"
+        )
+        if options.samples:
+            minutes = samples / options.batch * step / 60
+            self.run.say(f"--samples decides, not --minutes: about {minutes:.1f} minutes of learning")
+        elif seconds > MIN_STEPS * step:
+            self.run.say(f"{options.minutes:g} minutes in all, less if it stops getting better before")
+        else:
+            self.run.say(f"--minutes {options.minutes:g} is too little on this machine: {MIN_STEPS} steps take longer")
+        return step, max(1, min(windows, len(self.run.val) * self.views.plain))
+
+    def _step_seconds(self) -> float:
+        """What a step costs once it is warm; nothing of it stays."""
+        model, batch = self.task.modules["model"].train(), self.run.options.batch
+        for first in (0, batch):
+            start = time.perf_counter()
+            samples = default_collate([self.task.dataset[first + k] for k in range(batch)])
+            samples = send_to_device(samples, self.base.device)
+            loss, _ = self.task.loss(self.task.modules, samples, 0.0, torch.Generator())
+            loss.backward()  # type: ignore[no-untyped-call]
+            model.zero_grad(set_to_none=True)
+        return time.perf_counter() - start
+
+    def _base_bits(self) -> tuple[str, float]:
+        """The base at its best: the label under which some pictures of new labels surprise it least, and its bits a
+        token of the validation windows under that label, or their own where it is known."""
         base, known, labels = self.base, len(self.base.labels), self.views.labels
-        new = [i for i in self.collection.train if labels[i] >= known] or self.collection.train
-        grids = [self.views.grid(i, 0) for i in new[:: math.ceil(len(new) / asked)]]
+        new = [i for i in self.run.train if labels[i] >= known] or self.run.train
+        grids = [self.views.grid(i, 0) for i in new[:: math.ceil(len(new) / ASKED_PICTURES)]]
         nats = [label_nats(base.gpt, grid_hw, torch.ones_like(grid_hw, dtype=torch.bool)) for grid_hw in grids]
         nearest = int(torch.stack(nats).mean(0).argmin())
         windows = [(grid_hw, label if label < known else nearest) for grid_hw, label in self.task.windows]
-        name = [*base.labels, "no label"][nearest]
-        return {"nearest": name, "nearest_number": nearest, "base_bits": bits_of(base.gpt, windows)}
-
-    def _seconds(self) -> float:
-        return time.monotonic() - self.began
+        return [*base.labels, NO_LABEL][nearest], bits_of(base.gpt, windows)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.base.device.type, torch.bfloat16, enabled=use_bf16(self.options))
-
-    # While it learns
+        return torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.run.bf16)
 
     def learn(self) -> None:
         """Train; `gpt` has the best weights then."""
-        options, plan = self.options, self.plan
-        schedule = replace(
-            schedule_for(plan.samples, options.batch, options),
-            evaluations=plan.looks,
-            seconds=math.inf if options.samples else plan.learning,
+        run, options = self.run, self.run.options
+        identity = f"{run.art.fingerprint}/{self.base.weights_hash}"
+        seconds = math.inf if options.samples else self.facts["seconds"]
+        samples = options.samples or options.batch  # where the time decides, nobody knows how many
+        self.gpt, _ = run.learn(self.task, samples, options.batch, identity, seconds)
+        if options.decoder_crops and isinstance(self.tokenizer, VQTokenizer):
+            self.tokenizer, self.facts["decoder"] = self._tune_decoder(self.tokenizer)
+
+    def _tune_decoder(self, tokenizer: VQTokenizer) -> tuple[VQTokenizer, str]:
+        """A copy whose decoder learned the training pictures, and a sentence about it. Codes stay, so that tokens and
+        recipes stay good. Without a discriminator, which so few pictures would make blind, a decoder also grows softer:
+        the old one comes back where unseen pictures do not gain much."""
+        run, options = self.run, self.run.options
+        shared = {field.name: getattr(options, field.name) for field in fields(LearningOptions)}
+        how = TrainOptions(**shared, adversarial=0.0, tokenizer_lr=DECODER_LR, flip=self.flip)
+        decoder_run = Run(run.art, run.train, run.val, how, run.work)
+        task = DecoderTask(decoder_run, perceptual(NO_WEIGHTS), tokenizer)
+        before = task.measure(tokenizer)["ssim"]
+        learned, numbers = decoder_run.learn(task, options.decoder_crops, options.batch, run.art.fingerprint)
+        better = numbers["ssim"] >= before + DECODER_GAIN
+        sentence = (
+            f"through the codes and back, pictures kept for validation had an SSIM of {before:.2f} and have "
+            f"{numbers['ssim']:.2f} with the decoder that learned, which is "
+            f"{'kept' if better else 'too little: it is not kept'}"
         )
-        identity = f"{self.collection.art.fingerprint}/{self.base.weights_hash}"
-        learned = run(self.task, schedule, self.work, {"identity": identity})
-        assert isinstance(learned, GPT)
-        self.gpt = learned
-        if options.decoder_crops:
-            assert isinstance(self.tokenizer, VQTokenizer)
-            self.tokenizer, self.facts["decoder"] = tune_decoder(
-                self.tokenizer, self.collection, options, self.flip, self.work
-            )
+        return (learned if better else tokenizer), sentence
 
     # After
 
-    def finish(self) -> None:
-        """Write the model, draw with it, look for copies, and say what came of it."""
-        self.write()  # before anything else can go wrong
-        facts, labels, plan, train = self.facts, self.views.labels, self.plan, self.collection.train
-        facts["bits"] = numbers_of(self.task, self.options.batch, self.work)["bits"]
-        columns = min(plan.columns, len(train))
-        shown = [train[i * len(train) // columns] for i in range(columns)]
-        asked = [labels[i] for i in (shown + train * plan.drawn)[: plan.drawn]]
-        known = [label if label < len(self.base.labels) else facts["nearest_number"] for label in asked[:columns]]
-        before = self._drawn(self.base, known)
-        sampling = {"sampling": self.base.provenance.get("sampling", {})}
-        after = self._drawn(Bundle(self.tokenizer, merge_lora(self.gpt), self.labels, provenance=sampling), asked)
-        rows = {
-            "the folder": [self.collection.art.picture(i) for i in shown],
-            "before": before,
-            "after": after[:columns],
-        }
-        write_sheet(self.out / SHEET, rows, sprites=self.base.downsample == 1)
-        facts["copied"], facts["drawn"] = copies(self.collection, after), len(after)
-        facts["minutes"], facts["peak_memory_gb"] = round(self._seconds() / 60, 1), peak_memory()
-        say(self.write(), self.options)
-        with atomic_write(self.work / RESULT) as beside:
-            beside.write_text(json.dumps(facts, indent=2), encoding="utf-8")
-        for which in ("state", "best"):  # half a gigabyte that nobody needs any more
-            state_file(self.work, self.task, which).unlink(missing_ok=True)
-        for sentence in [*summary(facts), f"before and after are side by side in {self.out / SHEET}"]:
-            say(sentence, self.options)
-
-    def _drawn(self, model: Bundle, labels: list[int]) -> list[Image.Image]:
-        """Shaped as most pictures of the folder are, so that whole pictures are seen."""
-        train = self.collection.train
-        shapes = Counter(tuple(self.views.grid(i, 0).shape) for i in train[:: math.ceil(len(train) / 8)])
-        (h, w), _ = shapes.most_common(1)[0]
-        grid = model.grids.composition(w * model.downsample, h * model.downsample)
-        return draw_pictures(model, labels, grid, SEED)
-
     def write(self) -> str:
         """The model folder or the adapter, with everything that is known so far; a sentence that says so."""
-        art, base, options = self.collection.art, self.base, self.options
-        provenance: dict[str, Any] = {
+        run, base, options = self.run, self.base, self.run.options
+        provenance: dict[str, Any] = run.provenance() | {
             "base": base.name,
             "base_hash": base.weights_hash,
-            "pictures": len(self.collection.train),
-            "held_out": len(self.collection.validation),
-            "art_fingerprint": art.fingerprint,
-            "default_labels": art.labels,
+            "default_labels": run.art.labels,
             "sampling": base.provenance.get("sampling", {}),
-            "trained": date.today().isoformat(),
-            "command": command_line(),
-            "options": asdict(options),
-            "machine": f"{platform.machine()}, {base.device.type}, torch {torch.__version__}",
             "tokenizer": base.provenance.get("tokenizer", {}),
-            "finetune": dict(self.facts),
+            "finetune": self.facts,
         }
-        if (best := state_file(self.work, self.task, "best")).is_file():
-            load_state(best, {"model": self.gpt}, {})
-            provenance["gpt"] = numbers_of(self.task, options.batch, self.work)
+        if self.best.is_file():
+            load_state(self.best, {"model": self.gpt})
+            provenance["gpt"] = run.numbers(self.task.name, options.batch)
         if options.adapter:
             path = self.out / checkpoint.ADAPTER
             save_adapter(path, self.gpt, self.labels, (base.name, base.weights_hash), provenance)
@@ -261,6 +244,47 @@ class _Tuning:
             model = f"--model {shlex.quote(str(self.out))}"
         label = f" {shlex.quote(f'--label={self.new[0]}')}" if self.new else ""
         return f"written to {self.out}: draw with `igpt generate {model}{label}`"
+
+    def finish(self) -> None:
+        """Write the model, draw with it, look for copies, and say what came of it."""
+        self.write()  # before anything else can go wrong
+        run, facts = self.run, self.facts
+        facts["bits"] = run.numbers(self.task.name, run.options.batch)["bits"]
+        before, after = self._draw()
+        shown = run.train[:: math.ceil(len(run.train) / BASE_PICTURES)]
+        rows = {"the folder": map(run.art.picture, shown), "before": before, "after": after[: len(before)]}
+        tiles = [[(self._tile(p), "" if i else name) for i, p in enumerate(row)] for name, row in rows.items()]
+        sheet(tiles).save(self.out / BEFORE_AFTER, "JPEG", quality=90)
+        facts |= {"copied": self.collection.copies(after), "drawn": len(after), "peak_memory_gb": peak_memory()}
+        facts["minutes"] = round((time.monotonic() - self.start) / 60, 1)
+        run.say(self.write())
+        write_json(run.work / FACTS, facts)
+        for which in ("state", "best"):  # half a gigabyte that nobody needs any more
+            run.state_file(self.task.name, which).unlink(missing_ok=True)
+        for sentence in [*summary(facts), f"before and after are side by side in {self.out / BEFORE_AFTER}"]:
+            run.say(sentence)
+
+    def _draw(self) -> tuple[list[Image.Image], list[Image.Image]]:
+        """Pictures by the base, under the nearest label, and by the tuned model, as many as there is time for."""
+        about = {"sampling": self.base.provenance.get("sampling", {}), "default_labels": self.run.art.labels}
+        tuned = ImageGPT(self.tokenizer, merge_lora(self.gpt), self.labels, provenance=about)
+        h, w = self.views.usual_grid()
+        size = (w * tuned.downsample, h * tuned.downsample)
+        before: list[Image.Image] = []
+        after: list[Image.Image] = []
+        end = time.monotonic() + DRAWING_TIME * 60 * self.run.options.minutes
+        while not after or (len(after) < DRAWN_PICTURES and time.monotonic() < end):
+            seed = DRAWING_SEED + len(after)
+            after += tuned.generate(DRAWN_AT_ONCE, size, seed=seed)
+            if len(before) < BASE_PICTURES:
+                before += self.base.generate(DRAWN_AT_ONCE, size, self.facts["nearest"], seed)
+        return before, after
+
+    def _tile(self, picture: Image.Image) -> Image.Image:
+        """For the sheet: sprites are enlarged by whole numbers."""
+        if self.views.sprites:
+            return ImageOps.scale(picture, max(1, TILE_SIDE // max(picture.size)), Image.Resampling.NEAREST)
+        return ImageOps.contain(picture, (TILE_SIDE, TILE_SIDE), Image.Resampling.LANCZOS)
 
 
 def peak_memory() -> float | None:

@@ -1,57 +1,121 @@
-"""The folder of a training: what a run is about, what it was begun with, what its states say."""
+"""One training: its pictures, its options, and the folder from which it can go on."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
+import platform
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+import torch
 from torch import nn
 
 from igpt import checkpoint
-from igpt.device import fast_bf16
-from igpt.evaluation.perceptual import Distance, perceptual
+from igpt.device import fast_bf16, pick_device
 from igpt.files import atomic_write, check_writable
 from tokenizer_vq.base import UserError
-from tokenizer_vq.dataset import ArtFolder
+from tokenizer_vq.dataset import ArtFolder, Skipped
 
 from . import loop
-from .loop import Schedule, Task
-from .options import LearningOptions, Preset, TrainOptions
-from .shards import ArtShards
+from .loop import Model, Schedule, Task
+from .options import PRESETS, LearningOptions, Preset
 from .state import peek
 
 WORK = "training"  # the folder inside the model folder that a training can resume from
-FREE = {"quiet", "workers", "save_minutes", "precision"}  # options that may change between runs
+FREE_OPTIONS = {"quiet", "workers", "save_minutes", "precision"}  # they may change between runs
+LISTED_FILES = 10  # skipped files that are named on the screen
+
+Options = TypeVar("Options", bound=LearningOptions)
 
 
 @dataclass(frozen=True)
-class Run:
-    """What one `igpt train` is about, for all its stages."""
+class Run(Generic[Options]):
+    """What one `igpt train` or `igpt finetune` is about, for all its stages."""
 
-    art: ArtFolder | ArtShards
+    art: ArtFolder
     train: Sequence[int]  # numbers of the pictures to learn from
-    val: list[int]  # and of those that are held out
-    preset: Preset
-    options: TrainOptions
+    val: Sequence[int]  # and of those that are held out
+    options: Options
     work: Path
+    preset: Preset = PRESETS["small"]
 
-    @cached_property
-    def perceptual(self) -> Distance:
-        """What judges reconstructions."""
-        return perceptual(self.options.perceptual)
+    def say(self, sentence: str) -> None:
+        """On the screen, unless it is to be quiet."""
+        if not self.options.quiet:
+            print(sentence, file=sys.stderr)
 
-    def learn(self, task: Task, samples: int, batch: int, identity: str) -> tuple[nn.Module, dict[str, Any]]:
+    def describe(self, skipped: Sequence[Skipped]) -> None:
+        """Say how many pictures there are, and which files were passed over and why."""
+        train, val, labels = len(self.train), len(self.val), len(self.art.labels)
+        counts = f"{train} to learn from, {val} held out, {labels} labels; {len(skipped)} skipped"
+        self.say(f"{train + val} pictures: {counts}")
+        for each in skipped[:LISTED_FILES]:
+            self.say(f"skipped: {each.name} {each.reason}")
+        if len(skipped) > LISTED_FILES:
+            self.say(f"... and {len(skipped) - LISTED_FILES} more")
+
+    def check_same_run(self, stage: str | None, **more: str) -> None:
+        """Write down what is trained on and how. Raises UserError if the folder is of another run."""
+        path, out = self.work / "options.json", self.work.parent
+        options = asdict(self.options) | more
+        if before := read_json(path):
+            if before.get("art") != self.art.fingerprint:
+                raise UserError(f"{out} is being trained on other pictures (or some changed); use another --out")
+            old = dict(before.get("options", {})) if before.get("stage") == stage else options
+            for name in options:
+                if name not in FREE_OPTIONS and old.get(name) != options[name]:
+                    raise UserError(
+                        f"{out} was started with {name.replace('_', '-')} {old.get(name)}, now it is {options[name]}; "
+                        "use the same options to go on, or another --out"
+                    )
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+            write_json(path, {"art": self.art.fingerprint, "stage": stage, "options": options})
+        except OSError as error:
+            raise UserError(f"the training cannot be written to {self.work}: {error.strerror}") from error
+
+    @property
+    def bf16(self) -> bool:
+        """Whether it computes in bfloat16."""
+        return fast_bf16() if self.options.precision == "auto" else self.options.precision == "bf16"
+
+    def learn(
+        self, task: Task[Model], samples: int, batch: int, identity: str, seconds: float = math.inf
+    ) -> tuple[Model, dict[str, Any]]:
         """Learn a task on what `identity` names; the best averaged model and its numbers on held-out pictures."""
-        schedule = replace(schedule_for(samples, batch, self.options), workers=self.options.workers)
-        model = loop.run(task, schedule, self.work, {"identity": identity})
-        return model, numbers_of(task, batch, self.work)
+        workers = getattr(self.options, "workers", 0)  # fine-tuning has none
+        schedule = Schedule(self.options, -(-samples // batch), batch, self.bf16, seconds, workers)
+        return loop.run(task, schedule, self.work, identity), self.numbers(task.name, batch)
+
+    def state_file(self, task: str, which: str) -> Path:
+        """Where the loop keeps the "best" averaged weights of a task, and its "state"."""
+        return self.work / f"{task}-{which}.safetensors"
+
+    def numbers(self, task: str, batch: int) -> dict[str, Any]:
+        """What is known of a task, also of one that is not through: its best measurement, and what it has seen."""
+        best, state = (peek(self.state_file(task, which)) for which in ("best", "state"))
+        last = max(state, best, key=lambda at: int(at.get("step", 0)))  # the state may be older, or missing
+        metrics = {name: value for name, value in json.loads(best["metrics"]).items() if name != "score"}
+        return metrics | {"samples": int(last["step"]) * batch, "batch": batch, "seconds": float(last["seconds"])}
+
+    def provenance(self) -> dict[str, Any]:
+        """What a finished model says of how it was made."""
+        return {
+            "pictures": len(self.train),
+            "held_out": len(self.val),
+            "art_fingerprint": self.art.fingerprint,
+            "trained": date.today().isoformat(),
+            "command": command_line(),
+            "options": asdict(self.options),
+            "machine": f"{platform.machine()}, {pick_device().type}, torch {torch.__version__}",
+        }
 
 
 def work_folder(out: Path, stage: str | None) -> Path:
@@ -65,30 +129,18 @@ def work_folder(out: Path, stage: str | None) -> Path:
     return out / WORK
 
 
-def remember(work: Path, now: dict[str, Any]) -> None:
-    """Write down what is trained on and how. Raises UserError if the folder remembers something else."""
-    path = work / "options.json"
-    if path.is_file():
-        try:
-            before = dict(json.loads(path.read_text(encoding="utf-8")))
-            art, options = before["art"], before["options"]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path} is damaged; delete it to go on, or use another --out") from error
-        if art != now["art"]:
-            raise UserError(f"{work.parent} is being trained on other pictures (or some changed); use another --out")
-        changed = [name for name, value in now["options"].items() if name not in FREE and options.get(name) != value]
-        if before.get("stage") == now["stage"] and changed:
-            name = changed[0]
-            raise UserError(
-                f"{work.parent} was begun with {name.replace('_', '-')} {options.get(name)}, now it is "
-                f"{now['options'][name]}; use the same options to go on, or another --out"
-            )
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote; nothing where there is no file. Raises UserError where it is damaged."""
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as part:
-            part.write_text(json.dumps(now, indent=2), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"the training cannot be written to {work}: {error.strerror}") from error
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged; delete it to go on, or use another --out") from error
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """A whole file or none."""
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 
 def weights_fingerprint(module: nn.Module) -> str:
@@ -99,39 +151,6 @@ def weights_fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def state_file(work: Path, task: Task, which: str) -> Path:
-    """Where the loop keeps the "best" averaged weights of a task, and its "state"."""
-    return work / f"{task.name}-{which}.safetensors"
-
-
-def numbers_of(task: Task, batch: int, work: Path) -> dict[str, Any]:
-    """What is known of a task, also of one that is not through: its best measurement, and what it has seen."""
-    best, state = (peek(state_file(work, task, which)) for which in ("best", "state"))
-    last = max(state, best, key=lambda at: int(at.get("step", 0)))  # the state may be older than the best, or missing
-    metrics = {name: value for name, value in json.loads(best["metrics"]).items() if name != "score"}
-    return metrics | {"samples": int(last["step"]) * batch, "batch": batch, "seconds": float(last["seconds"])}
-
-
-def schedule_for(samples: int, batch: int, options: LearningOptions) -> Schedule:
-    return Schedule(
-        -(-samples // batch),
-        batch,
-        60 * options.save_minutes,
-        options.patience,
-        options.seed,
-        use_bf16(options),
-        quiet=options.quiet,
-    )
-
-
-def use_bf16(options: LearningOptions) -> bool:
-    return fast_bf16() if options.precision == "auto" else options.precision == "bf16"
-
-
 def command_line() -> str:
+    """What was typed, ready to be pasted."""
     return "igpt " + " ".join(shlex.quote(word) for word in sys.argv[1:])
-
-
-def say(sentence: str, options: LearningOptions) -> None:
-    if not options.quiet:
-        print(sentence, file=sys.stderr)

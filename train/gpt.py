@@ -1,4 +1,4 @@
-"""Stage two: the GPT learns token grids, every sample in a drawing order of its own."""
+"""Stage two, and fine-tuning: the GPT learns token grids, every sample in a drawing order of its own."""
 
 from __future__ import annotations
 
@@ -15,113 +15,129 @@ from torch.utils.data import Dataset, default_collate
 
 from igpt.checkpoint import Tokenizer
 from igpt.config import GPTConfig, SamplingOptions
-from igpt.likelihood import token_nats
+from igpt.likelihood import bits_per_token, token_nats
 from igpt.model import GPT
 from igpt.sampling import generators, sample
 from igpt.sizes import Grids
 from igpt.token_cache import TokenCache, TokenWindows
 from tokenizer_vq.images import to_picture
 
+from .folder import Run
+from .loop import Task
 from .muon import muon
 from .options import LearningOptions, Preset
 from .state import seeded
+from .tokens import Views, Window
 
 LABEL_DROPOUT = 0.1  # share of samples without their label, which guidance and unlabelled drawing want
 WEIGHT_DECAY = 0.1
 TABLES = ("tokens.weight", "labels.weight", "head.weight")  # of the GPT: a row for each token or label
-SHOWN, MEASURED = 16, 1024  # pictures on a sheet; held-out pictures
-SHEET_SEED = 0
+SHEET_SAMPLES, SHEET_SEED = 16, 0
+MEASURED_GRIDS = 1024  # held-out ones, at most
 
 
-class GPTTask:
-    """A `loop.Task`: the GPT on cached tokens. `split` are pictures to learn from and held-out ones; the tokenizer only
-    paints the sheets."""
+class GPTTask(Task[GPT]):
+    """A `loop.Task`: the GPT on cached tokens. The tokenizer only paints the sheets."""
 
     name = "gpt"
     divisible = True
 
-    def __init__(
-        self,
-        cache: TokenCache,
-        split: tuple[Sequence[int], Sequence[int]],
-        tokenizer: Tokenizer,
-        model: GPT,
-        options: LearningOptions,
-        lr: float,
-    ):
-        self.options, self.tokenizer, self.lr = options, tokenizer, lr
-        self.config = config = model.config
+    def __init__(self, run: Run[Any], cache: TokenCache, tokenizer: Tokenizer, model: GPT, lr: float):
+        self.tokenizer, self.lr, self.config = tokenizer, lr, model.config
+        self.random_orders, seed = run.options.random_orders, run.options.seed
         self.modules: dict[str, nn.Module] = {"model": model}
+        noise: dict[str, Any] = {"noise": run.options.token_noise, "label_dropout": LABEL_DROPOUT}
         self.dataset: Dataset[Any] = TokenWindows(
-            cache,
-            split[0],
-            config,
-            options.seed,
-            random_orders=options.random_orders,
-            noise=options.token_noise,
-            label_dropout=LABEL_DROPOUT,
+            cache, run.train, model.config, seed, random_orders=self.random_orders, **noise
         )
-        held_out = split[1] or split[0][:64]
-        held_out = held_out[:: -(-len(held_out) // MEASURED)]
-        self.measured = {
-            order: TokenWindows(cache, held_out, config, options.seed + 1, random_orders=share)
+        held_out = run.val or run.train[:64]
+        held_out = held_out[:: -(-len(held_out) // MEASURED_GRIDS)]
+        self.held_out = {
+            order: TokenWindows(cache, held_out, model.config, seed + 1, random_orders=share)
             for order, share in (("random", 1), ("raster", 0))
         }
 
     def optimizer(self, name: str) -> torch.optim.Optimizer:
+        """Muon, and AdamW for what is no matrix."""
         return muon(self.modules[name], self.lr, WEIGHT_DECAY, TABLES)
 
     def loss(
         self, modules: dict[str, nn.Module], batch: dict[str, Tensor], progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of samples of TokenWindows: `cross_entropy`."""
         targets_BLn = batch["targets"]
         logits_BLnK = modules["model"](batch["cells"], batch["positions"], batch["label"], targets_BLn.clamp(min=0))
         loss = cross_entropy(logits_BLnK, targets_BLn)
         return loss, {"nats": loss}
 
-    def measure(self, model: nn.Module, progress: float = 1.0) -> dict[str, float]:
+    def measure(self, model: GPT, progress: float = 1.0) -> dict[str, float]:
         """Bits per token of held-out pictures in random and in raster order, the label given."""
-        assert isinstance(model, GPT)
         bits = {}
-        for order, windows in self.measured.items():
+        for order, windows in self.held_out.items():
             batch = default_collate([windows[i] for i in range(len(windows.pictures))])
             nats_BLn = token_nats(model, batch["cells"], batch["positions"], batch["label"])
             bits[f"bits_{order}"] = float(nats_BLn[batch["targets"] >= 0].mean()) / math.log(2)
-        share = self.options.random_orders
+        share = self.random_orders
         return bits | {"score": share * bits["bits_random"] + (1 - share) * bits["bits_raster"]}
 
-    def warnings(self, progress: float, metrics: dict[str, float]) -> list[str]:
-        return []
-
-    def sheet(self, model: nn.Module) -> Image | None:
+    @torch.no_grad()
+    def sheet(self, model: GPT) -> Image | None:
         """Samples of labels spread over the list, two of each, always from the same seeds."""
-        assert isinstance(model, GPT)
-        labels = [i * self.config.labels // (SHOWN // 2) for i in range(SHOWN // 2) for _ in range(2)]  # none: null
+        half = SHEET_SAMPLES // 2
+        labels_B = torch.tensor([i * self.config.labels // half for i in range(half) for _ in range(2)])  # none: null
         grid = Grids(self.tokenizer.downsample, self.config.cell, self.config.cells).native
-        *_, last = sample(model, torch.tensor(labels), grid, SamplingOptions(), generators(SHEET_SEED, SHOWN))
-        with torch.no_grad():
-            device = next(self.tokenizer.parameters(), last.tokens_Bhw).device
-            images = self.tokenizer.decode(last.tokens_Bhw.to(device)).float().cpu()
+        *_, last = sample(model, labels_B, grid, SamplingOptions(), generators(SHEET_SEED, SHEET_SAMPLES))
+        device = next(self.tokenizer.parameters(), last.tokens_Bhw).device
+        images = self.tokenizer.decode(last.tokens_Bhw.to(device)).float().cpu()
         return to_picture(rearrange(images, "(rows columns) c h w -> c (rows h) (columns w)", columns=8))
 
 
+class TuneTask(GPTTask):
+    """A `loop.Task`: the GPT on the views of a few pictures. Its score is bits a token of validation windows.
+
+    By AdamW: orthogonal steps (Muon) cost as much as five grids, and so few steps gain nothing from them.
+    """
+
+    name = "finetune"
+
+    def __init__(self, views: Views, model: GPT):
+        super().__init__(views.run, views, views.model.tokenizer, model, views.run.options.peak_lr)
+        self.windows: list[Window] = []  # of validation pictures, as many as there will be time for
+
+    def optimizer(self, name: str) -> torch.optim.Optimizer:
+        """AdamW, with weight decay for matrices that are no tables."""
+        learning = {key: p for key, p in self.modules[name].named_parameters() if p.requires_grad}
+        decayed = [p for key, p in learning.items() if p.dim() == 2 and key not in TABLES]
+        others = [p for key, p in learning.items() if p.dim() != 2 or key in TABLES]
+        groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.95), fused=True)
+
+    @torch.no_grad()
+    def measure(self, model: GPT, progress: float = 1.0) -> dict[str, float]:
+        """Bits a token of the validation windows."""
+        bits = bits_of(model, self.windows)
+        return {"bits": bits, "score": bits}
+
+    def sheet(self, model: GPT) -> None:
+        """None before the end: drawing takes the time in which more could be learned."""
+
+
 def new_gpt(tokenizer: Tokenizer, labels: int, preset: Preset, options: LearningOptions) -> GPT:
-    """The GPT that a training begins with: random weights."""
+    """The GPT that a training starts with: random weights."""
+    shape = (tokenizer.vocab_size, labels, preset.layers, preset.width, preset.heads, preset.cell)
     with seeded(options.seed):
-        return GPT(
-            GPTConfig(
-                tokenizer.vocab_size,
-                labels,
-                preset.layers,
-                preset.width,
-                preset.heads,
-                preset.cell,
-                cells=preset.cells,
-                dropout=options.dropout,
-            )
-        )
+        return GPT(GPTConfig(*shape, cells=preset.cells, dropout=options.dropout))
 
 
 def cross_entropy(logits_BLnK: Tensor, targets_BLn: Tensor) -> Tensor:
     """Mean negative log likelihood in nats over the targets that are not -1."""
     return F.cross_entropy(logits_BLnK.float().flatten(0, 2), targets_BLn.flatten(), ignore_index=-1)
+
+
+def bits_of(gpt: GPT, windows: Sequence[Window]) -> float:
+    """Mean bits a token of grids of any shapes under their labels, in random orders that are the same every time."""
+    bits = []
+    for shape in dict.fromkeys(grid_hw.shape for grid_hw, _ in windows):
+        grids, labels = zip(*((grid_hw, label) for grid_hw, label in windows if grid_hw.shape == shape), strict=True)
+        bits.append(bits_per_token(gpt, torch.stack(grids), torch.tensor(labels)).flatten())
+    return float(torch.cat(bits).mean())

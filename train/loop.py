@@ -1,7 +1,7 @@
 """The one training loop, for tokenizer, decoder and GPT alike: `run`, on one page.
 
-A step has eight acts: take a batch, set the learning rate, find the gradients, clip them and step, average the weights,
-log; and now and then evaluate (measure, paint a sheet, keep the best weights, warn) and save.
+A step has seven acts: take a batch, find the gradients, clip them and step at the learning rate of the moment, average
+the weights, log; and now and then evaluate (measure, paint a sheet, keep the best weights, warn) and save.
 
 What is learned is a `Task`. Its samples are numbered, and sample k is a pure function of (seed, k), as dropout is of
 (seed, step). So all that a training has to remember beside its weights is the step, and a run that was killed goes on
@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -29,21 +29,25 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from igpt.device import pick_device
 from tokenizer_vq.base import UserError
 
+from .options import LearningOptions
 from .state import catch_interrupt, load_state, save_state, seeded
 
 EMA_DECAY = 0.999
 WARMUP = 0.03  # share of all steps
-FLOOR = 0.02  # last learning rate over the peak
-CLIP = 1.0
+LAST_RATE = 0.02  # over the peak
+GRADIENT_NORM = 1.0  # larger gradients are scaled down to it
+
+Model = TypeVar("Model", bound=nn.Module)
+Measured = TypeVar("Measured", bound=nn.Module, contravariant=True)
 
 
-class Task(Protocol):
+class Task(Protocol[Measured]):
     """What is learned. `modules["model"]` is the result; others (a discriminator) only help it to learn."""
 
     name: str
@@ -60,62 +64,48 @@ class Task(Protocol):
         """The sum of the losses of all modules, and metrics to log. `modules` are the task's own, as they are to be
         called; `progress` is the share of the run that is done; random draws on the CPU come from `generator`."""
 
-    def measure(self, model: nn.Module, progress: float = 1.0) -> dict[str, float]:
+    def measure(self, model: Measured, progress: float = 1.0) -> dict[str, float]:
         """Metrics on held-out data; "score" among them, lower is better; none while weights are not to be kept yet."""
 
     def warnings(self, progress: float, metrics: dict[str, float]) -> list[str]:
         """What a person should know of the metrics last measured and logged, in plain words."""
+        return []
 
-    def sheet(self, model: nn.Module) -> Image | None:
+    def sheet(self, model: Measured) -> Image | None:
         """A picture for people to look at, always from the same seed; None where there is none."""
+        return None
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long, how much at once, how often to evaluate and save."""
+    """How long, how much at once, how often to evaluate; when to save and to give up is in the options."""
 
+    options: LearningOptions
     steps: int
     batch: int
-    save_seconds: float
-    patience: int  # evaluations without a better score, after which the run ends
-    seed: int
-    bf16: bool
-    workers: int = 0
-    quiet: bool = False
+    bf16: bool = False
+    seconds: float = math.inf  # where there is a limit to learning and evaluating, the clock decides instead of `steps`
+    workers: int = 0  # processes that load samples
     evaluations: int = 20
     log_every: int = 25  # steps; evaluations are at least as far apart
-    seconds: float = math.inf  # where there is a limit to learning and evaluating, the clock decides instead of `steps`
 
 
 def rate(progress: float) -> float:
-    """Learning rate over its peak: linear warm-up, then a cosine down to the floor."""
+    """Learning rate over its peak: linear warm-up, then a cosine down to LAST_RATE."""
     if progress < WARMUP:
         return max(progress / WARMUP, 1e-3)
     down = (progress - WARMUP) / (1 - WARMUP)
-    return FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * min(down, 1.0)))
+    return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * min(down, 1.0)))
 
 
 @torch.no_grad()
 def average(averaged: nn.Module, model: nn.Module, step: int) -> None:
     """averaged += (1 - decay) (model - averaged); the decay grows as (1 + step) / (10 + step), up to EMA_DECAY."""
-    decay = min(EMA_DECAY, (1 + step) / (10 + step))
-    update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    update = get_ema_multi_avg_fn(min(EMA_DECAY, (1 + step) / (10 + step)))  # type: ignore[no-untyped-call]
     pairs = zip(averaged.parameters(), model.parameters(), strict=True)
     update(*zip(*(pair for pair in pairs if pair[1].requires_grad), strict=True), step)  # what is frozen is the same
     for mine, theirs in zip(averaged.buffers(), model.buffers(), strict=True):
         mine.copy_(theirs)
-
-
-class StepSampler(Sampler[list[int]]):
-    """The sample numbers of every step from `first` on, without end, for one of several processes."""
-
-    def __init__(self, first: int, batch: int, process: int, processes: int):
-        self.first, self.batch, self.process, self.processes = first, batch, process, processes
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in itertools.count(self.first):
-            sample = (step * self.processes + self.process) * self.batch
-            yield list(range(sample, sample + self.batch))
 
 
 def micro_batches(batch: Any, count: int) -> Iterator[tuple[Any, float]]:
@@ -129,36 +119,31 @@ def micro_batches(batch: Any, count: int) -> Iterator[tuple[Any, float]]:
         yield dict(zip(parts, values, strict=True)), len(values[0]) / size
 
 
-def run(task: Task, schedule: Schedule, folder: Path, metadata: dict[str, str]) -> nn.Module:
-    """Train, going on from `folder` if a state lies there, and return the averaged model that scored best.
+def run(task: Task[Model], schedule: Schedule, folder: Path, identity: str = "") -> Model:
+    """Train, going on from `folder` if a state of that identity lies there; the averaged model that scored best.
 
     Writes `<task>-state.safetensors`, `<task>-best.safetensors`, `metrics.jsonl` and `<task>-<step>.png` there. On
     Ctrl-C the state is saved before KeyboardInterrupt goes on.
     """
-    trainer = Trainer(task, schedule, folder, metadata)
-    with catch_interrupt() as interrupt, seeded(schedule.seed), trainer.bar:
+    trainer = Trainer(task, schedule, folder, identity)
+    with catch_interrupt() as interrupt, seeded(schedule.options.seed), trainer.bar:
         for batch in trainer.batches():
-            for name, optimizer in trainer.optimizers.items():
-                for group in optimizer.param_groups:
-                    group["lr"] = trainer.peaks[name] * rate(trainer.progress)
             metrics = trainer.gradients(batch)
-            for name, optimizer in trainer.optimizers.items():
-                metrics[f"{name}_gradient"] = nn.utils.clip_grad_norm_(trainer.modules[name].parameters(), CLIP)
-                optimizer.step()
+            metrics |= trainer.clip_and_step(rate(trainer.progress))
             average(trainer.averaged, trainer.modules["model"], trainer.step)
             trainer.advance()
 
             last = trainer.progress >= 1
             if last or trainer.step % schedule.log_every == 0:
-                trainer.log({name: float(value) for name, value in metrics.items()})
+                trainer.log(metrics)
             if last or trainer.step >= trainer.evaluated_at + trainer.evaluate_every:
                 trainer.evaluate(last)
 
-            overfits = trainer.evals_since_best >= schedule.patience
+            overfits = trainer.evals_since_best >= schedule.options.patience
             overfits, stopped = (vote > 0 for vote in trainer.agreed(overfits, interrupt.is_set()))
             if overfits:  # the best weights are on disk
                 trainer.progress, last = 1.0, True
-            if last or stopped or time.monotonic() > trainer.saved_at + schedule.save_seconds:
+            if last or stopped or time.monotonic() > trainer.saved_at + 60 * schedule.options.save_minutes:
                 trainer.save()
             if stopped:
                 trainer.say(f"stopped at step {trainer.step} of {trainer.steps}; the same command goes on from there")
@@ -166,25 +151,26 @@ def run(task: Task, schedule: Schedule, folder: Path, metadata: dict[str, str]) 
                 raise KeyboardInterrupt
             if last:
                 break
-    return trainer.load_best()
+    trainer.processes.wait_for_everyone()  # until the best weights are on disk
+    load_state(trainer.best_path, {"model": trainer.averaged})
+    return trainer.averaged
 
 
 class Trainer:
     """Everything that moves during a training, and how it is measured and saved."""
 
-    def __init__(self, task: Task, schedule: Schedule, folder: Path, metadata: dict[str, str]):
-        self.task, self.schedule, self.folder, self.metadata = task, schedule, folder, metadata
+    def __init__(self, task: Task[Any], schedule: Schedule, folder: Path, identity: str):
+        self.task, self.schedule, self.folder, self.identity = task, schedule, folder, identity
         self.processes = PartialState(cpu=pick_device().type == "cpu")
         self.device, self.main = self.processes.device, self.processes.is_main_process
         self.modules = {name: module.to(self.device) for name, module in task.modules.items()}
-        self.averaged = copy.deepcopy(self.modules["model"]).requires_grad_(False).eval()
+        self.averaged: Any = copy.deepcopy(self.modules["model"]).requires_grad_(False).eval()
         self.optimizers = {name: task.optimizer(name) for name in self.modules}
-        self.peaks = {name: optimizer.param_groups[0]["lr"] for name, optimizer in self.optimizers.items()}
         self.step, self.progress, self.evaluated_at, self.micro_batches = 0, 0.0, 0, 1
         self.best_score, self.evals_since_best = math.inf, 0
         self.latest: dict[str, float] = {}  # metrics
         self.seconds_before = 0.0  # of learning, when the training was last stopped
-        self.began = self.saved_at = time.monotonic()
+        self.started = self.saved_at = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         self.state_path, self.best_path = (folder / f"{task.name}-{which}.safetensors" for which in ("state", "best"))
         if self.state_path.is_file():
@@ -193,33 +179,27 @@ class Trainer:
         if self.processes.num_processes > 1:
             ids = [self.device] if self.device.type == "cuda" else None
             self.ddp = {name: DistributedDataParallel(module, ids) for name, module in self.ddp.items()}
-        self.bar = tqdm(
-            total=self.steps,
-            initial=self.step,
-            desc=task.name,
-            mininterval=1,
-            smoothing=0.05,
-            disable=schedule.quiet or not self.main,
-        )
+        silent = schedule.options.quiet or not self.main
+        self.bar = tqdm(desc=task.name, total=self.steps, initial=self.step, mininterval=1, disable=silent)
 
     def _resume(self) -> None:
         """Go on from the state in the folder. Raises UserError where it is damaged or of something else."""
         at = load_state(self.state_path, {**self.modules, "averaged": self.averaged}, self.optimizers)
-        if at.get("identity", "") != self.metadata.get("identity", ""):
+        if at.get("identity", "") != self.identity:
             raise UserError(f"the training state {self.state_path} is of other pictures or tokens; use another --out")
         self.step, self.progress, self.evaluated_at = int(at["step"]), float(at["progress"]), int(at["evaluated_at"])
         self.best_score, self.evals_since_best = float(at["best_score"]), int(at["evals_since_best"])
         self.seconds_before = float(at["seconds"])
 
-    # Learning
-
     def batches(self) -> Iterable[Any]:
         """The batches of the steps that are still to be done, and more: `run` knows when to stop."""
         if self.progress >= 1:
             return []
-        processes, workers, pin = self.processes, self.schedule.workers, self.device.type == "cuda"
-        numbers = StepSampler(self.step, self.schedule.batch, processes.process_index, processes.num_processes)
-        return DataLoader(self.task.dataset, batch_sampler=numbers, num_workers=workers, pin_memory=pin)
+        batch, rank, ranks = self.schedule.batch, self.processes.process_index, self.processes.num_processes
+        firsts = ((step * ranks + rank) * batch for step in itertools.count(self.step))
+        samples: Any = (list(range(first, first + batch)) for first in firsts)
+        workers, pin = self.schedule.workers, self.device.type == "cuda"
+        return DataLoader(self.task.dataset, batch_sampler=samples, num_workers=workers, pin_memory=pin)
 
     def gradients(self, batch: Any) -> dict[str, Tensor]:
         """Leave the gradients of a batch in the weights, and return the metrics of its loss.
@@ -228,24 +208,13 @@ class Trainer:
         Raises UserError where it cannot be halved.
         """
         batch = send_to_device(batch, self.device, non_blocking=True)
-        seed, alone = self.schedule.seed * 1_000_003 + self.step, self.processes.num_processes == 1
         while True:
-            metrics: dict[str, Tensor] = {}
-            generator = torch.Generator().manual_seed(seed)
-            torch.manual_seed(seed * 131 + self.processes.process_index)  # of dropout
-            for optimizer in self.optimizers.values():
-                optimizer.zero_grad(set_to_none=True)
             try:
-                for part, share in micro_batches(batch, self.micro_batches):
-                    with self.autocast():
-                        loss, found = self.task.loss(self.ddp, part, self.progress, generator)
-                    (loss * share).backward()  # type: ignore[no-untyped-call]
-                    metrics = {name: metrics.get(name, 0) + value.detach() * share for name, value in found.items()}
-                return metrics
+                return self._gradients(batch)
             except RuntimeError as error:
-                size = self.schedule.batch // self.micro_batches
                 if "out of memory" not in str(error):
                     raise
+                size, alone = self.schedule.batch // self.micro_batches, self.processes.num_processes == 1
                 if not (self.task.divisible and size > 1 and alone):  # one process with other parts would hold up all
                     raise UserError(
                         f"{self.device} has too little memory for {size} samples at once; "
@@ -256,10 +225,33 @@ class Trainer:
                 torch.cuda.empty_cache()
             print(f"out of memory: going on with {size // 2} samples at once", file=sys.stderr)
 
-    def autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.schedule.bf16)
+    def _gradients(self, batch: Any) -> dict[str, Tensor]:
+        seed = self.schedule.options.seed * 1_000_003 + self.step
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed * 131 + self.processes.process_index)  # of dropout
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        metrics: dict[str, Tensor] = {}
+        for part, share in micro_batches(batch, self.micro_batches):
+            with self.autocast():
+                loss, found = self.task.loss(self.ddp, part, self.progress, generator)
+            (loss * share).backward()  # type: ignore[no-untyped-call]
+            metrics = {name: metrics.get(name, 0) + value.detach() * share for name, value in found.items()}
+        return metrics
 
-    # Where it stands
+    def clip_and_step(self, rate: float) -> dict[str, Tensor]:
+        """Move the weights at that share of the peak learning rates; the norms of their gradients, as metrics."""
+        norms = {}
+        for name, optimizer in self.optimizers.items():
+            for group in optimizer.param_groups:
+                group["lr"] = optimizer.defaults["lr"] * rate
+            norms[f"{name}_gradient"] = nn.utils.clip_grad_norm_(self.modules[name].parameters(), GRADIENT_NORM)
+            optimizer.step()
+        return norms
+
+    def autocast(self) -> torch.autocast:
+        """A block in bfloat16 where the schedule says so."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.schedule.bf16)
 
     def advance(self) -> None:
         """One step further: by the number of steps, or by the clock where the time is limited."""
@@ -279,8 +271,8 @@ class Trainer:
 
     @property
     def seconds(self) -> float:
-        """Of learning and evaluating, also before the training was stopped and begun again."""
-        return self.seconds_before + time.monotonic() - self.began
+        """Of learning and evaluating, also before the training was stopped and started again."""
+        return self.seconds_before + time.monotonic() - self.started
 
     @property
     def steps(self) -> int:
@@ -289,24 +281,18 @@ class Trainer:
 
     @property
     def evaluate_every(self) -> int:
+        """Steps between two evaluations."""
         return max(self.schedule.log_every, self.steps // self.schedule.evaluations)
 
-    def where(self) -> dict[str, str]:
-        """What is needed to go on from here, beside weights and optimizers: the metadata of files."""
-        names = ("step", "progress", "evaluated_at", "best_score", "evals_since_best", "seconds")
-        return self.metadata | {name: repr(getattr(self, name)) for name in names}
-
-    # What is said and kept
-
-    def log(self, metrics: dict[str, float]) -> None:
+    def log(self, metrics: dict[str, Any]) -> None:
         """One line of metrics.jsonl."""
-        self.latest |= metrics
+        values = {name: round(float(value), 5) for name, value in metrics.items()}
+        self.latest |= values
         if self.main:
-            line = {"stage": self.task.name, "step": self.step, "time": round(time.time(), 1)}
-            line |= {name: round(value, 5) for name, value in metrics.items()}
+            line = {"stage": self.task.name, "step": self.step, "time": round(time.time(), 1)} | values
             with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            self.bar.set_postfix({name: f"{value:.3f}" for name, value in list(metrics.items())[:3]}, refresh=False)
+            self.bar.set_postfix({name: f"{value:.3f}" for name, value in list(values.items())[:3]}, refresh=False)
 
     def say(self, sentence: str) -> None:
         """Above the progress line, where it stays."""
@@ -327,17 +313,18 @@ class Trainer:
                 sheet.save(self.folder / f"{self.task.name}-{self.step:07d}.png")
             if better:
                 found = json.dumps({name: round(value, 5) for name, value in metrics.items()})
-                save_state(self.best_path, {"model": self.averaged}, {}, self.where() | {"metrics": found})
+                save_state(self.best_path, {"model": self.averaged}, {}, self._metadata() | {"metrics": found})
         self.log(metrics)
         for sentence in self.task.warnings(self.progress, self.latest):
             self.say(f"warning: {sentence}")
 
     def save(self) -> None:
+        """Write down all that is needed to go on from here."""
         if self.main:
-            save_state(self.state_path, {**self.modules, "averaged": self.averaged}, self.optimizers, self.where())
+            modules = {**self.modules, "averaged": self.averaged}
+            save_state(self.state_path, modules, self.optimizers, self._metadata())
         self.saved_at = time.monotonic()
 
-    def load_best(self) -> nn.Module:
-        self.processes.wait_for_everyone()  # until they are on disk
-        load_state(self.best_path, {"model": self.averaged}, {})
-        return self.averaged
+    def _metadata(self) -> dict[str, str]:
+        names = ("identity", "step", "progress", "evaluated_at", "best_score", "evals_since_best", "seconds")
+        return {name: str(getattr(self, name)) for name in names}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from igpt.device import fast_bf16
 
 MOMENTUM = 0.95
-ROUNDS = 5
+NEWTON_SCHULZ_STEPS = 5
 A, B, C = 3.4445, -4.7750, 2.0315  # of the quintic that moves singular values from 0..1 to about 1, fastest near 0
 STEP_RMS = 0.2  # root mean square of a step of AdamW over its learning rate, about
 BETA1, BETA2, EPS = 0.9, 0.95, 1e-8
@@ -32,7 +32,7 @@ def orthogonal(matrices_MN: Tensor) -> Tensor:
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(ROUNDS):
+    for _ in range(NEWTON_SCHULZ_STEPS):
         square = x @ x.mT
         x = A * x + (B * square + C * square @ square) @ x
     return x.mT if tall else x
@@ -42,15 +42,10 @@ def muon(network: nn.Module, lr: float, decay: float, tables: Sequence[str]) -> 
     """For all that learns in a network. `tables` are the names of matrices whose rows stand each for itself, as those
     of embeddings do: they are left to AdamW."""
     learning = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    matrices = [(name in tables, p) for name, p in learning if p.dim() == 2]
-    return Muon(
-        [
-            {"params": [p for is_table, p in matrices if not is_table], "weight_decay": decay, "orthogonal": True},
-            {"params": [p for is_table, p in matrices if is_table], "weight_decay": decay},
-            {"params": [p for _, p in learning if p.dim() != 2]},
-        ],
-        lr,
-    )
+    matrices = [p for name, p in learning if p.dim() == 2 and name not in tables]
+    rows = [p for name, p in learning if p.dim() == 2 and name in tables]
+    groups = [{"params": matrices, "weight_decay": decay, "orthogonal": True}, {"params": rows, "weight_decay": decay}]
+    return Muon([*groups, {"params": [p for _, p in learning if p.dim() != 2]}], lr)
 
 
 class Muon(torch.optim.Optimizer):
@@ -61,32 +56,35 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Move all parameters that have a gradient."""
         for group in self.param_groups:
-            learning = [parameter for parameter in group["params"] if parameter.grad is not None]
-            for parameter in learning:
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            rate, pairs = group["lr"], [(p, p.grad) for p in group["params"] if p.grad is not None]
+            for parameter, gradient in pairs:
+                parameter.mul_(1 - rate * group["weight_decay"])
                 if not group["orthogonal"]:
-                    self._adam_step(parameter, parameter.grad, group["lr"])
+                    self._adam_step(parameter, gradient, rate)
             if group["orthogonal"]:
-                for shape in dict.fromkeys(parameter.shape for parameter in learning):  # equal ones together: faster
-                    self._muon_step([parameter for parameter in learning if parameter.shape == shape], group["lr"])
+                for shape in dict.fromkeys(p.shape for p, _ in pairs):  # equal ones together: faster
+                    self._muon_step([pair for pair in pairs if pair[0].shape == shape], rate)
 
-    def _muon_step(self, matrices: list[Tensor], lr: float) -> None:
+    def _muon_step(self, pairs: list[tuple[Tensor, Tensor]], lr: float) -> None:
         ahead = []
-        for matrix in matrices:
-            assert matrix.grad is not None
+        for matrix, gradient in pairs:
             momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
-            momentum.lerp_(matrix.grad, 1 - MOMENTUM)
-            ahead.append(matrix.grad.lerp(momentum, MOMENTUM))  # Nesterov's
-        for matrix, move in zip(matrices, orthogonal(torch.stack(ahead)), strict=True):
+            momentum.lerp_(gradient, 1 - MOMENTUM)
+            ahead.append(gradient.lerp(momentum, MOMENTUM))  # Nesterov's
+        for (matrix, _), move in zip(pairs, orthogonal(torch.stack(ahead)), strict=True):
             matrix.add_(move, alpha=-lr * STEP_RMS * max(matrix.shape) ** 0.5)
 
     def _adam_step(self, parameter: Tensor, gradient: Tensor, lr: float) -> None:
         """Kingma & Ba 2015, arXiv 1412.6980, algorithm 1; decay as by Loshchilov & Hutter 2019, arXiv 1711.05101."""
         slots = self.state[parameter]
         if not slots:
-            slots["step"] = torch.zeros(())
-            slots["mean"], slots["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+            slots |= {
+                "step": torch.zeros(()),
+                "mean": torch.zeros_like(parameter),
+                "square": torch.zeros_like(parameter),
+            }
         slots["step"] += 1
         step = float(slots["step"])
         slots["mean"].lerp_(gradient, 1 - BETA1)

@@ -1,4 +1,4 @@
-"""What a training can be told. Every default is written here, once; imports no torch."""
+"""Options of every training. Each default is written here, once; imports no torch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ CROPS_A_PICTURE, MIN_CROPS = 100, 4000  # of the tokenizer, for collections too 
 
 @dataclass(frozen=True)
 class LearningOptions:
-    """What every training of a GPT can be told."""
+    """Options of every training of a GPT."""
 
     seed: int = option(0, "every random draw of the training follows from it", low=0, high=2**31 - 1)
     random_orders: float = option(1.0, "share of random drawing orders; the rest is raster order", low=0, high=1)
@@ -69,27 +69,19 @@ class TrainOptions(LearningOptions):
     preset: str = option("small", "how much to learn: each is several times the one before", choices=tuple(PRESETS))
     manifest: str | None = option(None, "CSV with columns id and split (train, val): the held-out pictures")
     perceptual: str = option(
-        DEFAULT_MODEL,
-        "what judges reconstructions: a folder with LPIPS weights, or the encoder "
-        "of a model; none: edges and SSIM alone",
+        DEFAULT_MODEL, "a model whose encoder compares pictures, a folder with LPIPS weights, or none"
     )
     tokenizer: str | None = option(None, "take the tokenizer from this model instead of training one")
     tokenizer_crops: int | None = option(None, "training crops seen by the tokenizer (default: from the preset)", low=1)
-    decoder_crops: int | None = option(
-        None, "crops for the decoder alone, in the end (default: from the preset)", low=0
-    )
+    decoder_crops: int | None = option(None, "then by its decoder alone (default: from the preset)", low=0)
     downsample: int | None = option(
-        None, "pixels a side of a token: 4, 8 or 16 (default: 8, or 4 for small pictures)", choices=DOWNSAMPLES
+        None, "pixels a side of a token (default: 8; small pictures: 4)", choices=DOWNSAMPLES
     )
-    codes: int | None = option(
-        None, "how many codes the tokenizer has (default: from the number of pictures)", low=2, high=MAX_CODES
-    )
+    codes: int | None = option(None, "codes of the tokenizer (default: from the pictures)", low=2, high=MAX_CODES)
     gpt_samples: int | None = option(None, "token grids seen by the GPT (default: from the preset)", low=1)
     tokenizer_lr: float = option(4e-4, "peak learning rate of the tokenizer", low=1e-9, high=1)
     gpt_lr: float = option(3e-3, "peak learning rate of the GPT", low=1e-9, high=1)
-    adversarial: float = option(
-        0.7, "how hard the discriminator pulls at the decoder in the end; 0 trains without", low=0
-    )
+    adversarial: float = option(0.7, "weight of the discriminator in the decoder's stage; 0 trains without", low=0)
     workers: int = option(0, "processes that load pictures; 0 is best on two cores", low=0)
     flip: bool = option(True, "mirror pictures at random; leave out for lettering and sheets that read one way")
     views: int = option(2, "encodings of each picture: 1 at its short side, 2 also as a whole, 4 also mirrored", low=1)
@@ -109,25 +101,21 @@ class TrainOptions(LearningOptions):
         cells = min(preset.cells, max(2, round(side / (cell * downsample))) ** 2)
         codes = min(preset.codes, 2 ** int(math.log2(max(MIN_CODES, pictures * cells * cell**2 / TOKENS_A_CODE))))
         crops = max(MIN_CROPS, CROPS_A_PICTURE * pictures)
-        names = ("tokenizer_crops", "decoder_crops", "gpt_samples", "downsample", "codes")
-        given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return replace(
-            preset,
-            **{
-                "downsample": downsample,
-                "cell": cell,
-                "cells": cells,
-                "codes": codes,
-                "channels": (*preset.channels, *preset.channels[-1:])[:levels],
-                "crop": min(preset.crop, max(MIN_CROP, side // downsample * downsample)),
-                "tokenizer_crops": min(preset.tokenizer_crops, crops),
-                "decoder_crops": min(preset.decoder_crops, crops // 5),
-            }
-            | given,
-        )
+        fitted = {
+            "downsample": downsample,
+            "cell": cell,
+            "cells": cells,
+            "codes": codes,
+            "channels": (*preset.channels, *preset.channels[-1:])[:levels],
+            "crop": min(preset.crop, max(MIN_CROP, side // downsample * downsample)),
+            "tokenizer_crops": min(preset.tokenizer_crops, crops),
+            "decoder_crops": min(preset.decoder_crops, crops // 5),
+        }
+        names = ("tokenizer_crops", "decoder_crops", "gpt_samples", "codes")
+        return replace(preset, **fitted | {name: value for name in names if (value := getattr(self, name)) is not None})
 
 
-RATES = {"lora": 2e-3, "full": 3e-4}  # peak learning rates of the methods
+PEAK_RATES = {"lora": 2e-3, "full": 3e-4}  # peak learning rates of the methods
 
 
 @dataclass(frozen=True)
@@ -136,21 +124,23 @@ class TuneOptions(LearningOptions):
 
     adapter: bool = option(False, "write a small adapter file (4 MB at most) for the base instead of a model folder")
     minutes: float = option(9.0, "how long it may take in all", low=0.05, high=100_000)
-    method: str = option("lora", "lora learns small additions to all weights, full all weights", choices=tuple(RATES))
+    method: str = option(
+        "lora", "lora learns small additions to all weights, full all weights", choices=tuple(PEAK_RATES)
+    )
     rank: int = option(16, "rank of the additions of lora", low=1)
     samples: int | None = option(None, "crops to learn from (default: as many as --minutes leave time for)", low=1)
     batch: int = option(4, "crops a step", low=1)
     lr: float | None = option(None, "peak learning rate (default: 2e-3 for lora, 3e-4 for full)", low=1e-9, high=1)
     flip: bool | None = option(None, "mirror pictures at random (default: unless left and right differ in all)")
-    decoder_crops: int = option(
-        0, "crops from which the decoder learns in the end, beyond --minutes; 0 leaves it", low=0
-    )
+    decoder_crops: int = option(0, "crops from which the decoder learns in the end, beyond --minutes", low=0)
 
     @property
     def peak_lr(self) -> float:
-        return self.lr or RATES[self.method]
+        """Learning rate of the method, unless there is one."""
+        return self.lr or PEAK_RATES[self.method]
 
     def check(self) -> None:
+        """Raises UserError on values that cannot be meant."""
         super().check()
         if self.adapter and self.method != "lora":
             raise UserError(f"--adapter holds what lora learns; --method {self.method} makes a model folder")

@@ -28,12 +28,11 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from igpt.files import atomic_write
 from igpt.token_cache import TokenCache
 from tokenizer_vq.base import UserError
-from tokenizer_vq.dataset import MIN_SIDE, ArtFolder, _Entry, _files_in_tar, shuffled
+from tokenizer_vq.dataset import MIN_SIDE, ArtFolder, Crops, _Entry, _files_in_tar, shuffled
 from tokenizer_vq.images import PICTURE_SUFFIXES, UnreadablePicture, open_picture, random_crop, to_tensor
 
 from .state import peek
@@ -123,32 +122,40 @@ def _opened(entry: _Entry) -> tuple[Image.Image | None, bool]:
     return (picture if min(picture.size) >= MIN_SIDE else None), held_out
 
 
-class ArtShards:
-    """Pictures in shards, with the doors of ArtFolder that a training uses. A picture that cannot be used is passed
+class ArtShards(ArtFolder):
+    """Pictures in shards. Of ArtFolder it has what a training uses. A picture that cannot be used is passed
     over, and the next one is taken. The label is what the file `KEY.cls` beside `KEY.png` says, without one the folder
     of the key, without one the folder of the shards. Raises UserError where shards are missing or short."""
 
-    labels: Sequence[str] = ()  # known when all pictures are encoded
-    skipped: Sequence[Any] = ()
-
     def __init__(self, pattern: str):
         self.shards = shards_of(pattern)
+        self.labels, self.skipped = [], []  # known when all pictures are encoded; not counted
         self.top = PurePosixPath(pattern).parent.name or "pictures"
         bytes_of = [0 if "://" in shard else os.path.getsize(shard) for shard in self.shards]
         turns = [max(1, round(TURNS * size / max(1, *bytes_of))) for size in bytes_of]
         self.turns = [(shard, turn, of) for shard, of in enumerate(turns) for turn in range(of)]
-        self.fingerprint = hashlib.sha256(repr([*zip(self.shards, bytes_of, strict=True)]).encode()).hexdigest()
+        self.identity = repr([*zip(self.shards, bytes_of, strict=True)])
         first, _ = _listed(self.shards[0])
-        self.different = round(len(first) * len(self.turns) / turns[0])  # about, told from the first shard
+        self.about = round(len(first) * len(self.turns) / turns[0])  # pictures in all, told from the first shard
         self.sizes = [picture.size for picture, _ in map(_opened, first[:JUDGED]) if picture]
 
-    def split(self) -> tuple[Sequence[int], list[int]]:
+    @property
+    def different(self) -> int:
+        """About so many pictures there are, copies included."""
+        return self.about
+
+    @property
+    def fingerprint(self) -> str:
+        """A SHA-256 over the names and sizes of all shards."""
+        return hashlib.sha256(self.identity.encode()).hexdigest()
+
+    def split(self, validation: float = HELD_OUT) -> tuple[Sequence[int], list[int]]:
         """A range as long as there are about pictures, and the numbers of some of the first that are held out; where
         none is, of the first few, which are also learned from."""
         shards = range(len(self.shards))
         numbers = (n * len(shards) + shard for shard in shards for n in range(len(_listed(self.shards[shard])[0])))
         held_out = (n for n in islice(numbers, LOOKED_AT) if _opened(self._entry(n))[1])
-        return range(self.different), list(islice(held_out, MEASURED)) or list(range(min(self.different, 8)))
+        return range(self.about), list(islice(held_out, MEASURED)) or list(range(min(self.about, 8)))
 
     def _entry(self, number: int) -> _Entry:
         place, shard = divmod(number, len(self.shards))
@@ -185,7 +192,7 @@ class ArtShards:
                 yield Labelled(picture, told or entry.name.rpartition("/")[0] or self.top, held_out)
 
 
-def open_art(art: str | Path, manifest: str | None) -> ArtFolder | ArtShards:
+def open_art(art: str | Path, manifest: str | None) -> ArtFolder:
     """What a training learns from: shards where `art` is a pattern or an address, else a folder or one .tar."""
     if os.path.exists(os.path.expanduser(art)) or not re.search(r"[*{]|://", str(art)):
         return ArtFolder(art, manifest=manifest)
@@ -194,11 +201,10 @@ def open_art(art: str | Path, manifest: str | None) -> ArtFolder | ArtShards:
     return ArtShards(str(art))
 
 
-class ShardCrops(Dataset[Tensor]):
-    """`Crops` of pictures in shards."""
+class ShardCrops(Crops):
+    """Crops of pictures in shards."""
 
-    def __init__(self, art: ArtShards, size: int, seed: int, scales: tuple[float, float], flip: bool):
-        self.art, self.size, self.seed, self.scales, self.flip = art, size, seed, scales, flip
+    art: ArtShards
 
     def __getitem__(self, k: int) -> Tensor:
         rng = random.Random(f"crop/{self.seed}/{k}")

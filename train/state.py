@@ -22,69 +22,63 @@ from igpt.device import devices, pick_device
 from igpt.files import atomic_write
 from tokenizer_vq.base import UserError
 
+Modules = Mapping[str, nn.Module]
+Optimizers = Mapping[str, torch.optim.Optimizer]
+
 # On disk
 
 
-def all_tensors(module: nn.Module) -> dict[str, Tensor]:
+def _module_tensors(modules: Modules) -> dict[str, Tensor]:
     """All parameters and all buffers, also those that a model file leaves out (the codebook's averages)."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    found = ((name, (*module.named_parameters(), *module.named_buffers())) for name, module in modules.items())
+    return {f"module/{name}/{key}": value.detach() for name, tensors in found for key, value in tensors}
 
 
-def save_state(
-    path: Path,
-    modules: Mapping[str, nn.Module],
-    optimizers: Mapping[str, torch.optim.Optimizer],
-    metadata: dict[str, str],
-) -> None:
+def save_state(path: Path, modules: Modules, optimizers: Optimizers, metadata: dict[str, str]) -> None:
     """`metadata` are short strings: the step, the best score, what the training was started with.
 
     Raises UserError where the file cannot be written; the state from before is still there.
     """
-    tensors: dict[str, Tensor] = {}
-    for name, module in modules.items():
-        tensors |= {f"module/{name}/{k}": v.detach().cpu() for k, v in all_tensors(module).items()}
+    tensors = _module_tensors(modules)
     for name, optimizer in optimizers.items():
         for i, slots in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{name}/{i}/{k}": v.cpu() for k, v in slots.items()}
+            tensors |= {f"optimizer/{name}/{i}/{slot}": value for slot, value in slots.items()}
     try:
         with atomic_write(path) as part:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata)
+            save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, part, metadata)
     except (OSError, SafetensorError) as error:
         raise UserError(f"the training cannot be saved to {path}: {error}; what was saved before is whole") from error
 
 
-def load_state(
-    path: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
-) -> dict[str, str]:
+@torch.no_grad()
+def load_state(path: Path, modules: Modules, optimizers: Optimizers | None = None) -> dict[str, str]:
     """Fill modules and optimizers in place and return the metadata. Raises UserError if the shapes do not agree."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = dict(file.metadata() or {})
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            saved = {key: file.get_tensor(key) for key in file.keys()}
     except Exception as error:
         raise UserError(f"the training state {path} cannot be read ({error}); delete it to start again") from error
-    with torch.no_grad():
-        for name, module in modules.items():
-            for key, value in all_tensors(module).items():
-                saved = tensors.get(f"module/{name}/{key}")
-                if saved is None or saved.shape != value.shape:
-                    raise UserError(
-                        f"the training state {path} is of a model of another shape; use the options it was "
-                        "started with, or another --out"
-                    )
-                value.copy_(saved)
-    for name, optimizer in optimizers.items():
+    for key, value in _module_tensors(modules).items():
+        if key not in saved or saved[key].shape != value.shape:
+            raise UserError(
+                f"the training state {path} is of a model of another shape; use the options it was started with, or "
+                "another --out"
+            )
+        value.copy_(saved[key])
+    for name, optimizer in (optimizers or {}).items():
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        slots: dict[int, dict[str, Tensor]] = {}
-        prefix = f"optimizer/{name}/"
-        for key, value in tensors.items():
-            if key.startswith(prefix):
+        slots: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(parameters))}
+        for key in saved:
+            if key.startswith(prefix := f"optimizer/{name}/"):
                 i, slot = key.removeprefix(prefix).split("/")
-                if value.shape == (parameter := parameters[int(i)]).shape:
+                value, parameter = saved[key], parameters[int(i)]
+                if value.shape == parameter.shape:
                     # In the parameter's own memory format: fused AdamW walks both in the order they lie in memory.
                     value = torch.empty_like(parameter, device="cpu", dtype=value.dtype).copy_(value)
-                slots.setdefault(int(i), {})[slot] = value
-        optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+                slots[int(i)][slot] = value
+        state = {i: filled for i, filled in slots.items() if filled}
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return metadata
 
 
@@ -103,20 +97,21 @@ def peek(path: Path) -> dict[str, str]:
 @contextmanager
 def catch_interrupt() -> Iterator[threading.Event]:
     """A block in which the first Ctrl-C only sets the event; a second one interrupts at once, as usual."""
-    asked, before = threading.Event(), None
+    interrupt = threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if asked.is_set():
+        if interrupt.is_set():
             raise KeyboardInterrupt
-        asked.set()
+        interrupt.set()
 
-    if threading.current_thread() is threading.main_thread():  # signals cannot be caught elsewhere
-        before = signal.signal(signal.SIGINT, handle)
+    if threading.current_thread() is not threading.main_thread():  # signals cannot be caught elsewhere
+        yield interrupt
+        return
+    before = signal.signal(signal.SIGINT, handle)
     try:
-        yield asked
+        yield interrupt
     finally:
-        if before is not None:
-            signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

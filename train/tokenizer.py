@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,34 +12,37 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from igpt.evaluation.perceptual import GradientSSIM, reconstruction
+from igpt.evaluation.perceptual import Distance, GradientSSIM, reconstruction
 from igpt.sizes import Grids
 from tokenizer_vq.dataset import Crops
 from tokenizer_vq.images import fit_cover, to_picture, to_tensor
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
 from .folder import Run
+from .loop import Task
+from .options import TrainOptions
 from .shards import ArtShards, ShardCrops
 from .state import seeded
 
-WIDEST = 0.7  # crops are taken from pictures scaled to between this and 1 times their native side
+WIDEST_CROP = 0.7  # crops are taken from pictures scaled to between this and 1 times their native side
 QUANTIZED_AFTER = 0.05  # share of the run in which the encoder learns to say something before it is quantized
-MEASURED, SHOWN = 96, 8  # held-out pictures during training, and on a sheet
+MEASURED_PICTURES, SHEET_PICTURES = 96, 8  # held-out ones
+PICTURES_AT_ONCE = 8  # when measuring
 JITTER = 4  # pixels: the perceptual distance looks from another corner every time, up to this far in
-COLLAPSED = 0.5  # share of the codes in use below which a warning is given
+COLLAPSED_USAGE = 0.5  # share of the codes in use below which a warning is given
 
-Seen = tuple[Tensor, list[Tensor]]  # pictures, and the feature maps that the perceptual distance has of them
+Features = tuple[Tensor, list[Tensor]]  # pictures, and the feature maps that the perceptual distance has of them
 
 
-class TokenizerTask:
+class TokenizerTask(Task[VQTokenizer]):
     """A `loop.Task`: encoder, codebook and decoder."""
 
     name = "tokenizer"
     divisible = False  # the codebook counts the codes of a whole batch
     structure_weight = 1.0
 
-    def __init__(self, run: Run, tokenizer: VQTokenizer | None = None):
-        self.run, self.options, self.distance = run, run.options, run.perceptual
+    def __init__(self, run: Run[TrainOptions], distance: Distance, tokenizer: VQTokenizer | None = None):
+        self.art, self.options, self.distance = run.art, run.options, distance
         if tokenizer is None:
             with seeded(run.options.seed):
                 tokenizer = VQTokenizer(VQConfig(channels=run.preset.channels, codes=run.preset.codes))
@@ -47,21 +50,21 @@ class TokenizerTask:
         self.modules: dict[str, nn.Module] = {"model": tokenizer.to(memory_format=torch.channels_last)}
         self.side, _ = Grids(tokenizer.downsample, run.preset.cell, run.preset.cells).native_size
         crop = run.preset.crop
-        scales = (max(1.0, WIDEST * self.side / crop), max(1.0, self.side / crop))
-        how = (crop, run.options.seed, scales, run.options.flip)
-        self.dataset: Dataset[Any] = (
-            ShardCrops(run.art, *how) if isinstance(run.art, ArtShards) else Crops(run.art, list(run.train), *how)
-        )
-        self.structure = self.distance if isinstance(self.distance, GradientSSIM) else GradientSSIM()
+        scales = (max(1.0, WIDEST_CROP * self.side / crop), max(1.0, self.side / crop))
+        crops = ShardCrops if isinstance(run.art, ArtShards) else Crops
+        self.dataset: Dataset[Any] = crops(run.art, run.train, crop, run.options.seed, scales, run.options.flip)
+        self.structure = distance if isinstance(distance, GradientSSIM) else GradientSSIM()
         self.used_K = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)  # codes chosen since the last warnings
-        self.held_out = list(run.val or run.train[:SHOWN])
+        self.held_out = run.val or run.train[:SHEET_PICTURES]
 
     def optimizer(self, name: str) -> torch.optim.Optimizer:
+        """AdamW."""
         return adamw(self.modules[name], self.options.tokenizer_lr)
 
     def loss(
         self, modules: dict[str, nn.Module], batch: Tensor, progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of a batch of crops [B, 3, H, W]: `compare` and the quantizer's own."""
         images_BCHW = batch.contiguous(memory_format=torch.channels_last)
         recon_BCHW, quantized = modules["model"](images_BCHW, generator, progress < QUANTIZED_AFTER)
         self.used_K = self.used_K.to(images_BCHW.device)
@@ -72,7 +75,7 @@ class TokenizerTask:
 
     def compare(
         self, images_BCHW: Tensor, recon_BCHW: Tensor, generator: torch.Generator
-    ) -> tuple[dict[str, Tensor], Seen, Seen]:
+    ) -> tuple[dict[str, Tensor], Features, Features]:
         """The losses of reconstructions, to be summed; and what the perceptual distance has seen of both.
 
         LPIPS alone leaves a pattern in every token, as it does not see what falls between the strides of its network.
@@ -80,10 +83,8 @@ class TokenizerTask:
         """
         y, x = torch.randint(JITTER, (2,), generator=generator).tolist()
         real_BCHW, fake_BCHW = images_BCHW[..., y:, x:], recon_BCHW[..., y:, x:]
-        losses = {
-            "l1": F.l1_loss(recon_BCHW, images_BCHW),
-            "structure": self.structure_weight * self.structure(images_BCHW, recon_BCHW).mean(),
-        }
+        losses = {"l1": F.l1_loss(recon_BCHW, images_BCHW)}
+        losses["structure"] = self.structure_weight * self.structure(images_BCHW, recon_BCHW).mean()
         if isinstance(self.distance, GradientSSIM):
             return losses, (real_BCHW, []), (fake_BCHW, [])
         distance = self.distance.to(images_BCHW.device)
@@ -93,31 +94,28 @@ class TokenizerTask:
         losses["perceptual"] = distance.between(real_features, fake_features).mean()
         return losses, (real_BCHW, real_features), (fake_BCHW, fake_features)
 
-    def tokenizer(self, model: nn.Module) -> VQTokenizer:
-        """The tokenizer in what is learned."""
-        assert isinstance(model, VQTokenizer)
-        return model
-
-    def pictures(self, indices: list[int], device: torch.device) -> Iterator[Tensor]:
-        """Centre crops of the native size, in batches [B, 3, H, W]."""
-        for first in range(0, len(indices), 8):
-            chosen = [self.run.art.picture(i) for i in indices[first : first + 8]]
-            tensors = [to_tensor(fit_cover(picture, self.side, self.side)) for picture in chosen]
-            yield torch.stack(tensors).to(device)
-
-    def measure(self, model: nn.Module, progress: float = 1.0) -> dict[str, float]:
-        metrics = self.reconstruction(model, spread(self.held_out, MEASURED))
+    def measure(self, model: VQTokenizer, progress: float = 1.0) -> dict[str, float]:
+        """The score is the perceptual distance."""
+        metrics = self.reconstruction(model, spread(self.held_out, MEASURED_PICTURES))
         return metrics | {"score": metrics[self.distance.name]}
 
-    def reconstruction(self, model: nn.Module, indices: list[int]) -> dict[str, float]:
+    def reconstruction(self, model: VQTokenizer, pictures: Sequence[int]) -> dict[str, float]:
         """`perceptual.reconstruction` of some pictures."""
-        device = next(model.parameters()).device
-        return reconstruction(self.tokenizer(model), self.pictures(indices, device), self.distance.to(device))
+        device = model.quantizer.codebook_KE.device
+        return reconstruction(model, self._squares(pictures, device), self.distance.to(device))
+
+    def _squares(self, pictures: Sequence[int], device: torch.device) -> Iterator[Tensor]:
+        """The middles of pictures at the native size, in batches [B, 3, H, W]."""
+        for first in range(0, len(pictures), PICTURES_AT_ONCE):
+            chosen = [self.art.picture(i) for i in pictures[first : first + PICTURES_AT_ONCE]]
+            squares = [to_tensor(fit_cover(picture, self.side, self.side)) for picture in chosen]
+            yield torch.stack(squares).to(device)
 
     def warnings(self, progress: float, metrics: dict[str, float]) -> list[str]:
+        """Where few of the codes are used."""
         used = float(self.used_K.float().mean())
         self.used_K.zero_()
-        if progress < 2 * QUANTIZED_AFTER or used >= COLLAPSED:
+        if progress < 2 * QUANTIZED_AFTER or used >= COLLAPSED_USAGE:
             return []
         return [
             f"the codebook is collapsing: {used:.0%} of its {len(self.used_K)} codes were used of late; a lower "
@@ -125,11 +123,10 @@ class TokenizerTask:
         ]
 
     @torch.no_grad()
-    def sheet(self, model: nn.Module) -> Image:
+    def sheet(self, model: VQTokenizer) -> Image:
         """Held-out pictures above, their reconstructions below."""
-        tokenizer, device = self.tokenizer(model), next(model.parameters()).device
-        images_BCHW = next(self.pictures(spread(self.held_out, SHOWN), device))
-        recon_BCHW = tokenizer.decode(tokenizer.encode(images_BCHW))
+        images_BCHW = next(self._squares(spread(self.held_out, SHEET_PICTURES), model.quantizer.codebook_KE.device))
+        recon_BCHW = model.decode(model.encode(images_BCHW))
         return to_picture(rearrange([images_BCHW, recon_BCHW], "two b c h w -> c (two h) (b w)").cpu())
 
 
@@ -140,6 +137,6 @@ def adamw(module: nn.Module, lr: float, beta: float = 0.9) -> torch.optim.Optimi
     return torch.optim.AdamW(parameters, lr=lr, betas=(beta, 0.95), weight_decay=0.01, fused=fused)
 
 
-def spread(indices: list[int], n: int) -> list[int]:
+def spread(pictures: Sequence[int], n: int) -> Sequence[int]:
     """At most `n` of them, from all over the list: neighbours share a label."""
-    return indices[:: max(1, len(indices) // n)][:n]
+    return pictures[:: max(1, len(pictures) // n)][:n]

@@ -1,36 +1,51 @@
-"""Between the stages: every picture is encoded once, in several views, so that GPT training never sees a pixel."""
+"""Between the stages: pictures in several views become tokens, so that the training of a GPT never sees a pixel.
+
+To train, all views are encoded first. To fine-tune, each is encoded when it is first learned from, so that none is for
+which there is no time; and where a token is a pixel a view is the sprite itself: resampled, it would have other pixels.
+"""
 
 from __future__ import annotations
 
-import random
+import functools
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from random import Random
 
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
+from igpt.bundle import Bundle
 from igpt.checkpoint import Tokenizer
-from igpt.sizes import Grids
+from igpt.sizes import LARGEST_SPRITE, SMALLEST_SIDE, Grid, Grids
+from igpt.token_cache import TokenCache, window
 from tokenizer_vq.images import fit_cover, to_tensor
 
-from .folder import Run, use_bf16, weights_fingerprint
+from .folder import Run, weights_fingerprint
+from .options import TrainOptions, TuneOptions
 from .processes import agreed, companions, processes, shared_out, together
 from .shards import ArtShards, Labelled, TokenShards, shard_file, write_index, write_shard
 from .state import catch_interrupt, peek
 
 PICTURES_A_SHARD = 128  # of a folder
-LONGEST = 2.0  # a view shows at most this many times its short side
-ZOOM = 1.12  # views beyond the first four come closer, up to this
-CLOSEST = 1.35  # a free view shows at least the short side of a picture over this
-SMALL = 64  # pixels: pictures of a shorter side are pixel art, and are enlarged to crisp squares first
+LONGEST_VIEW = 2.0  # a view shows at most this many times its short side
+FIXED_ZOOM = 1.12  # views beyond the first four come closer, up to this
+CLOSEST_VIEW = 1.35  # a free view shows at least the short side of a picture over this
+PIXEL_ART_SIDE = 64  # pixels: pictures of a shorter side are pixel art, and are enlarged to crisp squares first
+FREE_VIEWS = 8  # of a picture, see `free_view`
+CACHED_SIDE, CACHED_PICTURES = 512, 256  # pixels of the short side of pictures that are at hand for more views
+
+Window = tuple[Tensor, int]  # tokens [h, w] and a label
+
+# Views
 
 
 def view_of(picture: Image.Image, view: int, grids: Grids, flip: bool) -> Tensor:
     """View number `view` of a picture, [3, H, W]: 0 at the native short side, 1 as a whole on its composition's grid,
     2 and 3 the same mirrored, then the same again from a little closer."""
-    zoom = 1 + (ZOOM - 1) * ((view // 4) % 4) / 3
+    zoom = 1 + (FIXED_ZOOM - 1) * ((view // 4) % 4) / 3
     if flip and (view // 2) % 2:
         picture = ImageOps.mirror(picture)
     width, height = picture.size
@@ -38,31 +53,56 @@ def view_of(picture: Image.Image, view: int, grids: Grids, flip: bool) -> Tensor
         h, w = grids.composition(width, height)
     else:
         side = grids.native[0] * zoom
-        aspect = min(max(width / height, 1 / LONGEST), LONGEST)
+        aspect = min(max(width / height, 1 / LONGEST_VIEW), LONGEST_VIEW)
         h, w = (round(side), round(side * aspect)) if aspect >= 1 else (round(side / aspect), round(side))
     return to_tensor(fit_cover(picture, w * grids.downsample, h * grids.downsample))
 
 
-def free_view(picture: Image.Image, view: int, grids: Grids, flip: bool, rng: random.Random) -> Tensor:
+def free_view(picture: Image.Image, view: int, grids: Grids, flip: bool, rng: Random) -> Tensor:
     """View number `view` of many, [3, H, W]: even ones the whole picture on its composition's grid, frame and all, as
     it will be drawn (with `flip` every other mirrored); 1 its middle square, other odd ones squares from closer."""
     width, height = picture.size
-    if (short := min(width, height)) < SMALL:
-        factor = -(-4 * SMALL // short)
+    if (short := min(width, height)) < PIXEL_ART_SIDE:
+        factor = -(-4 * PIXEL_ART_SIDE // short)
         width, height = width * factor, height * factor
         picture = picture.resize((width, height), Image.Resampling.NEAREST)
     h, w = grids.native if view % 2 else grids.composition(width, height)
     if view % 2 == 0 or view == 1:
         whole = ImageOps.mirror(picture) if flip and view % 4 == 2 else picture
         return to_tensor(fit_cover(whole, w * grids.downsample, h * grids.downsample))
-    scale = min(width / w, height / h) / (1 + (CLOSEST - 1) * rng.random() ** 1.5)
+    scale = min(width / w, height / h) / (1 + (CLOSEST_VIEW - 1) * rng.random() ** 1.5)
     left, top = rng.uniform(0, width - w * scale), rng.uniform(0, height - h * scale)
     box = (left, top, min(width, left + w * scale), min(height, top + h * scale))
     crop = picture.resize((w * grids.downsample, h * grids.downsample), Image.Resampling.LANCZOS, box)
     return to_tensor(ImageOps.mirror(crop) if flip and rng.random() < 0.5 else crop)
 
 
-def encode(run: Run, tokenizer: Tokenizer) -> TokenShards:
+def true_pixels(picture: Image.Image) -> Image.Image:
+    """The sprite that was enlarged by a whole number to make this picture, which is larger than any sprite; or itself.
+    Pixel art is mostly shared like that."""
+    width, height = picture.size
+    largest = min(picture.size) // SMALLEST_SIDE if max(picture.size) > LARGEST_SPRITE else 1
+    for times in range(largest, 1, -1):
+        if width % times == height % times == 0:
+            small = picture.resize((width // times, height // times), Image.Resampling.NEAREST)
+            if small.resize(picture.size, Image.Resampling.NEAREST).tobytes() == picture.tobytes():
+                return small
+    return picture
+
+
+def sprite_view(picture: Image.Image, cell: int, mirrored: bool) -> Tensor:
+    """The picture pixel by pixel in the middle of whole cells of white, [3, H, W]."""
+    width, height = (-(-side // cell) * cell for side in picture.size)
+    page = Image.new("RGB", (width, height), "white")
+    left, top = (width - picture.width) // 2, (height - picture.height) // 2
+    page.paste(ImageOps.mirror(picture) if mirrored else picture, (left, top))
+    return to_tensor(page)
+
+
+# Tokens
+
+
+def encode(run: Run[TrainOptions], tokenizer: Tokenizer) -> TokenShards:
     """The tokens of all pictures to learn from and held out, made or completed in the folder of the run, every process
     its part of the shards. A shard that is on disk stays; Ctrl-C leaves the one that is not finished."""
     art, options, folder, here = run.art, run.options, run.work / "tokens", processes()
@@ -93,7 +133,7 @@ def encode(run: Run, tokenizer: Tokenizer) -> TokenShards:
 
 @torch.inference_mode()
 def _encoded(
-    run: Run, tokenizer: Tokenizer, shard: int, interrupt: threading.Event
+    run: Run[TrainOptions], tokenizer: Tokenizer, shard: int, interrupt: threading.Event
 ) -> tuple[list[tuple[list[Tensor], str]], ...]:
     """The tokens of a shard, of what is learned from and what is held out; not all where interrupted."""
     options, device = run.options, processes().device
@@ -101,7 +141,7 @@ def _encoded(
     parts: tuple[list[tuple[list[Tensor], str]], ...] = ([], [])
     for picture, label, held_out in _pictures(run, shard):
         images = [view_of(picture, view, grids, options.flip).unsqueeze(0) for view in range(options.views)]
-        with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(options)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=run.bf16):
             views = [tokenizer.encode(image_BCHW.to(device))[0].to("cpu", torch.uint16) for image_BCHW in images]
         parts[held_out].append((views, label))
         if interrupt.is_set():
@@ -109,7 +149,7 @@ def _encoded(
     return parts
 
 
-def _pictures(run: Run, shard: int) -> Iterator[Labelled]:
+def _pictures(run: Run[TrainOptions], shard: int) -> Iterator[Labelled]:
     """The pictures of one token shard."""
     art, val = run.art, set(run.val)
     if isinstance(art, ArtShards):
@@ -117,3 +157,51 @@ def _pictures(run: Run, shard: int) -> Iterator[Labelled]:
         return
     for i in sorted((*run.train, *run.val))[shard * PICTURES_A_SHARD : (shard + 1) * PICTURES_A_SHARD]:
         yield Labelled(art.picture(i), art.labels[art.label_of[i]], i in val)
+
+
+class Views(TokenCache):
+    """The views of the pictures of a run in the tokens of a model, each encoded when it is first asked for."""
+
+    def __init__(self, run: Run[TuneOptions], labels: list[int], model: Bundle, flip: bool):
+        self.sprites = model.downsample == 1
+        super().__init__(1 + flip if self.sprites else FREE_VIEWS, labels, [], [])
+        self.run, self.model, self.flip = run, model, flip
+        self.plain = 1 if self.sprites else 2  # how many views, the first ones, show a picture as it is
+        self.encoded: dict[tuple[int, int], Tensor] = {}
+        self._picture = functools.lru_cache(maxsize=CACHED_PICTURES)(self._opened)
+
+    def _opened(self, picture: int) -> Image.Image:
+        opened = self.run.art.picture(picture)
+        if self.sprites:
+            return true_pixels(opened)
+        scale = CACHED_SIDE / min(opened.size)
+        width, height = (round(side * scale) for side in opened.size)
+        return opened.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0) if scale < 1 else opened
+
+    @torch.no_grad()
+    def grid(self, picture: int, view: int) -> Tensor:
+        """Tokens [h, w] of one view of a picture, int64."""
+        view = view if view % 2 else view % (4 if self.flip else 2)  # see `free_view`: other even ones are the same
+        if (picture, view) not in self.encoded:
+            opened, model = self._picture(picture), self.model
+            if self.sprites:
+                image_CHW = sprite_view(opened, model.grids.cell, mirrored=view == 1)
+            else:
+                rng = Random(f"view/{self.run.options.seed}/{picture}/{view}")
+                image_CHW = free_view(opened, view, model.grids, self.flip, rng)
+            with torch.autocast(model.device.type, torch.bfloat16, enabled=self.run.bf16):
+                tokens_hw = model.tokenizer.encode(image_CHW[None].to(model.device))[0]
+            self.encoded[picture, view] = tokens_hw.to("cpu", torch.uint16)
+        return self.encoded[picture, view].long()
+
+    def usual_grid(self) -> Grid:
+        """On which to draw so that pictures are shaped as most of the folder are, and seen whole."""
+        (h, w), _ = Counter(tuple(self.grid(i, 0).shape) for i in self.run.train[:8]).most_common(1)[0]
+        return self.model.grids.composition(w * self.model.downsample, h * self.model.downsample)
+
+    def windows(self, pictures: Sequence[int], count: int) -> list[Window]:
+        """`count` windows of plain views, spread over the pictures: the same every time."""
+        places = [(picture, view) for view in range(self.plain) for picture in pictures]
+        chosen = [places[i * len(places) // count] for i in range(count)]
+        config = self.model.gpt.config
+        return [(window(self.grid(*place), config, Random(0)), self.labels[place[0]]) for place in chosen]
