@@ -26,6 +26,7 @@ from tokenizer_vq.dataset import ArtFolder, Skipped
 from . import loop
 from .loop import Model, Schedule, Task
 from .options import PRESETS, LearningOptions, Preset
+from .processes import processes
 from .state import peek
 
 WORK = "training"  # the folder inside the model folder that a training can resume from
@@ -48,7 +49,7 @@ class Run(Generic[Options]):
 
     def say(self, sentence: str) -> None:
         """On the screen, unless it is to be quiet."""
-        if not self.options.quiet:
+        if not self.options.quiet and processes().is_main_process:
             print(sentence, file=sys.stderr)
 
     def describe(self, skipped: Sequence[Skipped]) -> None:

@@ -26,6 +26,7 @@ from .folder import Run
 from .loop import Task
 from .muon import muon
 from .options import LearningOptions, Preset
+from .processes import shared_out, total
 from .state import seeded
 from .tokens import Views, Window
 
@@ -61,6 +62,10 @@ class GPTTask(Task[GPT]):
         """Muon, and AdamW for what is no matrix."""
         return muon(self.modules[name], self.lr, WEIGHT_DECAY, TABLES)
 
+    def weight(self, batch: dict[str, Tensor]) -> Tensor:
+        """How many tokens are asked for."""
+        return (batch["targets"] >= 0).sum()
+
     def loss(
         self, modules: dict[str, nn.Module], batch: dict[str, Tensor], progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -74,9 +79,14 @@ class GPTTask(Task[GPT]):
         """Bits per token of held-out pictures in random and in raster order, the label given."""
         bits = {}
         for order, windows in self.held_out.items():
-            batch = default_collate([windows[i] for i in range(len(windows.pictures))])
-            nats_BLn = token_nats(model, batch["cells"], batch["positions"], batch["label"])
-            bits[f"bits_{order}"] = float(nats_BLn[batch["targets"] >= 0].mean()) / math.log(2)
+            sums = torch.zeros(2, dtype=torch.float64)  # of nats, and how many
+            if numbers := shared_out(range(len(windows.pictures))):
+                batch = default_collate([windows[i] for i in numbers])
+                nats_BLn = token_nats(model, batch["cells"], batch["positions"], batch["label"]).cpu()
+                asked_BLn = batch["targets"] >= 0
+                sums += torch.stack([nats_BLn[asked_BLn].double().sum(), asked_BLn.sum()])
+            nats, count = total(sums).tolist()
+            bits[f"bits_{order}"] = nats / count / math.log(2)
         share = self.random_orders
         return bits | {"score": share * bits["bits_random"] + (1 - share) * bits["bits_raster"]}
 

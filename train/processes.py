@@ -6,9 +6,10 @@ all before any acts on it; a process that is killed is noticed by the others, wh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import PartialState
@@ -47,17 +48,34 @@ def agreed(*values: float) -> list[float]:
     return reduce(torch.tensor(values, dtype=torch.float64, device=here.device), "mean").tolist()
 
 
-def together(act: Callable[[], Found], only_main: bool = False) -> Found | None:
-    """What `act` returns here. Where it raises UserError in one process, all raise it, the first one's sentence."""
+class News:
+    """Means over all processes of what each says, told a call later, so that no step waits for the news; at the first
+    call and with one process at once."""
+
+    said: Tensor | None = None
+
+    def __call__(self, *values: float) -> list[float]:
+        here = processes()
+        if here.num_processes == 1:
+            return list(values)
+        now = reduce(torch.stack([torch.full((), float(value), device=here.device) for value in values]), "mean")
+        said, self.said = now if self.said is None else self.said, now
+        return said.tolist()
+
+
+def together(act: Callable[[], Found], only_main: bool = False) -> Found:
+    """What `act` returns; with `only_main` only the first process acts, and gets that. Where one raises UserError, all
+    raise it, with the first one's sentence."""
     here, found, sentence = processes(), None, ""
     try:
-        found = act() if here.is_main_process or not only_main else None
+        if here.is_main_process or not only_main:
+            found = act()
     except UserError as error:
         sentence = str(error)
     told = gather_object([sentence])
     if any(told):
         raise UserError(next(each for each in told if each))
-    return found
+    return cast(Found, found)
 
 
 def check_same_start(facts: dict[str, Any]) -> None:
@@ -78,7 +96,7 @@ def companions() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        lost = isinstance(error, torch.distributed.DistError) or "closed by peer" in str(error)
+        lost = isinstance(error, torch.distributed.DistError) or re.search(r"peer|gloo|nccl", str(error), re.IGNORECASE)
         if processes().num_processes == 1 or not lost:
             raise
         sentence = "another process of this training has ended; the same command goes on from the last save"

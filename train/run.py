@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -20,6 +20,7 @@ from .decoder import DecoderTask
 from .folder import Run, command_line, weights_fingerprint, work_folder
 from .gpt import GPTTask, new_gpt
 from .options import TrainOptions
+from .processes import check_same_start, processes, together
 from .shards import open_art
 from .state import load_state
 from .tokenizer import TokenizerTask
@@ -39,7 +40,8 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     keep_freed_memory()
     out = Path(out).expanduser()
     work = work_folder(out, stage)
-    collection = open_art(art, options.manifest)
+    collection = together(lambda: open_art(art, options.manifest))
+    check_same_start({"stage": stage, "art": collection.fingerprint, **asdict(options)})
     train_ids, val_ids = collection.split()
     if len(train_ids) < 2 or collection.different < 3:
         raise UserError(f"{art} has {collection.different} different usable pictures; 3 or more are wanted")
@@ -56,7 +58,7 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     distance = perceptual(options.perceptual) if start or not found else GradientSSIM()
     run = Run(collection, train_ids, val_ids, options, work, preset)
     run.describe(collection.skipped)
-    run.check_same_run(stage)
+    together(lambda: run.check_same_run(stage), only_main=True)
 
     provenance = run.provenance()
     if found and not start:
@@ -85,7 +87,7 @@ def _save(
     out: Path, tokenizer: checkpoint.Tokenizer, gpt: GPT | None, labels: list[str], provenance: dict[str, Any]
 ) -> None:
     card = model_card(out.name, provenance, labels) if gpt else None
-    checkpoint.save(out, tokenizer, gpt, labels, provenance, card)
+    together(lambda: checkpoint.save(out, tokenizer, gpt, labels, provenance, card), only_main=True)
 
 
 def _train_tokenizer(
@@ -111,7 +113,8 @@ def _train_tokenizer(
         task = DecoderTask(run, distance, tokenizer)
         tokenizer, later = run.learn(task, preset.decoder_crops, preset.tokenizer_batch, identity)
         numbers |= {"decoder_samples": later["samples"], "seconds": numbers["seconds"] + later["seconds"]}
-    task.sheet(tokenizer).save(run.work / RECONSTRUCTIONS)
+    if processes().is_main_process:
+        task.sheet(tokenizer).save(run.work / RECONSTRUCTIONS)
     return tokenizer, numbers | task.reconstruction(tokenizer, task.held_out)
 
 
