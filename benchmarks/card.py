@@ -7,6 +7,7 @@ pictures that are held out there.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,12 +16,17 @@ from PIL.Image import Image, Resampling
 from igpt import checkpoint
 from igpt.config import DEFAULT_MODEL
 from igpt.image_gpt import ImageGPT
-from igpt.sheet import equal_sheet, sheet
+from igpt.sheet import Row, sheet
 from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.images import fit_cover, to_tensor
 
 SEEDS = 8
 LARGE, SMALL = 192, 112  # pixels of a picture on a sheet
+
+
+def equal_sheet(rows: Sequence[Row], side: int) -> Image:
+    """A sheet of the middles of pictures in squares of one size in pixels."""
+    return sheet([[(fit_cover(picture, side, side), caption) for picture, caption in row] for row in rows])
 
 
 def spread(labels: list[str], count: int) -> list[str]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import igpt
 from igpt.sizes import parse_size
-from igpt.windows import cores, window_for
+from igpt.tiling import cores, window_for
 from tokenizer_vq.images import to_tensor
 
 

@@ -7,49 +7,35 @@ from io import BytesIO
 
 from PIL import Image
 
-from igpt.bundle import Bundle
-from igpt.canvas import PartialGrid, now_and_then, preview
-from igpt.fitting import Canvas
+from igpt.canvas import Batch
+from igpt.fitting import PartialGrid
 
-FRAMES_KEPT = 48  # about
+FRAMES = 48  # about
 FRAME_TIME = 80  # milliseconds
-LAST_TIME = 2500  # the finished picture stays so long
-QUALITY = 90  # of WebP, up to 100
+LAST_FRAME_TIME = 2500  # the finished picture stays so long
+WEBP_QUALITY = 90  # up to 100
 LARGEST_FRAME = 512  # pixels a side
 
 
-class Timelapse:
-    """Watches one picture being drawn."""
-
-    def __init__(self, model: Bundle, canvas: Canvas):
-        self.model, self.canvas = model, canvas
-        self.frames: list[Image.Image] = []
-
-    def recording(self, grids: Iterator[list[PartialGrid]]) -> Iterator[list[PartialGrid]]:
-        """The same grids, of one picture each, while frames of it are kept."""
-        for grid in now_and_then(grids, self.canvas, FRAMES_KEPT):
-            frame = preview(self.model, grid[0], self.canvas)
-            frame.thumbnail((LARGEST_FRAME, LARGEST_FRAME), Image.Resampling.LANCZOS)
-            self.frames.append(frame)
-            yield grid
-
-    def encoded(self, kind: str) -> bytes:
-        """The frames as a "gif" or "webp" that repeats for ever."""
-        frames = self.frames
-        if kind == "gif":  # one palette, that of the finished picture and mid-grey: changing colours would flicker
-            palette = _with_grey(frames[-1]).quantize(256)
-            frames = [frame.quantize(palette=palette) for frame in frames]
-        times = [FRAME_TIME] * (len(frames) - 1) + [LAST_TIME]
-        data = BytesIO()
-        exact = self.model.downsample == 1  # what a lossy WebP does to single pixels is not to be looked at
-        frames[0].save(
-            data, kind, save_all=True, append_images=frames[1:], duration=times, loop=0, quality=QUALITY, lossless=exact
-        )
-        return data.getvalue()
+def recorded(batch: Batch, frames: list[Image.Image]) -> Iterator[list[PartialGrid]]:
+    """Steps of a batch of one picture, while what it looks like is added to the frames."""
+    for grids in batch.some_steps(FRAMES):
+        frame = batch.preview(grids[0]).convert("RGB")
+        frame.thumbnail((LARGEST_FRAME, LARGEST_FRAME), Image.Resampling.LANCZOS)
+        frames.append(frame)
+        yield grids
 
 
-def _with_grey(picture: Image.Image) -> Image.Image:
-    """The picture above a strip of the grey that stands for what is not drawn yet."""
-    both = Image.new("RGB", (picture.width, picture.height + max(1, picture.height // 16)), (128, 128, 128))
-    both.paste(picture, (0, 0))
-    return both
+def animation(frames: list[Image.Image], kind: str, *, exact: bool) -> bytes:
+    """The frames as a "gif" or "webp" that repeats for ever; `exact` is for sprites, of which a lossy WebP would blur
+    the pixels."""
+    if kind == "gif":  # one palette, that of the finished picture and mid-grey: changing colours would flicker
+        last = frames[-1]
+        with_grey = Image.new("RGB", (last.width, last.height + max(1, last.height // 16)), (128, 128, 128))
+        with_grey.paste(last, (0, 0))
+        palette = with_grey.quantize(256)
+        frames = [frame.quantize(palette=palette) for frame in frames]
+    times, data = [FRAME_TIME] * (len(frames) - 1) + [LAST_FRAME_TIME], BytesIO()
+    more = {"append_images": frames[1:], "duration": times, "loop": 0, "quality": WEBP_QUALITY, "lossless": exact}
+    frames[0].save(data, kind, save_all=True, **more)
+    return data.getvalue()

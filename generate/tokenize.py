@@ -1,10 +1,9 @@
-"""What a tokenizer makes of pictures: each beside its reconstruction, with numbers."""
+"""`igpt tokenize`: pictures next to their reconstructions from tokens, with numbers."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,28 +17,21 @@ from tokenizer_vq.base import ImageTokenizer, UserError
 from tokenizer_vq.images import open_picture, to_picture, to_tensor
 
 LONGEST_SIDE = 1024  # pixels; larger pictures are made smaller first
-SHORTEST_SIDE = 8  # pixels; SSIM looks through windows of 7
-
-
-class Tokenized(NamedTuple):
-    original: Image.Image  # as it was encoded, at most LONGEST_SIDE a side
-    reconstruction: Image.Image
-    tokens_hw: Tensor
-    bits_per_pixel: float  # at log2(vocabulary) bits a token
+SHORTEST_SIDE = 8  # pixels; SSIM uses windows of 7
 
 
 @torch.inference_mode()
-def tokenize(tokenizer: ImageTokenizer, picture: Image.Image, device: torch.device) -> Tokenized:
-    """A picture through the codes. Sides that do not divide into tokens are continued at the edge, and cut again."""
-    picture = picture.copy()
+def tokenize(
+    tokenizer: ImageTokenizer, picture: Image.Image, device: torch.device
+) -> tuple[Image.Image, Image.Image, Tensor]:
+    """A picture, made smaller if need be, its reconstruction and its tokens [h, w]. Sides that do not divide into
+    tokens are padded with their edge, and cut again."""
+    picture, downsample = picture.copy(), tokenizer.downsample
     picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-    width, height = picture.size
-    side = tokenizer.downsample
-    image_BCHW = F.pad(to_tensor(picture)[None], (0, -width % side, 0, -height % side), mode="replicate")
-    tokens_hw = tokenizer.encode(image_BCHW.to(device))[0]
-    painted_CHW = tokenizer.decode(tokens_hw[None])[0, :, :height, :width].float().cpu()
-    bits = tokens_hw.numel() * math.log2(tokenizer.vocab_size) / (width * height)
-    return Tokenized(picture, to_picture(painted_CHW), tokens_hw.cpu(), bits)
+    padding = (0, -picture.width % downsample, 0, -picture.height % downsample)
+    tokens_1hw = tokenizer.encode(F.pad(to_tensor(picture)[None], padding, mode="replicate").to(device))
+    recon_CHW = tokenizer.decode(tokens_1hw)[0, :, : picture.height, : picture.width]
+    return picture, to_picture(recon_CHW), tokens_1hw[0].cpu()
 
 
 def tokenize_files(
@@ -51,8 +43,8 @@ def tokenize_files(
     force: bool = False,
     quiet: bool = False,
 ) -> list[Path]:
-    """Writes NAME-tokens.png, original and reconstruction side by side, into `out` or (None) beside each original, and
-    prints what it measured. Raises UserError, before anything is written, if one of the pictures cannot be read."""
+    """Writes NAME-tokens.png, original and reconstruction side by side, into `out` or (None) next to each original, and
+    prints its measures. Raises UserError, before anything is written, if one of the pictures cannot be read."""
     for source in sources:
         width, height = open_picture(source).size
         if min(width, height) * min(1.0, LONGEST_SIDE / max(width, height)) < SHORTEST_SIDE:
@@ -62,14 +54,16 @@ def tokenize_files(
             )
     paths: list[Path] = []
     for source in sources:
-        found = tokenize(tokenizer, open_picture(source), device)
+        original, reconstruction, tokens_hw = tokenize(tokenizer, open_picture(source), device)
         place = (out or Output(source.parent)).picture(f"{source.stem}-tokens")
-        pair = [to_tensor(picture)[None] for picture in (found.original, found.reconstruction)]
-        numbers = [f"{name} {float(measure(*pair)):.4g}" for name, measure in (("PSNR", psnr), ("SSIM", ssim))]
-        rows, columns = found.tokens_hw.shape
-        numbers += [f"{rows * columns} tokens ({columns}x{rows})", f"{found.bits_per_pixel:.4f} bits per pixel"]
-        both = sheet([[(found.original, "original"), (found.reconstruction, "in tokens")]])
+        both = sheet([[(original, "original"), (reconstruction, "in tokens")]])
         path = write_picture(both, place, force=force and place not in paths)  # two originals may share a name
         paths.append(path)
-        print(path if quiet else f"{path}: {', '.join(numbers)}", flush=True)
+        pair = to_tensor(original)[None], to_tensor(reconstruction)[None]
+        (rows, columns), bits = tokens_hw.shape, tokens_hw.numel() * math.log2(tokenizer.vocab_size)
+        measures = (
+            f"PSNR {float(psnr(*pair)):.4g}, SSIM {float(ssim(*pair)):.4g}, {tokens_hw.numel()} tokens "
+            f"({columns}x{rows}), {bits / (original.width * original.height):.4f} bits per pixel"
+        )
+        print(path if quiet else f"{path}: {measures}", flush=True)
     return paths

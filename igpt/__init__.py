@@ -19,17 +19,16 @@ from .config import DEFAULT_MODEL, SamplingOptions
 from .siblings import sibling
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from .image_gpt import ImageGPT as ImageGPT
 
 __version__ = "0.2.0"
-__all__ = ["ImageGPT", "SamplingOptions", "UserError", "finetune", "load"]
+__all__ = ["ImageGPT", "SamplingOptions", "UserError", "finetune", "load", "save"]
 
 
 def load(name: str | Path = DEFAULT_MODEL, device: str | None = None, *, adapter: str | Path | None = None) -> ImageGPT:
-    """A model folder, an in-the-box name or a Hub id, on `device` (default: the best there is), with an adapter.
-
-    Raises UserError if there is no such model or device, if its files are damaged or the adapter is of another model.
-    """
+    """As `ImageGPT.load`."""
     from .image_gpt import ImageGPT
 
     return ImageGPT.load(name, device, adapter=adapter)
@@ -38,10 +37,16 @@ def load(name: str | Path = DEFAULT_MODEL, device: str | None = None, *, adapter
 def finetune(art: str | Path, out: str | Path, model: str | Path = DEFAULT_MODEL, **options: Any) -> ImageGPT:
     """Teach `model` the pictures of a folder or .tar and write what comes of it to `out`; the tuned model.
 
-    `options` are the flags of `igpt finetune`, as in finetune("sketches", "my-style", minutes=5, adapter=True).
-    Raises UserError on pictures, options or a base that cannot be used, and where `out` holds something else.
+    `options` are the flags of `igpt finetune`, as minutes=5. Raises UserError on pictures, options or a model that
+    cannot be used, and where `out` holds something else.
     """
     return sibling("train.finetune").finetuned(art, out, str(model), options)
+
+
+def save(picture: Image, path: str | Path, *, force: bool = False) -> Path:
+    """Write a picture that igpt drew, with its recipe, to a .png, .webp or .jpg; the path, with a number where the name
+    was taken, unless with `force`. Raises UserError for another suffix and where the disk refuses."""
+    return importlib.import_module(".files", __name__).save(picture, path, force=force)
 
 
 def __getattr__(name: str) -> Any:

@@ -41,42 +41,32 @@ class Bundle:
             )
         self.tokenizer, self.gpt, self.labels = tokenizer.eval(), gpt.eval(), list(labels)
         self.name, self.weights_hash, self.provenance = name, weights_hash, provenance or {}
-
-    @property
-    def device(self) -> torch.device:
-        return self.gpt.query.device
-
-    @property
-    def downsample(self) -> int:
-        """Pixels a side of a token."""
-        return self.tokenizer.downsample
-
-    @property
-    def grids(self) -> Grids:
-        """The token grids on which it draws."""
-        return Grids(self.downsample, self.gpt.config.cell, self.gpt.config.cells)
-
-    def decode(self, tokens_Bhw: Tensor, known_Bhw: Tensor | None = None, at: tuple[int, int] = (0, 0)) -> list[Image]:
-        """Pictures of token grids, at the grid's own size in pixels; unknown tokens are mid-grey. A window of a larger
-        picture says with `at` which row and column its first token has there."""
-        with torch.inference_mode():
-            # One picture at a time: convolutions gain nothing from batches on a CPU, and sums come out the same.
-            images = [self.tokenizer.decode(tokens.unsqueeze(0).to(self.device), at)[0] for tokens in tokens_Bhw]
-            if known_Bhw is not None:
-                side = self.downsample
-                known_BHW = known_Bhw.repeat_interleave(side, 1).repeat_interleave(side, 2).to(self.device)
-                images = [image_CHW * known_HW for image_CHW, known_HW in zip(images, known_BHW, strict=True)]
-        return [to_picture(image_CHW) for image_CHW in images]
+        self.device, self.downsample = gpt.query.device, tokenizer.downsample  # pixels a side of a token
+        self.grids = Grids(self.downsample, gpt.config.cell, gpt.config.cells)  # the token grids on which it draws
 
     @property
     def sampling(self) -> SamplingOptions:
-        """How it draws where nothing else is said. Raises UserError where its config says what cannot be meant."""
+        """How it draws unless asked otherwise. Raises UserError where its config says what cannot be meant."""
         try:
             options = SamplingOptions(**self.provenance.get("sampling", {}))
-            options.check()
         except TypeError as error:
             raise UserError(f"the model {self.name!r} has an unknown setting of drawing: {error}") from error
+        options.check()
         return options
+
+    @torch.inference_mode()
+    def decode(self, tokens_Bhw: Tensor, known_Bhw: Tensor | None = None, at: tuple[int, int] = (0, 0)) -> list[Image]:
+        """Pictures of token grids, at the grid's own size in pixels; unknown tokens are mid-grey. A window of a larger
+        picture says with `at` which row and column its first token has there."""
+        pictures = []
+        for i, tokens_hw in enumerate(tokens_Bhw.to(self.device)):
+            # One picture at a time: convolutions gain nothing from batches on a CPU, and sums come out the same.
+            image_CHW = self.tokenizer.decode(tokens_hw[None], at)[0]
+            if known_Bhw is not None:
+                known_HW = known_Bhw[i].repeat_interleave(self.downsample, 0).repeat_interleave(self.downsample, 1)
+                image_CHW = image_CHW * known_HW.to(self.device)
+            pictures.append(to_picture(image_CHW))
+        return pictures
 
     # Labels
 
@@ -86,9 +76,8 @@ class Bundle:
         return [label for label in self.provenance.get("default_labels", []) if label in self.labels] or self.labels
 
     def labels_for(self, label: str | None, seed: int, n: int = 1) -> list[str | None]:
-        """What n pictures are drawn as: of `label`; without one, of a label that the seed of each chooses from those
-        that the model draws well, for ANY_LABEL from all; of none in particular (None) for NO_LABEL or where the model
-        has none."""
+        """The label of each of n pictures: `label`; without one, what the seed of the picture chooses from
+        `default_labels`, for ANY_LABEL from all; None for NO_LABEL or where the model has no labels."""
         anything = label == ANY_LABEL and ANY_LABEL not in self.labels
         if not self.labels or not (label is None or anything):
             return [None if self.label_number(label) == self.gpt.null_label else label] * n
@@ -100,11 +89,10 @@ class Bundle:
         return torch.tensor([self.label_number(label) for label in labels])
 
     def label_number(self, label: str | None) -> int:
-        """Index of a label; None, NO_LABEL and ANY_LABEL mean none in particular. Raises UserError naming the labels
-        there are."""
+        """Index of a label; None, "", NO_LABEL and ANY_LABEL are the null label. Raises UserError naming the labels."""
         if label in self.labels:
             return self.labels.index(label)
-        if label in (None, NO_LABEL, ANY_LABEL):
+        if label in (None, "", NO_LABEL, ANY_LABEL):
             return self.gpt.null_label
         if not self.labels:
             raise UserError(f"the model {self.name!r} was trained without labels, so it has no label {label!r}")
@@ -113,8 +101,7 @@ class Bundle:
         raise UserError(f"there is no label {label!r}{hint}; there are {', '.join(self.labels)}")
 
     def guess_label(self, tokens_hw: Tensor, known_hw: Tensor) -> str:
-        """The label under which the model finds some of a picture's known cells least surprising. The same every time.
-        Raises UserError where it has no labels."""
+        """The label under which some of a picture's known cells are likeliest; UserError where there are no labels."""
         if not self.labels:
             raise UserError(f"the model {self.name!r} was trained without labels, so none can be guessed")
         return self.labels[int(label_nats(self.gpt, tokens_hw, known_hw)[:-1].argmin())]

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -29,13 +32,15 @@ from .model import GPT
 
 FORMAT = 3
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
-SCALE = ".scale"  # ends the name of the scales of int8 rows
+ROW_SCALES = ".scale"  # ends the name of the scales of int8 rows
 ADAPTER = "adapter.safetensors"  # what `igpt finetune --adapter` leaves in a folder instead of a model
 
 Tokenizer = VQTokenizer | PaletteTokenizer
 
 
 class Checkpoint(NamedTuple):
+    """A model as it lies on disk."""
+
     tokenizer: Tokenizer
     gpt: GPT | None  # absent while only the tokenizer is trained
     labels: list[str]
@@ -59,38 +64,28 @@ def find(name: str | Path) -> Path:
 
     Raises UserError listing what exists if there is no such model.
     """
+    text, boxed = str(name), in_the_box()
     try:
         folder = Path(name).expanduser()
         there, is_model = folder.is_dir(), (folder / CONFIG).is_file()
     except (OSError, RuntimeError) as error:  # too long a name, an unreadable folder, no such user
-        raise UserError(f"there is no model {str(name)!r:.200}: {error}") from error
-    if is_model:
-        return folder
-    boxed = in_the_box()
-    if str(name) in boxed:
-        return boxed[str(name)]
+        raise UserError(f"there is no model {text!r:.200}: {error}") from error
+    if is_model or text in boxed:
+        return folder if is_model else boxed[text]
+    if there and (folder / ADAPTER).is_file():
+        raise UserError(f"{text!r} holds an adapter: --model BASE --adapter {folder / ADAPTER} is wanted")
     if there:
-        if (folder / ADAPTER).is_file():
-            raise UserError(f"{str(name)!r} holds an adapter: --model BASE --adapter {folder / ADAPTER} is wanted")
-        raise UserError(f"the folder {str(name)!r} holds no model: {CONFIG} is missing")
-    parts = str(name).split("/")
-    if len(parts) == 2 and all(parts) and "." not in parts[0]:
-        return _download(str(name))
-    raise UserError(
-        f"there is no model {str(name)!r}: a model folder, a Hub id like user/model, or one of these is wanted: "
-        + (", ".join(boxed) or "(none in the box)")
-    )
-
-
-def _download(hub_id: str) -> Path:
+        raise UserError(f"the folder {text!r} holds no model: {CONFIG} is missing")
+    if not re.fullmatch("[^/.]+/[^/]+", text):
+        names = f"a model folder, a Hub id like user/model, or one of these is wanted: {', '.join(boxed) or '(none)'}"
+        raise UserError(f"there is no model {text!r}: {names}")
     from huggingface_hub import snapshot_download  # only here: it takes a second to import
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[CONFIG, WEIGHTS, CARD]))
+        return Path(snapshot_download(text, allow_patterns=[CONFIG, WEIGHTS, CARD]))
     except Exception as error:  # network, access and naming errors have no common parent
-        raise UserError(
-            f"there is no folder {hub_id!r}, and the model could not be had from the Hub ({type(error).__name__})"
-        ) from error
+        reason = f"the model could not be had from the Hub ({type(error).__name__})"
+        raise UserError(f"there is no folder {text!r}, and {reason}") from error
 
 
 # Reading
@@ -108,57 +103,49 @@ class _NoRandomWeights(TorchFunctionMode):
 def load(name: str | Path) -> Checkpoint:
     """A model ready for use on the CPU, weights in float32. Raises UserError on anything missing or damaged."""
     folder = find(name)
-    config = _read_config(folder / CONFIG)
+    tokenizer, gpt, labels, provenance = _described(folder / CONFIG)
     try:
-        tokenizer_config = dict(config["tokenizer"])
-        kind = tokenizer_config.pop("kind")
-        tokenizer = _tokenizer(kind, tokenizer_config)
-        with _NoRandomWeights():  # no time is lost on random weights that are overwritten at once
-            gpt = GPT(GPTConfig(**config["gpt"])) if config.get("gpt") else None
-        labels, provenance = list(config["labels"]), dict(config.get("provenance", {}))
-    except (KeyError, TypeError, ValueError, ArithmeticError, IndexError, RuntimeError) as error:
-        raise UserError(f"{folder / CONFIG} does not describe a model: {error}") from error
-    weights = folder / WEIGHTS
-    try:
-        tensors = dequantize_rows(load_file(weights))
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+        stored = (folder / WEIGHTS).read_bytes()
+        tensors = dequantize_rows(load_bytes(stored))
     except (OSError, SafetensorError, ValueError) as error:
-        raise UserError(f"the weights {weights} cannot be read: {error}") from error
-    parts: dict[str, nn.Module] = {"tokenizer": tokenizer} | ({"gpt": gpt} if gpt is not None else {})
+        raise UserError(f"the weights {folder / WEIGHTS} cannot be read: {error}") from error
     try:
-        for part, module in parts.items():
-            own = {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
-            module.load_state_dict(own, strict=True, assign=True)
+        for part, module in _parts(tokenizer, gpt).items():
+            names = [key for key in tensors if key.startswith(f"{part}.")]
+            module.load_state_dict({key.removeprefix(f"{part}."): tensors.pop(key) for key in names}, assign=True)
             module.eval()
-        if strangers := [key for key in tensors if key.split(".")[0] not in parts]:
-            raise RuntimeError(f"unexpected {strangers[0]}")
+        if tensors:
+            raise RuntimeError(f"unexpected {next(iter(tensors))}")
     except RuntimeError as error:
         first = str(error).split("\n\t")[-1].strip()
-        raise UserError(f"{folder / CONFIG} does not match the weights beside it: {first}") from error
+        raise UserError(f"{folder / CONFIG} does not match its weights: {first}") from error
     if isinstance(tokenizer, VQTokenizer):
         tokenizer.quantizer.reset_ema()
-    return Checkpoint(tokenizer, gpt, labels, provenance, digest)
+    return Checkpoint(tokenizer, gpt, labels, provenance, hashlib.sha256(stored).hexdigest())
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _described(path: Path) -> tuple[Tokenizer, GPT | None, list[str], dict[str, Any]]:
+    """What a config.json describes, still without weights. Raises UserError where it does not."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        found = config["format"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(f"{path} is no model description: a JSON object with a format is wanted") from error
-    if found != FORMAT:
-        raise UserError(f"{path} is of format {found!r:.20}, this igpt reads format {FORMAT}: train the model anew")
-    return dict(config)
+        if (found := config["format"]) != FORMAT:
+            raise ValueError(f"it is of format {found!r:.20}, this igpt reads format {FORMAT}: train the model anew")
+        given = {key: tuple(value) if isinstance(value, list) else value for key, value in config["tokenizer"].items()}
+        kinds: dict[Any, Callable[..., Tokenizer]] = {
+            "vq": lambda **given: VQTokenizer(VQConfig(**given)),
+            "palette": lambda **given: PaletteTokenizer(PaletteConfig(**given)),
+        }
+        with _NoRandomWeights():  # no time is lost on random weights that are overwritten at once
+            tokenizer = kinds[given.pop("kind")](**given)
+            gpt = GPT(GPTConfig(**config["gpt"])) if config.get("gpt") else None
+        return tokenizer, gpt, list(config["labels"]), dict(config.get("provenance", {}))
+    except (OSError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} does not describe a model: {error}") from error
 
 
-def _tokenizer(kind: str, config: dict[str, Any]) -> Tokenizer:
-    if kind == "vq":
-        with _NoRandomWeights():
-            lists = {key: tuple(value) for key, value in config.items() if isinstance(value, list)}
-            return VQTokenizer(VQConfig(**config | lists))
-    if kind == "palette":
-        return PaletteTokenizer(PaletteConfig(**config))
-    raise ValueError(f"unknown kind of tokenizer {kind!r}")
+def _parts(tokenizer: Tokenizer, gpt: GPT | None) -> dict[str, nn.Module]:
+    """By the first word of their names in a file."""
+    return {"tokenizer": tokenizer} | ({} if gpt is None else {"gpt": gpt})
 
 
 # int8 rows
@@ -169,28 +156,25 @@ def quantize_rows(name: str, matrix_OI: Tensor) -> dict[str, Tensor]:
     scale_O = matrix_OI.float().abs().amax(1) / 127
     scale_O[scale_O == 0] = 1.0  # a row of zeros; a scale of zero would be a damaged file
     rows_OI = (matrix_OI / scale_O[:, None]).round().clamp(-127, 127).to(torch.int8)
-    return {name: rows_OI, name + SCALE: scale_O}
+    return {name: rows_OI, name + ROW_SCALES: scale_O}
 
 
 def dequantize_rows(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a file with all floating-point values and int8 rows in float32, and no scales any more.
 
-    Raises ValueError for int8 rows without scales, or with scales that cannot be theirs, and for scales without rows.
+    Raises ValueError for int8 rows without scales above zero of their own, and for scales without rows.
     """
-    found: dict[str, Tensor] = {}
+    found, nothing = {}, torch.zeros(0)
     for name, value in tensors.items():
-        if name.endswith(SCALE):
-            if (owner := name.removesuffix(SCALE)) not in tensors or tensors[owner].dtype != torch.int8:
-                raise ValueError(f"{name} belongs to no int8 rows")
-        elif value.dtype != torch.int8:
+        owner = name.removesuffix(ROW_SCALES)
+        rows_OI, scale_O = tensors.get(owner, nothing), tensors.get(owner + ROW_SCALES, nothing)
+        above_zero = scale_O.is_floating_point() and bool((scale_O.isfinite() & (scale_O > 0)).all())
+        if value.dtype != torch.int8 and scale_O is nothing:
             found[name] = value.float() if value.is_floating_point() else value
-        else:
-            scale_O = tensors.get(name + SCALE)
-            if scale_O is None or value.dim() != 2 or scale_O.shape != value.shape[:1]:
-                raise ValueError(f"{name} has int8 rows, but not one scale a row beside them")
-            if not scale_O.is_floating_point() or not bool((scale_O.isfinite() & (scale_O > 0)).all()):
-                raise ValueError(f"{name + SCALE} has scales that are not above zero and finite")
-            found[name] = value * scale_O.float()[:, None]
+        elif rows_OI.dtype != torch.int8 or rows_OI.dim() != 2 or scale_O.shape != rows_OI.shape[:1] or not above_zero:
+            raise ValueError(f"{owner} is not int8 rows with a finite scale above zero for each")
+        elif name == owner:
+            found[name] = rows_OI * scale_O.float()[:, None]
     return found
 
 
@@ -215,16 +199,15 @@ def save(
         "labels": labels,
         "provenance": provenance,
     }
-    parts: dict[str, nn.Module] = {"tokenizer": tokenizer} | ({"gpt": gpt} if gpt is not None else {})
     tensors: dict[str, Tensor] = {}
-    for part, module in parts.items():
+    for part, module in _parts(tokenizer, gpt).items():
         for key, value in module.state_dict().items():
             value, name = value.detach().cpu(), f"{part}.{key}"
             if part == "gpt" and key.endswith(".weight") and value.dim() == 2:
                 tensors |= quantize_rows(name, value)
             else:
-                keep = not value.is_floating_point() or "quantizer" in key
-                tensors[name] = value.to(value.dtype if keep else torch.bfloat16).contiguous()
+                exact = not value.is_floating_point() or "quantizer" in key
+                tensors[name] = value.to(value.dtype if exact else torch.bfloat16).contiguous()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # All are written before any takes its place: where the disk is full, the model from before stays whole.
@@ -232,7 +215,7 @@ def save(
             save_file(tensors, weights)
             description.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             if card is not None:
-                with atomic_write(folder / CARD) as beside:
-                    beside.write_text(card, encoding="utf-8")
+                with atomic_write(folder / CARD) as readme:
+                    readme.write_text(card, encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise UserError(f"the model cannot be written to {folder}: {error}") from error

@@ -1,14 +1,12 @@
 """What a CPU needs to be fast: a linear layer for a few rows, dropout, attention in training, and kept memory.
 
-Drawing a few cells at a time multiplies a few rows at a time.
-
-`F.linear` in float32 with 1 to 32 rows spends most of its time walking the weights in an order that suits large
-products: 11 ms for the 48 layers of a 37M model with 8 rows, against 4 ms with weights laid out by oneDNN beforehand
-(measured on two cores; `benchmarks/sampling.py`). The operators are private to torch, so they are tried first, and
-where they are missing or wrong the plain product is used.
+Drawing a few cells multiplies a few rows. In float32 with 1 to 32 of them `F.linear` spends most of its time walking
+the weights in an order that suits large products: 11 ms for the 48 layers of a 37M model with 8 rows, against 4 ms with
+weights laid out by oneDNN beforehand (on two cores; `benchmarks/sampling.py`). The operators are private to torch, so
+they are tried first, and where they are missing or wrong the plain product is used.
 
 CPUs that multiply bfloat16 in hardware are faster in it with 64 rows and more: three to seven times with AMX, 1.5 to
-1.7 times with AVX-512 alone. So a layer can be told to draw in it. Sums are float32 either way.
+1.7 times with AVX-512 alone. So a layer may draw in it. Sums are float32 either way.
 """
 
 from __future__ import annotations
@@ -22,8 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ROWS = 8  # the layout is chosen for about so many rows
-ROWS_AT_ONCE = 64  # in bfloat16 with AMX
+PACKED_ROWS = 8  # the layout is chosen for about so many rows
+AMX_ROWS = 64  # multiplied at once in bfloat16 with AMX
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # numbers of malloc.h
 
 # Products
@@ -39,6 +37,7 @@ class Linear(nn.Linear):
         self._packed_from: tuple[Any, ...] = ()  # address and version of the weights that were packed, and precision
 
     def forward(self, x: Tensor) -> Tensor:
+        """[..., I] to [..., O]."""
         weight = self.weight
         if not (torch.is_inference_mode_enabled() and x.dtype == torch.float32 and _can_pack(weight)):
             return F.linear(x, weight)
@@ -65,34 +64,31 @@ def _can_pack(weight: Tensor) -> bool:
 
 
 def _pack(weight: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS)
-    return packed
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), PACKED_ROWS)
 
 
 def _product(x: Tensor, packed: Tensor) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
-    return product
+    return torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "")
 
 
 def _exact_product(x: Tensor, packed: Tensor) -> Tensor:
     """In float32. A single row goes through twice: with AVX-512 oneDNN adds up more than 1,024 numbers in another order
-    where a row is alone, and a picture shall not depend on what is drawn beside it."""
+    where a row is alone, and a picture shall not depend on what else is drawn with it."""
     alone = x.numel() == x.shape[-1]
     return _product(x.expand(2, *x.shape), packed)[0] if alone else _product(x, packed)
 
 
 def _rough_product(x: Tensor, packed: Tensor) -> Tensor:
     """In bfloat16. With AMX always as many rows at a time: oneDNN adds up in another order there for other numbers of
-    rows, and where results are rounded so coarsely, that would make another picture of the same seed in another batch.
-    """
-    if not has_amx():
-        return _product(x.bfloat16(), packed).to(x.dtype)
+    rows, and rounding so coarse would make another picture of the same seed in another batch."""
     rows_NI = x.bfloat16().flatten(0, -2)
-    *whole, rest = torch.split(rows_NI, ROWS_AT_ONCE)
-    rest = F.pad(rest, (0, 0, 0, ROWS_AT_ONCE - len(rest)))
+    if not getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)():  # where torch cannot tell, it may have AMX
+        return _product(rows_NI, packed).to(x.dtype).view(*x.shape[:-1], -1)
+    *whole, rest = torch.split(rows_NI, AMX_ROWS)
+    rest = F.pad(rest, (0, 0, 0, AMX_ROWS - len(rest)))
     parts = [_product(part, packed) for part in (*whole, rest)]
-    out_NO = (torch.cat(parts) if whole else parts[0])[: len(rows_NI)]
-    return out_NO.to(x.dtype).view(*x.shape[:-1], -1)
+    out_NO = torch.cat(parts) if whole else parts[0]
+    return out_NO[: len(rows_NI)].to(x.dtype).view(*x.shape[:-1], -1)
 
 
 @cache
@@ -107,28 +103,21 @@ def packing_works(dtype: torch.dtype) -> bool:
             return False
 
 
-@cache
-def has_amx() -> bool:
-    """Whether the CPU multiplies matrices in tiles; where torch cannot tell, it is taken for one that does."""
-    return bool(getattr(torch.cpu, "_is_amx_tile_supported", lambda: True)())
-
-
 # Training
 
 
 class Dropout(nn.Dropout):
-    """nn.Dropout, which on a CPU draws a random number for every element: a tenth of a training step.
-
-    Here every element has 16 of a number's 64 bits, so that p is met to 1/65536.
-    """
+    """nn.Dropout with 16 random bits an element, so that p is met to 1/65536. On a CPU the 32 or 64 bits an element of
+    torch's own take a tenth of a training step."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """x, in training with a share p of zeros and the others divided by 1 - p."""
         if not (self.training and self.p and x.is_cpu):
             return super().forward(x)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         levels = bits.view(torch.int16)[: x.numel()].view_as(x)  # -32768 to 32767
-        kept = round((1 - self.p) * 65536)
-        return x * (levels < kept - 32768).type_as(x).mul_(65536 / max(1, kept))
+        passed = round((1 - self.p) * 65536)
+        return x * (levels < passed - 32768).type_as(x).mul_(65536 / max(1, passed))
 
 
 def causal_attention(q_BNLE: Tensor, k_BNLE: Tensor, v_BNLE: Tensor) -> Tensor:
@@ -139,17 +128,16 @@ def causal_attention(q_BNLE: Tensor, k_BNLE: Tensor, v_BNLE: Tensor) -> Tensor:
     """
     if not (q_BNLE.is_cpu and q_BNLE.dtype == torch.bfloat16 and q_BNLE.requires_grad):
         return F.scaled_dot_product_attention(q_BNLE, k_BNLE, v_BNLE, is_causal=True)
-    hidden = torch.ones(q_BNLE.shape[-2], k_BNLE.shape[-2], dtype=torch.bool, device=q_BNLE.device).triu(1)
+    hidden_LL = torch.ones(q_BNLE.shape[-2], k_BNLE.shape[-2], dtype=torch.bool).triu(1)
     scores_BNLL = q_BNLE * q_BNLE.shape[-1] ** -0.5 @ k_BNLE.mT
-    weights_BNLL: Tensor = scores_BNLL.masked_fill(hidden, -torch.inf).softmax(-1).type_as(v_BNLE)
-    return weights_BNLL @ v_BNLE
+    return scores_BNLL.masked_fill(hidden_LL, -torch.inf).softmax(-1).type_as(v_BNLE) @ v_BNLE
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what torch frees, instead of handing it back to the system after every operation.
+    """Have the C library, where it is glibc, keep what torch frees instead of handing it back to the system.
 
     On a CPU a training step allocates the same few gigabytes again and again, and a fifth of its time went to the
-    system, which zeroes every page it gives (EXPERIMENTS.md). Where the C library is not glibc nothing happens.
+    system, which zeroes every page it gives (EXPERIMENTS.md).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

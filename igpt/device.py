@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import cache
 
 import torch
@@ -9,25 +11,36 @@ import torch
 from tokenizer_vq.base import UserError
 
 
+def devices(kind: str) -> int:
+    """How many devices of a kind ("cuda", "mps" or "cpu") there are."""
+    if kind == "cuda":
+        return torch.cuda.device_count()
+    return int(kind == "cpu" or (kind == "mps" and torch.backends.mps.is_available()))
+
+
 def pick_device(asked: str | None = None) -> torch.device:
     """The device asked for, or the best there is: CUDA, then Apple's MPS, then the CPU.
 
     Raises UserError where the device asked for is unknown or absent.
     """
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if asked is None:
-        return torch.device(next(name for name in ("cuda", "mps", "cpu") if present[name]))
-    kind, _, number = asked.partition(":")
-    known = present.get(kind, False) and (not number or (number.isdecimal() and int(number) < devices(kind)))
-    if not known:
-        here = ", ".join(name for name, is_here in present.items() if is_here)
-        raise UserError(f"there is no device {asked!r} here; there is {here}")
-    return torch.device(asked)
+    present = [kind for kind in ("cuda", "mps", "cpu") if devices(kind)]
+    kind, _, number = (asked or present[0]).partition(":")
+    if not (number or "0").isdecimal() or int(number or 0) >= devices(kind):
+        raise UserError(f"there is no device {asked!r} here; there is {', '.join(present)}")
+    return torch.device(asked or kind)
 
 
-def devices(kind: str) -> int:
-    """How many devices of a kind there are."""
-    return torch.cuda.device_count() if kind == "cuda" else 1
+@contextmanager
+def own_settings() -> Iterator[None]:
+    """A block in which new tensors are float32 and on the CPU unless they say otherwise, whatever a caller has set."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        # Only where it is needed: it would slow every call of torch.
+        with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 @cache
@@ -36,7 +49,7 @@ def fast_bf16(device: torch.device | None = None) -> bool:
     if (device or pick_device()).type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # torch has no public question for this; where it has lost the private ones, float32 is the safe answer. The first
-    # asks the processor, the second oneDNN, which does the products and can be told to use less of the processor.
+    # asks the processor, the second oneDNN, which does the products and may be set to use less of the processor.
     processor = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     library = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(processor and library and processor() and library())

@@ -7,27 +7,29 @@ import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
-from itertools import count
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from tokenizer_vq.base import UserError
 
-from .recipe import CHUNK, Recipe, reason
+from .recipe import CHUNK, Recipe, digest, flatten, reason, to_exif
 
 LONGEST_STEM = 50  # characters of a label in a file name: file systems allow 255 bytes, a character may have four
-OTHER_FORMATS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
+OTHER_FORMATS = {".gif", ".bmp", ".tif", ".tiff", ".avif"}
+QUALITY = 92  # of WebP and JPEG, up to 100
 
 # Writing
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to: moved over `path` in one go if the block ends well, removed if it does not."""
+    """A path to write to: moved over `path` in one go if the block ends well, removed if it does not."""
     tmp = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield tmp
@@ -39,49 +41,70 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def write_picture(picture: Image.Image, path: Path, recipe: Recipe | None = None, *, force: bool = False) -> Path:
-    """Writes a PNG whole or not at all and returns its path, which has a new number (-2, -3) where `path` was taken.
+    """Writes a picture with its recipe, as `write_file` does: a PNG, or by the suffix of `path` a WebP or JPEG, whose
+    recipe also knows the pixels that it has. Raises UserError where a JPEG has no room for the recipe."""
+    kind = FORMATS[path.suffix.lower()]
+    if kind == "JPEG" and picture.mode != "RGB":
+        picture = flatten(picture.convert("RGBA"))
+    how: dict[str, Any] = {} if kind == "PNG" else {"quality": QUALITY, "lossless": picture.mode == "P"}
+    if recipe is not None and kind == "PNG":
+        how["pnginfo"] = PngInfo()
+        how["pnginfo"].add_text(CHUNK, recipe.to_json())
+    elif recipe is not None:
+        recipe = replace(recipe, saved=digest(Image.open(BytesIO(_encoded(picture, kind, how)))))
+        how["exif"] = to_exif(recipe)
+    try:
+        return write_file(_encoded(picture, kind, how), path, force=force)
+    except ValueError as error:  # a part of a JPEG has 64 kB
+        raise UserError(f"{path} has no room for the recipe of so large a picture: PNG or WebP is wanted") from error
 
-    With `force` a file at `path` is replaced. Raises UserError when the disk refuses.
-    """
-    chunks = PngInfo()
-    if recipe is not None:
-        chunks.add_text(CHUNK, recipe.to_json())
-    png = BytesIO()
-    picture.save(png, "PNG", pnginfo=chunks)
-    return write_file(png.getvalue(), path, force=force)
+
+def _encoded(picture: Image.Image, kind: str, how: dict[str, Any]) -> bytes:
+    file = BytesIO()
+    picture.save(file, kind, **how)
+    return file.getvalue()
+
+
+def save(picture: Image.Image, path: str | Path, *, force: bool = False) -> Path:
+    """As `igpt.save`."""
+    path = Path(path).expanduser()
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"got the name {path} for a picture; one in {', '.join(FORMATS)} is wanted")
+    text = picture.info.get(CHUNK)
+    return write_picture(picture, path, None if text is None else Recipe.from_json(text), force=force)
 
 
 def write_file(data: bytes, path: Path, *, force: bool = False) -> Path:
-    """As `write_picture`, for the bytes of any file."""
-    part = path.with_name(f".igpt-{secrets.token_hex(8)}.part")
+    """Writes a file whole or not at all and returns its path, which has a new number (-2, -3) where `path` was taken.
+
+    With `force` a file at `path` is replaced. Raises UserError when the disk refuses.
+    """
+    tmp = path.with_name(f".igpt-{secrets.token_hex(8)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            part.write_bytes(data)
-            return _publish(part, path, force)
+            tmp.write_bytes(data)
+            return _publish(tmp, path, force)
         finally:
-            part.unlink(missing_ok=True)
+            tmp.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {reason(error)}") from error
 
 
-def _publish(part: Path, path: Path, force: bool) -> Path:
+def _publish(tmp: Path, path: Path, force: bool) -> Path:
     """Gives the finished file its name. A hard link, unlike a rename, fails when the name was taken meanwhile."""
-    if force:
-        os.replace(part, path)
-        return path
-    for number in count(1):
-        place = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
-        if os.path.lexists(place):
-            continue
+    place, number = path, 1
+    while not force:
         try:
-            os.link(part, place)
-        except FileExistsError:
-            continue
-        except OSError:  # a file system without hard links
-            os.replace(part, place)
-        return place
-    raise AssertionError("the numbers never end")
+            os.link(tmp, place)
+            return place
+        except OSError:  # the name is taken, or the file system has no hard links
+            if not os.path.lexists(place):
+                break
+        number += 1
+        place = path.with_name(f"{path.stem}-{number}{path.suffix}")
+    os.replace(tmp, place)
+    return place
 
 
 # Names
@@ -93,28 +116,30 @@ class Output:
 
     folder: Path
     name: str | None = None
+    suffix: str = ".png"
 
     def picture(self, stem: str) -> Path:
         """The file for a picture called `stem`, if the user has not named it."""
-        return self.folder / (self.name or f"{stem}.png")
+        return self.folder / (self.name or f"{stem}{self.suffix}")
 
-    def beside(self, stem: str, ending: str) -> Path:
-        """The file for something beside the picture, as its contact sheet (ending "-sheet.png")."""
+    def companion(self, stem: str, ending: str) -> Path:
+        """The file for something that goes with the picture, as its contact sheet (ending "-sheet.png")."""
         return self.folder / f"{Path(self.name).stem if self.name else stem}{ending}"
 
 
-def plan_output(out: str | Path | None, count: int) -> Output:
-    """Where `count` pictures go for the user's --out: a folder (None: the current one), or a .png for a single picture.
+def plan_output(out: str | Path | None, count: int, suffix: str = ".png") -> Output:
+    """Where `count` pictures go for the user's --out: a folder (None: the current one), or a file for a single picture.
 
     Creates nothing. Raises UserError when the place cannot be written, or does not suit the number of pictures.
     """
-    path = Path(out if out is not None else ".")
-    suffix = "" if path.is_dir() else path.suffix.lower()
-    if suffix in OTHER_FORMATS:
-        raise UserError(f"{path} would be no PNG, which has room for the recipe; a folder or a name in .png is wanted")
-    if suffix == ".png" and count > 1:
+    path = Path(out if out is not None else ".").expanduser()
+    named = "" if path.is_dir() else path.suffix.lower()
+    if str(out) == "-" or named in OTHER_FORMATS:
+        wanted = f"a folder or a name in {', '.join(FORMATS)} is wanted"
+        raise UserError(f"{path} has no room for the recipe of a picture; {wanted}")
+    if named in FORMATS and count > 1:
         raise UserError(f"{path} is the name of one file, but {count} pictures are wanted: name a folder")
-    output = Output(path.parent, path.name) if suffix == ".png" else Output(path)
+    output = Output(path.parent, path.name) if named in FORMATS else Output(path, suffix=suffix)
     check_writable(output.folder)
     return output
 

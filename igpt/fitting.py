@@ -16,7 +16,7 @@ from .bundle import Bundle
 from .sizes import Grid
 from .tiling import decode, encode, wrapped
 
-BORDER = 8  # pixels over which a drawn part turns into the picture around it
+FADE = 8  # pixels over which a drawn part turns into the picture around it
 WRAP_MARGIN = 64  # pixels beyond an edge that wraps: more than Lanczos looks at when it halves or doubles
 LANCZOS, NEAREST, BOX = Image.Resampling.LANCZOS, Image.Resampling.NEAREST, Image.Resampling.BOX
 
@@ -29,12 +29,20 @@ class Canvas(NamedTuple):
     wraps: bool = False  # whether it is a texture that goes on at its other side
 
 
+class PartialGrid(NamedTuple):
+    """The tokens of one picture on its way."""
+
+    tokens_hw: Tensor
+    known_hw: Tensor  # bool
+
+
 class Inpainting(NamedTuple):
     """A picture of which a part is to be drawn."""
 
     picture: Image.Image  # RGB
     mask: Image.Image  # "L", of the same size: 255 where to draw, 0 elsewhere
     tokens_hw: Tensor | None = None  # the picture's own, if it carries them
+    original: Image.Image | None = None  # RGBA, where it is transparent anywhere
 
 
 def canvas_for(model: Bundle, size: tuple[int, int], wraps: bool = False) -> Canvas:
@@ -50,16 +58,20 @@ def letterbox(model: Bundle, picture: Image.Image, grid: Grid, resample: Image.R
 
     The inverse of `cover`. BOX is for masks.
     """
-    height, width = (side * model.downsample for side in grid)
     if model.downsample == 1:
         return _letterbox_sprite(model, picture, grid, mask=resample == BOX)
+    height, width = (side * model.downsample for side in grid)
     scale = min(width / picture.width, height / picture.height)
     inner = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
     small = picture if picture.size == inner else picture.resize(inner, resample)
-    left, top = (width - inner[0]) // 2, (height - inner[1]) // 2
-    margins = ((top, height - inner[1] - top), (left, width - inner[0] - left), (0, 0))
-    values = np.asarray(small)
-    return Image.fromarray(np.pad(values, margins[: values.ndim], mode="edge"))
+    return continued(small, (width, height), (width - inner[0]) // 2, (height - inner[1]) // 2)
+
+
+def continued(picture: Image.Image, size: tuple[int, int], left: int, top: int) -> Image.Image:
+    """The picture at that place of a larger one, its outermost pixels repeated all around."""
+    right, bottom = size[0] - picture.width - left, size[1] - picture.height - top
+    values = np.asarray(picture)
+    return Image.fromarray(np.pad(values, ((top, bottom), (left, right), (0, 0))[: values.ndim], mode="edge"))
 
 
 def _letterbox_sprite(model: Bundle, picture: Image.Image, grid: Grid, mask: bool) -> Image.Image:
@@ -89,11 +101,13 @@ def mask_tokens(model: Bundle, mask: Image.Image, grid: Grid) -> Tensor:
     return F.max_pool2d(mask_HW[None, None], model.downsample)[0, 0] > 0
 
 
-def tokens_on(model: Bundle, given: Inpainting, grid: Grid) -> Tensor:
-    """Tokens of the given picture on a grid: its own where they are on that grid, or else it is encoded."""
-    if given.tokens_hw is not None and given.tokens_hw.shape == grid:
-        return given.tokens_hw.clone()
-    return encode(model, letterbox(model, given.picture, grid))
+def on_grid(model: Bundle, given: Inpainting, grid: Grid) -> PartialGrid:
+    """The given picture on a grid, in its own tokens where they are on that grid, or else encoded; what its mask
+    touches is not known."""
+    tokens_hw = given.tokens_hw
+    if tokens_hw is None or tokens_hw.shape != grid:
+        tokens_hw = encode(model, letterbox(model, given.picture, grid))
+    return PartialGrid(tokens_hw, ~mask_tokens(model, given.mask, grid))
 
 
 # Out of a grid
@@ -128,17 +142,20 @@ def resized(model: Bundle, picture: Image.Image, size: tuple[int, int], wraps: b
 
 
 def composite(model: Bundle, given: Inpainting, drawn: Image.Image) -> Image.Image:
-    """The given picture with the drawn one where it was to be drawn; all other pixels are the given ones.
+    """The given picture with the drawn one where its mask is white; all other pixels are the given ones.
 
-    Within BORDER pixels inside the edge of the drawn part one turns into the other; where the part is too thin for that
-    it is wholly the drawn one, and likewise where a token is a pixel, as mixed colours would be of no palette.
+    Within FADE pixels inside the edge of the mask one turns into the other; where it is too thin for that, the result
+    is wholly the drawn one, and likewise where a token is a pixel, as mixed colours would be of no palette.
     """
     if model.downsample == 1:
         return Image.composite(drawn, given.picture, given.mask)
+    if given.original is not None:  # outside the mask it stays as transparent as it was
+        whole = composite(model, given._replace(original=None), drawn).convert("RGBA")
+        return Image.composite(whole, given.original, given.mask.point(lambda value: 255 * (value > 0)))
     depth, inner = Image.new("L", given.mask.size), given.mask
-    for _ in range(BORDER):  # how many pixels from the edge, up to BORDER
+    for _ in range(FADE):  # how many pixels from the edge, up to FADE
         depth = ImageChops.add(depth, inner.point(lambda value: value and 1))
         inner = inner.filter(ImageFilter.MinFilter(3))
-    deepest = depth.filter(ImageFilter.MaxFilter(2 * BORDER + 1))
+    deepest = depth.filter(ImageFilter.MaxFilter(2 * FADE + 1))
     share = np.asarray(depth).astype(np.float32) / np.maximum(1, np.asarray(deepest))
     return Image.composite(drawn, given.picture, Image.fromarray((share * 255).round().astype(np.uint8)))

@@ -1,35 +1,74 @@
-"""What a user holds: `ImageGPT`, a model that draws and edits pictures. Seeds, sizes and PIL live here."""
+"""What a user holds: `ImageGPT`, a model that draws and edits pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from PIL.Image import Image
 
 from tokenizer_vq.base import UserError
+from tokenizer_vq.palette import PaletteConfig
 
 from . import checkpoint, edit
 from .bundle import Bundle
-from .canvas import PartialGrid, generate_grids, now_and_then, preview
-from .config import ANCHORS, DEFAULT_KEEP, DEFAULT_MIX, DEFAULT_MODEL, DEFAULT_STRENGTH, SamplingOptions
-from .device import fast_bf16, pick_device
-from .edit import Edit, Picture
-from .fitting import Canvas, canvas_for, finish
-from .sampling import generators
-from .sizes import parse_size
+from .canvas import Batch, Task
+from .config import (
+    ANCHORS,
+    AS_DRAWN,
+    DEFAULT_KEEP,
+    DEFAULT_MIX,
+    DEFAULT_MODEL,
+    DEFAULT_STRENGTH,
+    SamplingOptions,
+    SpriteOptions,
+)
+from .device import fast_bf16, own_settings, pick_device
+from .edit import Picture
+from .fitting import Inpainting, canvas_for, on_grid
+from .recipe import CHUNK, check_seeds
+from .sizes import Size, parse_size
+from .sprites import colours_of
 
-Size = int | str | tuple[int, int]
-BATCH = 16  # pictures drawn at once, so that any number fits into memory; a picture is the same in any batch
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+SPRITES = ("scale", "ground", "palette")  # of DrawArguments, those for palette models
+PICTURES_AT_ONCE = 16  # so that any number fits into memory; a picture is the same in any batch
+
+
+class DrawArguments(TypedDict, total=False):
+    """What all that draws can be asked for by name. `steps` to `order` are fields of SamplingOptions; `scale`, `ground`
+    ("transparent" or "keep") and `palette` (a .gpl or .hex file) are for models of which a token is a pixel."""
+
+    label: str | None
+    seed: int
+    options: SamplingOptions | None
+    steps: int
+    temperature: float
+    top_k: int
+    top_p: float
+    guidance: float
+    order: str
+    scale: int
+    ground: str
+    palette: str | Path
 
 
 class ImageGPT(Bundle):
-    """Draws pictures in the manner of the art it learned from. Make one with `igpt.load`."""
+    """Draws pictures in the manner of the art it learned from. Make one with `igpt.load`.
+
+    All that draws takes `n`, how many pictures, and `DrawArguments`: picture i has the seed `seed + i`, sampling is the
+    model's own unless `options` or single fields say otherwise, and what cannot be raises UserError before anything is
+    drawn. Of an edited picture the pixels outside what is drawn stay as they are, and its label, unless one is asked
+    for, is that of the picture's recipe or the one that fits best to what stays.
+    """
 
     @classmethod
+    @own_settings()
     def load(
         cls,
         name: str | Path = DEFAULT_MODEL,
@@ -56,14 +95,8 @@ class ImageGPT(Bundle):
         assert found.gpt is not None
         if fast_bf16(target) if bf16 is None else bf16:
             found.gpt.draw_in(torch.bfloat16)
-        return cls(
-            found.tokenizer.to(target),
-            found.gpt.to(target),
-            found.labels,
-            name=Path(name).name,
-            weights_hash=found.weights_hash,
-            provenance=found.provenance,
-        )
+        parts = found.tokenizer.to(target), found.gpt.to(target), found.labels
+        return cls(*parts, name=Path(name).name, weights_hash=found.weights_hash, provenance=found.provenance)
 
     def save(self, folder: str | Path) -> None:
         """Write the model to a folder: config.json and model.safetensors."""
@@ -72,187 +105,124 @@ class ImageGPT(Bundle):
     # Drawing pictures
 
     def generate(
-        self,
-        n: int = 1,
-        size: Size | None = None,
-        label: str | None = None,
-        seed: int = 0,
-        options: SamplingOptions | None = None,
-        tile: bool = False,
-        **changes: Any,
+        self, n: int = 1, size: Size | None = None, *, tile: bool = False, **draw: Unpack[DrawArguments]
     ) -> list[Image]:
-        """Draw n pictures of exactly `size` pixels (256, "640x384" or (640, 384); default: the model's native size);
-        picture i has the seed `seed + i`.
+        """Draw n pictures of exactly `size` pixels (256, "640x384" or (640, 384); default: the model's native size).
 
         Without a label each seed chooses one that the model draws well; "any" chooses among all, "none" draws without.
-        With `tile` they are textures that wrap in both directions. `changes` are fields of SamplingOptions, as in
-        generate(temperature=0.9). Raises UserError on a label, size or option that cannot be.
+        With `tile` they are textures that wrap in both directions.
         """
-        self._check(n, label, self._options(options, changes))
-        pictures: list[Image] = []
-        for start in range(0, n, BATCH):
-            count = min(BATCH, n - start)
-            *_, drawn = self.stream(count, size, label, seed + start, options, tile, previews=False, **changes)
-            pictures += drawn
-        return pictures
+        return self._drawn(self.new_picture(size, tile), n, draw)
 
     def stream(
-        self,
-        n: int = 1,
-        size: Size | None = None,
-        label: str | None = None,
-        seed: int = 0,
-        options: SamplingOptions | None = None,
-        tile: bool = False,
-        *,
-        previews: bool = True,
-        **changes: Any,
+        self, n: int = 1, size: Size | None = None, *, tile: bool = False, **draw: Unpack[DrawArguments]
     ) -> Iterator[list[Image]]:
-        """As `generate`, but yields the unfinished pictures after every step (what is not yet drawn is mid-grey).
+        """As `generate`, but yields the unfinished pictures again and again (what is not yet drawn is mid-grey)."""
+        (batch,) = self.batches(self.new_picture(size, tile), n, at_once=n, **draw)
+        steps = batch.some_steps()
 
-        Larger pictures than the model composes, and textures, show again and again while they are refined.
-        """
-        options = self._options(options, changes)
-        self._check(n, label, options)
-        labels_B = self.label_numbers(self.labels_for(label, seed, n))
-        canvas = canvas_for(self, self.size(size), tile)
-        frames = generate_grids(self, canvas, labels_B, generators(seed, n), options)
-        return self._shown(frames, canvas, previews)
+        @own_settings()
+        def step() -> list[Image] | None:
+            grids = next(steps, None)
+            return None if grids is None else [batch.preview(grid) for grid in grids]
 
-    def _shown(self, frames: Iterator[list[PartialGrid]], canvas: Canvas, previews: bool) -> Iterator[list[Image]]:
-        """The pictures of grids on their way, or with previews off only the finished ones."""
-        if previews:
-            for grids in now_and_then(frames, canvas):
-                yield [preview(self, grid, canvas) for grid in grids]
-        else:
-            *_, grids = frames
-            yield [finish(self, grid.tokens_hw, canvas) for grid in grids]
+        return iter(step, None)
 
-    def size(self, size: Size | None) -> tuple[int, int]:
-        """Width and height of what is asked for, or of the model's native pictures. Raises UserError as parse_size."""
-        return self.grids.native_size if size is None else parse_size(size)
+    def new_picture(self, size: Size | None = None, tile: bool = False) -> Task:
+        """The task of `generate`, for `batches`."""
+        return Task("generate", canvas_for(self, self.grids.native_size if size is None else parse_size(size), tile))
+
+    def batches(
+        self, task: Task, n: int = 1, *, at_once: int | None = None, **draw: Unpack[DrawArguments]
+    ) -> Iterator[Batch]:
+        """What draws n pictures of a task, step by step and with their recipes; of an edit one at a time, of new ones
+        at most `at_once` together (default: PICTURES_AT_ONCE)."""
+        changes: dict[str, Any] = {"label": None, "seed": 0, "options": None, **draw}
+        label, seed, options = (changes.pop(name) for name in ("label", "seed", "options"))
+        task = task._replace(sprite=self._sprite({name: changes.pop(name) for name in SPRITES if name in changes}))
+        options = options or self.sampling
+        if unknown := sorted(changes.keys() - asdict(options).keys()):
+            raise UserError(f"there is no option {unknown[0]!r}; there are {', '.join(asdict(options))}")
+        options = replace(options, **changes)
+        options.check()
+        seed, n = check_seeds(seed, n)
+        label, at_once = self.label_for(task, label), 1 if task.start is not None else at_once or PICTURES_AT_ONCE
+        return (
+            Batch(self, task, self.labels_for(label, first, min(at_once, seed + n - first)), first, options)
+            for first in range(seed, seed + n, at_once)
+        )
+
+    def _sprite(self, asked: dict[str, Any]) -> SpriteOptions:
+        config = self.tokenizer.config
+        if not asked:
+            return AS_DRAWN
+        if not isinstance(config, PaletteConfig):
+            raise UserError(f"--{next(iter(asked))} is for sprites; the model {self.name!r} has no palette")
+        palette, ground = asked.pop("palette", None), asked.get("ground", AS_DRAWN.ground)
+        options = SpriteOptions(**asked, colours=() if palette is None else colours_of(config, palette, ground))
+        options.check()
+        return options
+
+    def label_for(self, task: Task, label: str | None) -> str | None:
+        """The label asked for; of an edit without one that of its picture, or the one that fits best to what is given;
+        None where that of a new picture is left to its seed, and where the model has none."""
+        self.label_number(label)
+        if label is not None or task.label is not None or task.start is None or not self.labels:
+            return label if label is not None else task.label
+        start = task.start(0)
+        tokens_hw, known_hw = on_grid(self, start, task.canvas.levels[0]) if isinstance(start, Inpainting) else start
+        return self.guess_label(tokens_hw, known_hw if known_hw.any() else torch.ones_like(known_hw))
+
+    @own_settings()
+    def _drawn(self, task: Task, n: int, draw: DrawArguments) -> list[Image]:
+        pictures = []
+        for batch in self.batches(task, n, **draw):
+            for picture, recipe in batch.draw():
+                picture.info[CHUNK] = recipe.to_json()  # for `igpt.save`
+                pictures.append(picture)
+        return pictures
 
     # Editing pictures
 
     def complete(
-        self,
-        picture: Picture,
-        keep: str | float = DEFAULT_KEEP,
-        *,
-        n: int = 1,
-        label: str | None = None,
-        seed: int = 0,
-        options: SamplingOptions | None = None,
-        **changes: Any,
+        self, picture: Picture, keep: str | float = DEFAULT_KEEP, *, n: int = 1, **draw: Unpack[DrawArguments]
     ) -> list[Image]:
-        """Keep one half of a picture (top, bottom, left, right), or that share from the top, and draw the rest n times.
-
-        As with every edit, pixels outside what is drawn stay exactly as they are. The label, unless one is given, is
-        that of the picture's recipe, or the one that fits best to what is kept.
-        """
-        return self._edited(edit.complete(edit.open_source(self, picture), keep), n, label, seed, options, changes)
+        """Keep one half of a picture (top, bottom, left, right), or that share from the top, and draw the rest."""
+        return self._drawn(edit.complete(self, picture, keep), n, draw)
 
     def inpaint(
-        self,
-        picture: Picture,
-        mask: Picture,
-        *,
-        n: int = 1,
-        label: str | None = None,
-        seed: int = 0,
-        options: SamplingOptions | None = None,
-        **changes: Any,
+        self, picture: Picture, mask: Picture | None = None, *, n: int = 1, **draw: Unpack[DrawArguments]
     ) -> list[Image]:
-        """Draw a picture anew where the mask, of the same size, is white."""
-        asked = edit.inpaint(edit.open_source(self, picture), edit.open_source(self, mask))
-        return self._edited(asked, n, label, seed, options, changes)
+        """Draw a picture anew where the mask, of the same size, is white; without one where it is transparent."""
+        return self._drawn(edit.inpaint(self, picture, mask), n, draw)
 
     def extend(
-        self,
-        picture: Picture,
-        size: Size,
-        anchor: str = ANCHORS[0],
-        *,
-        n: int = 1,
-        label: str | None = None,
-        seed: int = 0,
-        options: SamplingOptions | None = None,
-        **changes: Any,
+        self, picture: Picture, size: Size, anchor: str = ANCHORS[0], *, n: int = 1, **draw: Unpack[DrawArguments]
     ) -> list[Image]:
         """Draw around a picture until it has the size; `anchor` (as "left", "top-right") is where the picture stays."""
-        asked = edit.extend(edit.open_source(self, picture), parse_size(size), anchor, self.downsample)
-        return self._edited(asked, n, label, seed, options, changes)
+        return self._drawn(edit.extend(self, picture, size, anchor), n, draw)
 
     def vary(
-        self,
-        picture: Picture,
-        strength: float = DEFAULT_STRENGTH,
-        *,
-        n: int = 1,
-        label: str | None = None,
-        seed: int = 0,
-        options: SamplingOptions | None = None,
-        **changes: Any,
+        self, picture: Picture, strength: float = DEFAULT_STRENGTH, *, n: int = 1, **draw: Unpack[DrawArguments]
     ) -> list[Image]:
         """Draw that share of a picture's cells anew: 0 leaves it as it is, 1 leaves nothing of it."""
-        asked = edit.vary(self, edit.open_source(self, picture), strength)
-        return self._edited(asked, n, label, seed, options, changes)
+        return self._drawn(edit.vary(self, picture, strength), n, draw)
 
     def blend(
-        self,
-        a: Picture,
-        b: Picture,
-        mix: float = DEFAULT_MIX,
-        *,
-        n: int = 1,
-        label: str | None = None,
-        seed: int = 0,
-        options: SamplingOptions | None = None,
-        **changes: Any,
+        self, a: Picture, b: Picture, mix: float = DEFAULT_MIX, *, n: int = 1, **draw: Unpack[DrawArguments]
     ) -> list[Image]:
         """Draw parts of two pictures into one of the size of A, with new passages between; `mix` is the share of B."""
-        asked = edit.blend(self, edit.open_source(self, a), edit.open_source(self, b), mix)
-        return self._edited(asked, n, label, seed, options, changes)
-
-    def _edited(
-        self,
-        asked: Edit,
-        n: int,
-        label: str | None,
-        seed: int,
-        options: SamplingOptions | None,
-        changes: dict[str, Any],
-    ) -> list[Image]:
-        options = self._options(options, changes)
-        self._check(n, label, options)
-        return edit.edited(self, asked, n, label, seed, options)
-
-    def _options(self, options: SamplingOptions | None, changes: dict[str, Any]) -> SamplingOptions:
-        """The options, or the model's own, with some of their fields changed. Raises UserError for a field that does
-        not exist."""
-        options = options or self.sampling
-        if unknown := sorted(set(changes) - set(asdict(options))):
-            raise UserError(f"there is no option {unknown[0]!r}; there are {', '.join(asdict(options))}")
-        return replace(options, **changes)
-
-    def _check(self, n: int, label: str | None, options: SamplingOptions) -> None:
-        """Raises UserError on what cannot be meant, before anything is drawn."""
-        options.check()
-        self.label_number(label)
-        if n < 1:
-            raise UserError(f"{n} pictures were asked for; 1 or more is wanted")
+        return self._drawn(edit.blend(self, a, b, mix), n, draw)
 
     # What it is
 
     def info(self) -> dict[str, Any]:
         """What the model is, as plain values."""
+        parts = {"gpt": self.gpt, "tokenizer": self.tokenizer}
         return {
             "name": self.name,
             "weights_hash": self.weights_hash,
-            "parameters": {
-                "gpt": sum(p.numel() for p in self.gpt.parameters()),
-                "tokenizer": sum(p.numel() for p in self.tokenizer.parameters()),
-            },
+            "parameters": {part: sum(p.numel() for p in net.parameters()) for part, net in parts.items()},
             "tokenizer": {"kind": self.tokenizer.kind} | asdict(self.tokenizer.config),
             "gpt": asdict(self.gpt.config),
             "labels": self.labels,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .model import GPT, cell_positions, to_cells, to_grid
 
-BATCH = 16
+GRIDS_AT_ONCE = 16
 CELLS_ASKED = 64  # known cells of a picture by which its label is guessed; twice as many guess no better
 
 
@@ -19,7 +19,7 @@ CELLS_ASKED = 64  # known cells of a picture by which its label is guessed; twic
 def token_nats(gpt: GPT, cells_BLn: Tensor, positions_BL2: Tensor, labels_B: Tensor) -> Tensor:
     """Negative log likelihood in nats of every token, [B, L, n] float32 on the CPU: each cell given those before it."""
     nats = []
-    for batch in zip(*(torch.split(x, BATCH) for x in (cells_BLn, positions_BL2, labels_B)), strict=True):
+    for batch in zip(*(torch.split(x, GRIDS_AT_ONCE) for x in (cells_BLn, positions_BL2, labels_B)), strict=True):
         cells, positions, labels = (x.to(gpt.query.device) for x in batch)
         logits_KN = gpt(cells, positions, labels).float().flatten(0, 2)
         nats.append(F.cross_entropy(logits_KN, cells.flatten(), reduction="none").view(cells.shape).cpu())
@@ -54,13 +54,11 @@ def label_nats(gpt: GPT, tokens_hw: Tensor, known_hw: Tensor) -> Tensor:
     The same cells in the same order every time. Where no cell is known whole, all are 0.
     """
     cell, (h, w) = gpt.config.cell, tokens_hw.shape
-    whole_L = to_cells(known_hw[None].cpu(), cell)[0].all(-1)
-    known_L = whole_L.nonzero().squeeze(-1)
+    known_L = to_cells(known_hw[None].cpu(), cell)[0].all(-1).nonzero().squeeze(-1)
     chosen_L = known_L[torch.randperm(len(known_L), generator=torch.Generator().manual_seed(0))][:CELLS_ASKED]
     labels_B = torch.arange(gpt.config.labels + 1)
     if not len(chosen_L):
         return torch.zeros(len(labels_B))
-    cells_Ln = to_cells(tokens_hw[None].cpu(), cell)[0, chosen_L]
-    positions_L2 = cell_positions(h // cell, w // cell)[chosen_L]
-    cells_BLn, positions_BL2 = (x.expand(len(labels_B), *x.shape) for x in (cells_Ln, positions_L2))
+    cells_BLn = to_cells(tokens_hw[None].cpu(), cell)[:, chosen_L].expand(len(labels_B), -1, -1)
+    positions_BL2 = cell_positions(h // cell, w // cell)[chosen_L].expand(len(labels_B), -1, -1)
     return token_nats(gpt, cells_BLn, positions_BL2, labels_B).mean((1, 2))

@@ -1,7 +1,7 @@
 """Small changes to a GPT: low-rank layers (LoRA), new labels, and the adapter file that carries both for one base.
 
 LoRA (Hu et al. 2021, arXiv 2106.09685, section 4.1): the matrix of a linear layer stays as it is, and the product of
-two thin matrices that learn is added to it. Vectors (norms, query, slots) and labels are small and learn themselves.
+two thin matrices that learn is added to it. Vectors (norms, query) and labels are small and learn themselves.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,17 +27,18 @@ from .cpu import Linear
 from .files import atomic_write
 from .model import GPT
 
-SCALE = 2.0  # of the product, whatever the rank: alpha / r in the paper
+LORA_SCALE = 2.0  # of the product, whatever the rank: alpha / r in the paper
 ADAPTER_BYTES = 4_000_000  # the largest adapter file, which must be easy to send
 HEADER_BYTES = 100_000  # of it, for names of tensors and provenance
 ADAPTER_DTYPE = torch.float16  # finer steps than bfloat16, and nothing in an adapter is large
+HEADER = ("base", "base_hash", "labels", "rank", "provenance")  # what an adapter says of itself; labels: all of them
 FROZEN = (".base.weight", "tokens.weight")  # ends of the names of what stays as it is
 
 # Layers
 
 
 class LoRALinear(nn.Module):
-    """A linear layer that stays as it is, and a product of two thin matrices beside it that learns."""
+    """x W' + LORA_SCALE * x down' up': W stays as it is, `down` and `up` learn."""
 
     def __init__(self, base: Linear, rank: int, generator: torch.Generator):
         super().__init__()
@@ -47,32 +48,34 @@ class LoRALinear(nn.Module):
         self.up = nn.Parameter(weight.new_zeros(base.out_features, rank))  # nothing is changed yet
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.base(x) + F.linear(F.linear(x, self.down), self.up) * SCALE
-        return out
+        """[..., I] to [..., O]."""
+        return self.base(x) + F.linear(F.linear(x, self.down), self.up) * LORA_SCALE
 
 
 def apply_lora(gpt: GPT, rank: int, seed: int = 0) -> GPT:
     """Put low-rank layers around all linear ones, in place. All matrices but these and the labels stay as they are."""
     generator = torch.Generator().manual_seed(seed)
-    for parent in list(gpt.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, Linear):
-                setattr(parent, name, LoRALinear(layer, rank, generator))
+    for parent, name, layer in _layers(gpt, Linear):
+        setattr(parent, name, LoRALinear(layer, rank, generator))
     for name, parameter in gpt.named_parameters():
         parameter.requires_grad_(not name.endswith(FROZEN))
     return gpt
 
 
+@torch.no_grad()
 def merge_lora(gpt: GPT) -> GPT:
     """The plain GPT that does the same as one with low-rank layers; a copy."""
     plain = copy.deepcopy(gpt)
-    for parent in list(plain.modules()):
-        for name, layer in list(parent.named_children()):
-            if isinstance(layer, LoRALinear):
-                with torch.no_grad():
-                    layer.base.weight.add_(layer.up @ layer.down * SCALE)
-                setattr(parent, name, layer.base)
+    for parent, name, layer in _layers(plain, LoRALinear):
+        layer.base.weight.add_(layer.up @ layer.down * LORA_SCALE)
+        setattr(parent, name, layer.base)
     return plain.requires_grad_(True)
+
+
+def _layers(gpt: GPT, kind: type[nn.Module]) -> list[tuple[nn.Module, str, Any]]:
+    """All layers of a kind, with the module that holds each and its name there."""
+    parents = gpt.modules()
+    return [(parent, *child) for parent in parents for child in parent.named_children() if isinstance(child[1], kind)]
 
 
 def largest_rank(gpt: GPT) -> int:
@@ -101,22 +104,22 @@ def with_labels(gpt: GPT, count: int) -> GPT:
     return wider
 
 
+def with_tokens(gpt: GPT, like: Tensor) -> GPT:
+    """A copy that knows more tokens, behind its own; each begins as the token [N] that it is like."""
+    wider = copy.deepcopy(gpt)
+    wider.config = replace(gpt.config, vocab_size=gpt.config.vocab_size + len(like))
+    wider.tokens.num_embeddings = wider.head.out_features = wider.config.vocab_size
+    for table in (wider.tokens, wider.head):
+        table.weight = nn.Parameter(torch.cat([table.weight.detach(), table.weight.detach()[like]]))
+    return wider
+
+
 # The file
 
 
-class _Header(NamedTuple):
-    """What an adapter says of itself."""
-
-    base: str  # name and weights hash of the model that it changes
-    base_hash: str
-    labels: list[str]  # all of them, those of the base first
-    rank: int
-    provenance: dict[str, Any]
-
-
-def _learned(gpt: GPT) -> dict[str, nn.Parameter]:
+def _learned(gpt: GPT) -> dict[str, Tensor]:
     """What an adapter carries of a GPT with low-rank layers."""
-    return {name: parameter for name, parameter in gpt.named_parameters() if not name.endswith(FROZEN)}
+    return {name: value.detach() for name, value in gpt.named_parameters() if not name.endswith(FROZEN)}
 
 
 def save_adapter(
@@ -126,50 +129,44 @@ def save_adapter(
 
     Raises UserError where the disk refuses, and for more than ADAPTER_BYTES.
     """
-    rank = next(len(layer.down) for layer in gpt.modules() if isinstance(layer, LoRALinear))
-    header = json.dumps(_Header(*base, list(labels), rank, provenance)._asdict(), ensure_ascii=False)
-    tensors = {name: value.detach().cpu().to(ADAPTER_DTYPE).contiguous() for name, value in _learned(gpt).items()}
+    rank = len(_layers(gpt, LoRALinear)[0][2].down)
+    header = dict(zip(HEADER, (*base, list(labels), rank, provenance), strict=True))
+    tensors = {name: value.to("cpu", ADAPTER_DTYPE).contiguous() for name, value in _learned(gpt).items()}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as beside:
-            save_file(tensors, beside, {"igpt-adapter": header})
-            if (size := beside.stat().st_size) > ADAPTER_BYTES:
+        with atomic_write(path) as part:
+            save_file(tensors, part, {"igpt-adapter": json.dumps(header, ensure_ascii=False)})
+            if (size := part.stat().st_size) > ADAPTER_BYTES:
                 raise UserError(f"the adapter would be {size / 1e6:.1f} MB, more than 4; a smaller --rank is wanted")
     except (OSError, SafetensorError) as error:
         raise UserError(f"the adapter cannot be written to {path}: {error}") from error
 
 
+@torch.no_grad()
 def with_adapter(found: Checkpoint, path: Path) -> Checkpoint:
     """A model with an adapter merged into it. Raises UserError for a damaged file and for one of another base."""
-    header, tensors, digest = _read(path)
-    if header.base_hash != found.weights_hash:
-        raise UserError(
-            f"the adapter {path} belongs to the model {header.base!r} with weights {header.base_hash[:12]}, and this "
-            f"model has weights {found.weights_hash[:12]}; an adapter works with the very model it was made for"
-        )
-    assert found.gpt is not None
-    try:
-        gpt = apply_lora(with_labels(found.gpt, len(header.labels) - len(found.labels)), header.rank)
-        learned = _learned(gpt)
-        if {k: v.shape for k, v in learned.items()} != {k: v.shape for k, v in tensors.items()}:
-            raise ValueError("its tensors have other names or shapes")
-        with torch.no_grad():
-            for name, parameter in learned.items():
-                parameter.copy_(tensors[name])
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"the adapter {path} does not fit the model it names: {error}") from error
-    both = hashlib.sha256(f"{found.weights_hash}+{digest}".encode()).hexdigest()
-    return Checkpoint(found.tokenizer, merge_lora(gpt).eval(), header.labels, header.provenance, both)
-
-
-def _read(path: Path) -> tuple[_Header, dict[str, Tensor], str]:
-    """Header, tensors and SHA-256 of an adapter file."""
     if not path.is_file():
         raise UserError(f"there is no adapter at {str(path)!r}; a .safetensors file of igpt finetune is wanted")
     try:
         with safe_open(path, framework="pt") as file:
-            header = _Header(**json.loads((file.metadata() or {})["igpt-adapter"]))
+            header = json.loads((file.metadata() or {})["igpt-adapter"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}
-        return header, tensors, hashlib.sha256(path.read_bytes()).hexdigest()
+        base, base_hash, labels, rank, provenance = (header[key] for key in HEADER)
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is no adapter that can be read; one made by igpt finetune is wanted") from error
+    if base_hash != found.weights_hash:
+        raise UserError(
+            f"the adapter {path} belongs to the model {base!r} with weights {base_hash:.12}, and this model has "
+            f"weights {found.weights_hash:.12}; an adapter works with the very model it was made for"
+        )
+    assert found.gpt is not None
+    try:
+        gpt = apply_lora(with_labels(found.gpt, len(labels) - len(found.labels)), rank)
+        if {k: v.shape for k, v in _learned(gpt).items()} != {k: v.shape for k, v in tensors.items()}:
+            raise ValueError("its tensors have other names or shapes")
+        gpt.load_state_dict(tensors, strict=False)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise UserError(f"the adapter {path} does not fit the model it names: {error}") from error
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    both = hashlib.sha256(f"{found.weights_hash}+{digest}".encode()).hexdigest()
+    return Checkpoint(found.tokenizer, merge_lora(gpt).eval(), labels, provenance, both)

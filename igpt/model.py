@@ -1,20 +1,23 @@
 """The GPT that draws in any order: a transformer over cells in drawing order, with queries that know where they ask.
 
-A cell is `cell` x `cell` tokens. Two streams, after ARPG (Li et al. 2025, arXiv 2503.10568, section 3.2), and a small
-head that turns one answer into the tokens of a cell:
+A cell is `cell` x `cell` tokens. Two streams of blocks after ARPG (Li et al. 2025, arXiv 2503.10568, section 3.2), and
+a local head after the RQ-Transformer (Lee et al. 2022, arXiv 2203.01941, section 3.2.2; here without attention):
 
-    content   [label]  cell 1   cell 2  ...   causal self-attention over what is drawn
-                 |        |        |          one projection: keys and values shared by all query blocks
-    query     where?   where?   where?  ...   "what belongs at this place?", cross-attention, one answer a cell
-                 |
-    head      answer -> token 1 -> token 2 -> ... -> token cell^2
+    content stream    label --> cell 1 --> cell 2 --> ...        causal self-attention over what is drawn, layers / 2
+                        |         |          |                   blocks; each cell is rotated by its place (2-D RoPE)
+                       k, v      k, v       k, v                 projected once, shared by all query blocks (YOCO)
+                        |         |          |
+                        +---------+----+-----+
+                                       |
+    query stream      place 3? --------+--> hidden state 3       cross-attention, layers / 2 blocks; each place asks
+                      place 4? --------+--> hidden state 4       for itself: what belongs here?
+                                                 |
+    local head        its tokens 1, ..., j ------+--> logits of its token j + 1, by feed-forward layers
 
 Notable choices:
-- each cell is rotated by its own place (2-D RoPE), so the order itself needs no code and any grid shape is legal;
-- keys and values are projected once from the content stream and shared (YOCO, arXiv 2405.05254);
-- queries do not see each other, so many cells can be drawn in one step with an exact cache;
-- the tokens of a cell follow one another, each told the ones before it (RQ-Transformer, arXiv 2203.01941, section
-  3.2.2; here without attention): cells drawn in one step cannot see each other, the tokens within a cell can;
+- rotations carry the places, so the drawing order itself needs no code and any grid shape is legal;
+- queries do not see each other, so many cells can be drawn in one step with an exact cache (YOCO, arXiv 2405.05254);
+- cells drawn in one step cannot see each other, but the tokens within a cell can, thanks to the local head;
 - RMSNorm, SwiGLU, QK-norm, no biases, a last layer that starts at zero.
 """
 
@@ -44,10 +47,8 @@ def to_grid(cells_BLn: Tensor, rows: int, cell: int) -> Tensor:
 
 
 def cell_positions(rows: int, columns: int) -> Tensor:
-    """Row and column of every cell in raster order, [rows * columns, 2] float32.
-
-    (0, 0), where the unrotated label sits, is the middle of the grid, whatever its shape.
-    """
+    """Row and column of every cell in raster order, [rows * columns, 2] float32; (0, 0), the label's place, is the
+    middle of the grid."""
     row, column = torch.arange(rows) - (rows - 1) / 2, torch.arange(columns) - (columns - 1) / 2
     return torch.stack(torch.meshgrid(row, column, indexing="ij"), dim=-1).flatten(0, 1)
 
@@ -69,20 +70,15 @@ def apply_rope(x_BNLE: Tensor, freqs_B1LF: Tensor) -> Tensor:
     return torch.view_as_real(pairs * freqs_B1LF).flatten(-2)
 
 
-# Cache
-
-
 class KVCache:
     """Keys and values of everything drawn so far: one layer for each content block, the last one shared by all queries.
 
     Allocated once for `capacity` positions (label and cells); `length` says how many are filled.
     """
 
-    def __init__(self, config: GPTConfig, batch: int, capacity: int, device: torch.device, dtype: torch.dtype):
+    def __init__(self, config: GPTConfig, batch: int, capacity: int, like: Tensor):
         shape = (config.layers // 2 + 1, batch, config.heads, capacity, config.width // config.heads)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0
+        self.keys, self.values, self.length = like.new_empty(shape), like.new_empty(shape), 0
 
     def extend(self, layer: int, k_BNLE: Tensor, v_BNLE: Tensor) -> tuple[Tensor, Tensor]:
         """Write new keys and values behind the filled part; the whole of it with them. `length` moves later, once."""
@@ -104,14 +100,14 @@ class FeedForward(nn.Module):
         self.gate_and_value = Linear(width, 2 * hidden)
         self.out = Linear(hidden, width)
 
-    def forward(self, x_BLD: Tensor) -> Tensor:
-        gate, value = self.gate_and_value(x_BLD).chunk(2, dim=-1)
-        out: Tensor = self.out(F.silu(gate) * value)
-        return out
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] to [..., D]."""
+        gate, value = self.gate_and_value(x).chunk(2, dim=-1)
+        return self.out(F.silu(gate) * value)
 
 
 class Block(nn.Module):
-    """Norm, attention, norm, feed-forward around a residual stream."""
+    """Pre-norm attention and feed-forward around a residual stream."""
 
     def __init__(self, config: GPTConfig, projections: int):
         super().__init__()
@@ -124,12 +120,10 @@ class Block(nn.Module):
         self.feed_forward = FeedForward(config.width)
         self.dropout = Dropout(config.dropout)
 
-    def mix(self, x_BLD: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-        """The rest of the block once queries, keys and values [B, N, L, E] are there."""
-        attended = causal_attention(q, k, v) if causal else F.scaled_dot_product_attention(q, k, v, mask)
-        x_BLD = x_BLD + self.dropout(self.attention_out(rearrange(attended, "b n l e -> b l (n e)")))
-        out: Tensor = x_BLD + self.dropout(self.feed_forward(self.norm2(x_BLD)))
-        return out
+    def residual(self, x_BLD: Tensor, attended_BNLE: Tensor) -> Tensor:
+        """x and what attention found, [B, L, D], through the rest of the block."""
+        x_BLD = x_BLD + self.dropout(self.attention_out(rearrange(attended_BNLE, "b n l e -> b l (n e)")))
+        return x_BLD + self.dropout(self.feed_forward(self.norm2(x_BLD)))
 
 
 class ContentBlock(Block):
@@ -142,12 +136,15 @@ class ContentBlock(Block):
     def forward(
         self, x_BLD: Tensor, freqs_B1LF: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int
     ) -> Tensor:
+        """[B, L, D] to [B, L, D]. `mask`: bool [L, cached + L]; None is causal, where there is more than one cell."""
         q, k, v = rearrange(self.project(self.norm1(x_BLD)), "b l (qkv n e) -> qkv b n l e", qkv=3, n=self.heads)
         q = apply_rope(self.q_norm(q.float()), freqs_B1LF).type_as(v)
         k = apply_rope(self.k_norm(k.float()), freqs_B1LF).type_as(v)
         if cache is not None:
             k, v = cache.extend(layer, k, v)
-        return self.mix(x_BLD, q, k, v, mask, causal=mask is None and q.shape[2] > 1)
+        causal = mask is None and q.shape[2] > 1
+        attended = causal_attention(q, k, v) if causal else F.scaled_dot_product_attention(q, k, v, mask)
+        return self.residual(x_BLD, attended)
 
 
 class QueryBlock(Block):
@@ -156,10 +153,12 @@ class QueryBlock(Block):
     def __init__(self, config: GPTConfig):
         super().__init__(config, projections=1)
 
-    def forward(self, x_BLD: Tensor, freqs_B1LF: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-        q = rearrange(self.project(self.norm1(x_BLD)), "b l (n e) -> b n l e", n=self.heads)
-        q = apply_rope(self.q_norm(q.float()), freqs_B1LF).type_as(v)
-        return self.mix(x_BLD, q, k, v, mask=None, causal=causal)
+    def forward(self, x_BLD: Tensor, freqs_B1LF: Tensor, k_BNLE: Tensor, v_BNLE: Tensor, causal: bool) -> Tensor:
+        """[B, L, D] to [B, L, D]. `causal`: query i sees the first i + 1 keys, else all see all."""
+        q_BNLE = rearrange(self.project(self.norm1(x_BLD)), "b l (n e) -> b n l e", n=self.heads)
+        q_BNLE = apply_rope(self.q_norm(q_BNLE.float()), freqs_B1LF).type_as(v_BNLE)
+        attention = causal_attention if causal else F.scaled_dot_product_attention
+        return self.residual(x_BLD, attention(q_BNLE, k_BNLE, v_BNLE))
 
 
 # Model
@@ -179,11 +178,11 @@ class GPT(nn.Module):
         self.shared_kv = Linear(width, 2 * width)
         self.shared_k_norm = nn.RMSNorm(width // config.heads, NORM_EPS)
         self.query_blocks = nn.ModuleList(QueryBlock(config) for _ in range(config.layers // 2))
-        if config.cell > 1:
-            self.slots = nn.Parameter(torch.zeros(config.cell**2, width))
-            self.before = Linear(width, width)
-            self.head_norms = nn.ModuleList(nn.RMSNorm(width, NORM_EPS) for _ in range(config.head_layers))
-            self.head_blocks = nn.ModuleList(FeedForward(width) for _ in range(config.head_layers))
+        # Of the local head; `slots` (embeddings of the place within a cell) and `before` are names in model files.
+        self.slots = nn.Parameter(torch.zeros(config.cell**2, width))
+        self.before = Linear(width, width)
+        self.head_norms = nn.ModuleList(nn.RMSNorm(width, NORM_EPS) for _ in range(config.head_layers))
+        self.head_blocks = nn.ModuleList(FeedForward(width) for _ in range(config.head_layers))
         self.norm = nn.RMSNorm(width, NORM_EPS)
         self.head = Linear(width, config.vocab_size)
         self.dropout = Dropout(config.dropout)
@@ -203,7 +202,7 @@ class GPT(nn.Module):
         return self.config.labels
 
     def draw_in(self, dtype: torch.dtype) -> None:
-        """Multiply in this precision when drawing on a CPU (see `linear.py`). The last layer stays in float32:
+        """Multiply in this precision when drawing on a CPU (see `cpu.Linear`). The last layer stays in float32:
         guidance multiplies differences of its logits."""
         for module in self.modules():
             if isinstance(module, Linear) and module is not self.head:
@@ -216,31 +215,29 @@ class GPT(nn.Module):
         the tokens before it in its cell.
 
         `positions_BL2` are the cells' places (`cell_positions`) in the same order. `targets_BLn` (default: the cells)
-        are the tokens that the head is told within a cell, where training shows other tokens than it asks for.
+        are the tokens that the local head sees within a cell, where training puts noise into the cells.
         """
-        targets_BLn = cells_BLn if targets_BLn is None else targets_BLn
+        # The content stream reads the label and all cells but the last; each is rotated by its place, the label by 0.
         freqs_B1LF = self.freqs(positions_BL2)
-        # Content is label, cell 1, ..., cell L-1; place i asks after seeing i entries of it.
         content_BLD = torch.cat([self.labels(labels_B).unsqueeze(1), self.embed(cells_BLn[:, :-1])], dim=1)
-        shifted = torch.cat([torch.ones_like(freqs_B1LF[:, :, :1]), freqs_B1LF[:, :, :-1]], dim=2)
-        k, v = self.encode_content(self.dropout(content_BLD), shifted)
-        answers_BLD = self.decode_queries(freqs_B1LF, k, v, causal=True)
-        # All tokens of a cell at once, each told those before it.
-        if self.config.cell == 1:
-            return self.token_logits(answers_BLD.unsqueeze(2))
-        embedded_BLnE = self.tokens(targets_BLn)
+        shifted_B1LF = torch.cat([torch.ones_like(freqs_B1LF[:, :, :1]), freqs_B1LF[:, :, :-1]], dim=2)
+        k, v = self.encode_content(self.dropout(content_BLD), shifted_B1LF)
+        # The query stream asks for cell i at its place, and sees the first i entries of the content.
+        hidden_BLD = self.decode_queries(freqs_B1LF, k, v, causal=True)
+        # The local head gives token j of a cell the embeddings of the tokens before j; the others are zeros.
+        embedded_BLnE = self.tokens(cells_BLn if targets_BLn is None else targets_BLn)
         earlier_nn = embedded_BLnE.new_ones(self.slots.shape[0], self.slots.shape[0]).tril(-1)
-        told_BLnD = (embedded_BLnE.unsqueeze(2) * earlier_nn.unsqueeze(-1)).flatten(-2)
-        return self.token_logits(answers_BLD.unsqueeze(2) + self.slots + self.before(told_BLnD))
+        earlier_BLnD = (embedded_BLnE.unsqueeze(2) * earlier_nn.unsqueeze(-1)).flatten(-2)
+        return self.logits(hidden_BLD.unsqueeze(2) + self.slots + self.before(earlier_BLnD))
 
     # Drawing
 
     @torch.inference_mode()
     def init_cache(self, labels_B: Tensor, capacity: int) -> KVCache:
         """A cache that holds the labels and has room for `capacity` cells."""
-        cache = KVCache(self.config, len(labels_B), capacity + 1, self.query.device, self.query.dtype)
-        nowhere = torch.zeros(len(labels_B), 1, 2, device=self.query.device)
-        self.encode_content(self.labels(labels_B).unsqueeze(1), self.freqs(nowhere), cache)
+        cache = KVCache(self.config, len(labels_B), capacity + 1, self.query)
+        nowhere_BL2 = self.query.new_zeros(len(labels_B), 1, 2)
+        self.encode_content(self.labels(labels_B).unsqueeze(1), self.freqs(nowhere_BL2), cache)
         return cache
 
     @torch.inference_mode()
@@ -249,29 +246,29 @@ class GPT(nn.Module):
         self.encode_content(self.embed(cells_BLn), self.freqs(positions_BL2), cache)
 
     @torch.inference_mode()
-    def answers(self, positions_BL2: Tensor, cache: KVCache) -> Tensor:
-        """What belongs at these places, [B, L, D], each given what the cache holds and nothing of one another."""
+    def query_hidden(self, positions_BL2: Tensor, cache: KVCache) -> Tensor:
+        """Hidden states [B, L, D] of the cells at these places, each given what the cache holds and no other cell."""
         k, v = cache.keys[-1, :, :, : cache.length], cache.values[-1, :, :, : cache.length]
         return self.decode_queries(self.freqs(positions_BL2), k, v, causal=False)
 
     @torch.inference_mode()
-    def next_token(self, answers_BLD: Tensor, earlier_BLj: Tensor) -> Tensor:
+    def next_token(self, hidden_BLD: Tensor, earlier_BLj: Tensor) -> Tensor:
         """Logits [B, L, K] of the token of each cell that follows its first j tokens."""
-        if self.config.cell == 1:
-            return self.token_logits(answers_BLD)
-        j = earlier_BLj.shape[-1]
-        x_BLD = answers_BLD + self.slots[j]
-        if j:
-            told_BLD = self.tokens(earlier_BLj).flatten(-2)
-            x_BLD = x_BLD + self.before(F.pad(told_BLD, (0, self.config.width - told_BLD.shape[-1])))
-        return self.token_logits(x_BLD)
+        x_BLD = hidden_BLD + self.slots[earlier_BLj.shape[-1]]
+        if earlier_BLj.shape[-1]:
+            earlier_BLD = self.embed(earlier_BLj)
+            x_BLD = x_BLD + self.before(F.pad(earlier_BLD, (0, self.config.width - earlier_BLD.shape[-1])))
+        return self.logits(x_BLD)
 
     # The two streams and the head
 
     def embed(self, cells_BLn: Tensor) -> Tensor:
         """A cell is the embeddings of its tokens, one after another: [B, L, D]."""
-        embedded: Tensor = self.tokens(cells_BLn)
-        return embedded.flatten(-2)
+        return self.tokens(cells_BLn).flatten(-2)
+
+    def freqs(self, positions_BL2: Tensor) -> Tensor:
+        """Rotations [B, 1, L, E/2] of cells at these places."""
+        return freqs_cis(positions_BL2, self.config.width // self.config.heads, self.config.rope_base)
 
     def encode_content(self, x_BLD: Tensor, freqs_B1LF: Tensor, cache: KVCache | None = None) -> tuple[Tensor, Tensor]:
         """The content stream, down to the keys and values [B, N, L, E] that all query blocks share."""
@@ -288,20 +285,15 @@ class GPT(nn.Module):
             cache.length += new
         return k, v
 
-    def decode_queries(self, freqs_B1LF: Tensor, k: Tensor, v: Tensor, causal: bool) -> Tensor:
-        """The query stream: one answer [B, L, D] for each place that `freqs_B1LF` points at."""
-        x_BLD = self.query.view(1, 1, -1)  # the same for all until the first block turns its query
+    def decode_queries(self, freqs_B1LF: Tensor, k_BNLE: Tensor, v_BNLE: Tensor, causal: bool) -> Tensor:
+        """The query stream: one hidden state [B, L, D] for each place that `freqs_B1LF` points at."""
+        x_BLD = self.query.view(1, 1, -1)  # the same for all until the first block rotates its query
         for block in self.query_blocks:
-            x_BLD = block(x_BLD, freqs_B1LF, k, v, causal)
+            x_BLD = block(x_BLD, freqs_B1LF, k_BNLE, v_BNLE, causal)
         return x_BLD
 
-    def token_logits(self, x: Tensor) -> Tensor:
-        """Answers [..., D], told the earlier tokens of their cell, to logits [..., K]."""
-        if self.config.cell > 1:
-            for norm, feed_forward in zip(self.head_norms, self.head_blocks, strict=True):
-                x = x + self.dropout(feed_forward(norm(x)))
-        logits: Tensor = self.head(self.norm(x))
-        return logits
-
-    def freqs(self, positions_BL2: Tensor) -> Tensor:
-        return freqs_cis(positions_BL2, self.config.width // self.config.heads, self.config.rope_base)
+    def logits(self, x: Tensor) -> Tensor:
+        """The feed-forward layers of the local head and the last layer: [..., D] to [..., K]."""
+        for norm, feed_forward in zip(self.head_norms, self.head_blocks, strict=True):
+            x = x + self.dropout(feed_forward(norm(x)))
+        return self.head(self.norm(x))

@@ -8,27 +8,35 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import logging
-import math
+import operator
+import re
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from tokenizer_vq.base import MAX_PIXELS, UserError
 
-from .config import SamplingOptions
+from .config import AS_DRAWN, SamplingOptions, SpriteOptions
 from .sizes import LARGEST_GRID
 
 CHUNK = "igpt"
+EXIF_PREFIX = b"ASCII\0\0\0igpt "  # of a comment, in files that are no PNG
 RECIPE_VERSION = 3
 LARGEST_RECIPE = 1 << 20  # characters of JSON; a 32x32 grid needs about four thousand
+COLOUR = re.compile("#[0-9a-f]{6}")
 LARGEST_SEED = 2**63 - 1  # what a torch generator takes
 
-log = logging.getLogger("igpt")
+JSON_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("model", "weights_hash", "command", "tokens", "given", "pixels", "saved"), (str,)),
+    **{"label": (str, NoneType), "seed": (int,), "tile": (bool,), "size": (list,), "grid": (list,), "options": (dict,)},
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +54,9 @@ class Recipe:
     command: str = "generate"
     tile: bool = False  # whether it wraps around
     given: tuple[bool, ...] = ()  # the tokens that an edit took over, row by row; empty: none
+    sprite: SpriteOptions = AS_DRAWN  # how it is finished where a token is a pixel
     pixels: str = ""  # SHA-256 of the picture's pixels, by which later changes are noticed
+    saved: str = ""  # SHA-256 of its pixels in a file that loses some
 
     def to_json(self, indent: int | None = None) -> str:
         """ASCII JSON, the inverse of `from_json`. The tokens become base64 of little-endian 16-bit numbers, the given
@@ -65,129 +75,150 @@ class Recipe:
         record = json.loads(text)
         if not isinstance(record, dict):
             raise ValueError("it is no JSON object")
-        if (version := _typed(record, "version", int)) != RECIPE_VERSION:
-            raise ValueError(f"it is a recipe of version {version}, this igpt reads version {RECIPE_VERSION}")
-        seed, (rows, columns) = _typed(record, "seed", int), _pair(record, "grid")
-        packed = base64.b64decode(_typed(record, "tokens", str), validate=True)
-        tokens, (width, height) = rows * columns, _pair(record, "size")
-        if not 0 <= seed <= LARGEST_SEED:
-            raise ValueError(f"its seed is {seed}")
-        if min(rows, columns) < 1 or len(packed) != 2 * tokens or tokens > LARGEST_GRID:
+        if (version := record.get("version")) != RECIPE_VERSION:
+            raise ValueError(f"it is a recipe of version {version!r:.9}, this igpt reads version {RECIPE_VERSION}")
+        _check_types(record | {"saved": record.get("saved", "")}, JSON_TYPES)
+        if [type(number) for number in (*record["size"], *record["grid"])] != [int] * 4 or len(record["size"]) != 2:
+            raise ValueError("its size or grid is not two whole numbers")
+        (width, height), (rows, columns) = record["size"], record["grid"]
+        tokens, given = (base64.b64decode(record[key], validate=True) for key in ("tokens", "given"))
+        count = rows * columns
+        if not 0 <= record["seed"] <= LARGEST_SEED:
+            raise ValueError(f"its seed is {record['seed']}")
+        if min(rows, columns) < 1 or len(tokens) != 2 * count or count > LARGEST_GRID:
             raise ValueError("its grid and tokens do not agree")
+        if len(given) not in (0, -(-count // 8)):
+            raise ValueError("its given tokens are not those of its grid")
         if min(width, height) < 1 or width * height > MAX_PIXELS:
             raise ValueError(f"its size is {width}x{height}")
         return cls(
-            model=_typed(record, "model", str),
-            weights_hash=_typed(record, "weights_hash", str),
-            label=_typed(record, "label", str, type(None)),
-            seed=seed,
             size=(width, height),
-            options=_options(_typed(record, "options", dict)),
+            options=_options(record["options"]),
             grid=(rows, columns),
-            tokens=struct.unpack(f"<{tokens}H", packed),
-            command=_typed(record, "command", str),
-            tile=_typed(record, "tile", bool),
-            given=_bits(_typed(record, "given", str), tokens),
-            pixels=_typed(record, "pixels", str),
+            tokens=struct.unpack(f"<{count}H", tokens),
+            sprite=_sprite(record.get("sprite", {})),
+            saved=record.get("saved", ""),
+            given=tuple(bool(given[i // 8] >> i % 8 & 1) for i in range(count)) if given else (),
+            **{key: record[key] for key in ("model", "weights_hash", "label", "seed", "command", "tile", "pixels")},
         )
-
-
-def _typed(record: dict[str, Any], key: str, *kinds: type) -> Any:
-    value = record.get(key)
-    if type(value) not in kinds:  # exactly: True is an int to isinstance
-        raise ValueError(f"{key} is of type {type(value).__name__}")
-    return value
-
-
-def _pair(record: dict[str, Any], key: str) -> tuple[int, int]:
-    values = _typed(record, key, list)
-    if [type(value) for value in values] != [int, int]:
-        raise ValueError(f"{key} is not two whole numbers")
-    return values[0], values[1]
-
-
-def _bits(text: str, count: int) -> tuple[bool, ...]:
-    """The inverse of what `to_json` does to `given`."""
-    packed = base64.b64decode(text, validate=True)
-    if len(packed) not in (0, -(-count // 8)):
-        raise ValueError("its given tokens are not those of its grid")
-    return tuple(bool(packed[i // 8] >> i % 8 & 1) for i in range(count)) if packed else ()
 
 
 def _options(record: dict[str, Any]) -> SamplingOptions:
     defaults = asdict(SamplingOptions())
-    if unknown := record.keys() - defaults.keys():
+    kinds = {key: (int, float) if type(value) is float else (type(value),) for key, value in defaults.items()}
+    if unknown := record.keys() - kinds.keys():
         raise ValueError(f"it has unknown options {sorted(unknown)}")
-    for key, value in record.items():
-        wanted = type(defaults[key])
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise ValueError(f"the option {key} is of type {type(value).__name__}")
-        if wanted is float and not math.isfinite(value):
-            raise ValueError(f"the option {key} is {value}")
+    _check_types(record, {key: kinds[key] for key in record})
     options = SamplingOptions(**record)
     options.check()
     return options
 
 
-def read_recipe(path: str | Path) -> Recipe | None:
-    """The recipe inside the picture at `path`; None, with a warning, when what is there cannot be trusted.
+def _sprite(record: Any) -> SpriteOptions:
+    """Absent in recipes of before there were any."""
+    fields: dict[str, Any] = asdict(AS_DRAWN) | {"colours": []} | (record if isinstance(record, dict) else {"": None})
+    _check_types(fields, {"scale": (int,), "ground": (str,), "colours": (list,)})
+    if len(fields) != 3 or not all(isinstance(each, str) and COLOUR.fullmatch(each) for each in fields["colours"]):
+        raise ValueError("its sprite is not a scale, a ground and colours")
+    options = SpriteOptions(**fields | {"colours": tuple(fields["colours"])})
+    options.check()
+    return options
 
-    Raises UserError when there is no such picture.
-    """
+
+def _check_types(record: dict[str, Any], kinds: dict[str, tuple[type, ...]]) -> None:
+    for key, allowed in kinds.items():
+        if type(value := record.get(key)) not in allowed:  # exactly: True is an int to isinstance
+            raise ValueError(f"{key} is of type {type(value).__name__}")
+
+
+def check_seeds(seed: int, n: int) -> tuple[int, int]:
+    """Both as Python's own whole numbers. Raises UserError unless they are, n is 1 or more and a recipe can hold the
+    seed of each of n pictures."""
     try:
-        return _inside(path)
-    except _Untrusted as error:
-        log.warning("the igpt chunk of %s is ignored: %s", path, error)
-        return None
+        seed, n = operator.index(seed), operator.index(n)
+    except TypeError as error:
+        raise UserError(f"got {n!r} pictures from the seed {seed!r}; whole numbers are wanted") from error
+    if n < 1:
+        raise UserError(f"{n} pictures were asked for; 1 or more is wanted")
+    if not 0 <= seed <= LARGEST_SEED - n:
+        raise UserError(f"the seed {seed} is out of reach; a whole number from 0 to 2**63 - 1 - n is wanted")
+    return seed, n
+
+
+# Pictures
+
+
+class UntrustedRecipe(UserError):
+    """A picture carries what is no recipe."""
 
 
 def recipe_of(path: str | Path) -> Recipe:
-    """As `read_recipe`, where nothing can be done without a recipe: raises UserError when there is none to trust."""
-    try:
-        recipe = _inside(path)
-    except _Untrusted as error:
-        raise UserError(f"the igpt chunk of {path} cannot be used: {error}") from error
-    if recipe is None:
+    """As `read_recipe`, where nothing can be done without one. Raises UserError where there is none."""
+    if (recipe := read_recipe(path)) is None:
         raise UserError(f"{path} carries no recipe of igpt")
     return recipe
 
 
-class _Untrusted(Exception):
-    """Why what a picture carries is no recipe."""
-
-
-def _inside(path: str | Path) -> Recipe | None:
-    """The recipe inside a picture, if there is any. Raises UserError for no picture, _Untrusted for no recipe."""
-    try:
-        with Image.open(path) as picture:
-            text = getattr(picture, "text", {}).get(CHUNK)
-    except ValueError as error:  # Pillow's own limit on text chunks
-        raise _Untrusted("the text chunks are too large to be looked at") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no picture that can be read: {reason(error)}") from error
+def read_recipe(path: str | Path) -> Recipe | None:
+    """The recipe inside the picture at `path`, if there is any. Raises UserError when there is no such picture, and
+    UntrustedRecipe when what it carries is none."""
+    with _opened(path) as picture:
+        text = getattr(picture, "text", {}).get(CHUNK)
+        comment = (
+            None if text is not None else picture.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
+        )
+    if isinstance(comment, bytes) and comment.startswith(EXIF_PREFIX):
+        text = comment.removeprefix(EXIF_PREFIX).decode("ascii", "replace")
     try:
         return None if text is None else Recipe.from_json(text)
     except (ValueError, RecursionError) as error:
-        raise _Untrusted(error) from error
+        raise UntrustedRecipe(f"the igpt chunk of {path} cannot be used: {error}") from error
+
+
+def to_exif(recipe: Recipe) -> Image.Exif:
+    """A recipe as the comment of a picture that is no PNG; the inverse is in `read_recipe`."""
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = EXIF_PREFIX + recipe.to_json().encode("ascii")
+    return exif
+
+
+def is_unchanged(path: str | Path, recipe: Recipe) -> bool:
+    """Whether the picture at `path` still has the pixels that its recipe speaks of. Raises UserError for no picture."""
+    with _opened(path) as picture:
+        return not recipe.pixels or digest(picture) in (recipe.pixels, recipe.saved)
 
 
 def check_picture(path: str | Path) -> None:
-    """Raises UserError, from a look at its head, for a file that is no picture or too large a one."""
+    """Raises UserError, from a look at its head, for a file that is no picture."""
+    with _opened(path):
+        pass
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The picture at `path`, of which only the head is read. Raises UserError where there is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
-                width, height = picture.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                yield picture
+    except ValueError as error:  # Pillow's own limit on text chunks
+        raise UntrustedRecipe(f"the text chunks of {path} are too large to be looked at") from error
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} is no picture that can be read: {reason(error)}") from error
-    if width * height > MAX_PIXELS:
-        raise UserError(f"{path} has {width}x{height} pixels; at most {MAX_PIXELS // 10**6} million are wanted")
 
 
 def digest(picture: Image.Image) -> str:
-    """SHA-256 of the size and the RGB pixels of a picture."""
-    return hashlib.sha256(repr(picture.size).encode() + picture.convert("RGB").tobytes()).hexdigest()
+    """SHA-256 of the size and the RGB pixels of a picture, on white where it is transparent."""
+    rgb = picture if picture.mode == "RGB" else flatten(picture.convert("RGBA"))
+    return hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest()
+
+
+def flatten(rgba: Image.Image) -> Image.Image:
+    """An RGBA picture on white, as RGB."""
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 def reason(error: BaseException) -> str:
+    """What is wrong, in the words of the system where it has any."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from tokenizer_vq.images import fit_cover
-
 MARGIN, CAPTION = 8, 16  # pixels between pictures, and of the height of a line
 LARGEST_SHEET = 4096  # pixels a side, about
 
@@ -34,15 +32,9 @@ def sheet(rows: Sequence[Row]) -> Image.Image:
     return page
 
 
-def equal_sheet(rows: Sequence[Row], width: int, height: int | None = None) -> Image.Image:
-    """As `sheet`, of the middles of pictures in cells of one size in pixels: a square, unless there is a height."""
-    return sheet([[(fit_cover(picture, width, height or width), caption) for picture, caption in row] for row in rows])
-
-
-def square_sheet(pictures: Sequence[tuple[Image.Image, str]]) -> Image.Image:
+def square_sheet(pictures: Row) -> Image.Image:
     """Any number of pictures in as many rows as columns, made smaller where there would be too large a sheet."""
-    columns = math.ceil(math.sqrt(len(pictures)))
-    cells = []
+    columns, cells = math.ceil(math.sqrt(len(pictures))), []
     for picture, caption in pictures:
         small = picture.copy()
         small.thumbnail((LARGEST_SHEET // columns,) * 2, Image.Resampling.LANCZOS)
@@ -51,7 +43,7 @@ def square_sheet(pictures: Sequence[tuple[Image.Image, str]]) -> Image.Image:
 
 
 def _line(text: str, width: int) -> Image.Image:
-    """A strip with as much of the text as fits: the end of a name tells more than its beginning."""
+    """A strip with as much of the text as fits: the end of a name says more than its beginning."""
     font = ImageFont.load_default()
     while len(text) > 4 and font.getlength(text) > width:
         text = "..." + text.removeprefix("...")[1:]

@@ -22,24 +22,18 @@ def sibling(name: str) -> ModuleType:
     It is registered under its plain name, so that its relative imports, its submodules and pickling work as usual.
     Raises UserError when it is not installed, or when a module of somebody else already holds the name.
     """
-    package = name.partition(".")[0]
-    module = sys.modules.get(package) or _load(package)
+    package, here = name.partition(".")[0], Path(__file__).resolve().parent.parent
+    if (module := sys.modules.get(package)) is None:
+        spec = PathFinder.find_spec(package, [str(here)])
+        if spec is None or spec.loader is None:
+            raise UserError(f"igpt is not installed completely: the package {package!r} is missing in {here}")
+        module = sys.modules[package] = module_from_spec(spec)  # before it runs: its own files may import it
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[package]
+            raise
     if getattr(module, "PART_OF", None) != "igpt":
         origin = getattr(module, "__file__", None) or "another module"
-        raise UserError(f"{origin} holds the name {package!r}, so igpt's own {package!r} cannot be loaded beside it")
+        raise UserError(f"{origin} holds the name {package!r}, so igpt's own {package!r} cannot be loaded")
     return import_module(name)
-
-
-def _load(package: str) -> ModuleType:
-    here = Path(__file__).resolve().parent.parent
-    spec = PathFinder.find_spec(package, [str(here)])
-    if spec is None or spec.loader is None:
-        raise UserError(f"igpt is not installed completely: the package {package!r} is missing in {here}")
-    module = module_from_spec(spec)
-    sys.modules[package] = module  # before it runs, as the import system does: its own files may import it
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[package]
-        raise
-    return module

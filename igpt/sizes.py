@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from tokenizer_vq.base import UserError
 
-Grid = tuple[int, int]  # rows and columns
+Grid = tuple[int, int]  # rows and columns of tokens
+Size = int | str | tuple[int, int]  # in pixels: 256, "640x384" or width and height
 
 SMALLEST_SIDE = 8
 LARGEST_SIDE = 4096
@@ -18,7 +19,7 @@ LARGEST_SPRITE = 128  # pixels a side that are drawn one by one where a token is
 ENOUGH = 1.25  # a picture this much larger than its composition is resampled, not refined
 
 
-def parse_size(size: str | int | tuple[int, int]) -> tuple[int, int]:
+def parse_size(size: Size) -> tuple[int, int]:
     """Width and height in pixels of 256, "256", "640x384" or (640, 384). Raises UserError for anything else."""
     text = "x".join(map(str, size)) if isinstance(size, tuple) else str(size)
     match = re.fullmatch(r"(-?[0-9]{1,18})(?:[xX×]([0-9]{1,18}))?", text.strip())
@@ -42,22 +43,19 @@ class Grids:
     @property
     def native(self) -> Grid:
         """The grid of the square pictures of the training."""
-        side = math.isqrt(self.cells) * self.cell
-        return side, side
+        return (math.isqrt(self.cells) * self.cell,) * 2
 
     @property
     def native_size(self) -> tuple[int, int]:
         """Width and height of those in pixels."""
-        rows, columns = self.native
-        return columns * self.downsample, rows * self.downsample
+        return (self.native[0] * self.downsample,) * 2
 
     def composition(self, width: int, height: int) -> Grid:
         """The grid on which a picture of width x height pixels is composed, where the model sees the whole of it.
 
-        Of all grids of at most `cells` cells it is the one in which the largest rectangle of the wanted aspect fits,
-        and of equal ones the smallest: as large as the model can draw, with little to crop. Where a token is a single
-        pixel and the picture small enough, it covers the picture itself, so that no pixel is resampled; and where the
-        picture is larger than any sprite, the picture divided by a whole number.
+        Of all grids of at most `cells` cells it is the one in which the largest rectangle of that aspect fits, and of
+        equal ones the smallest. Where a token is a pixel it covers the picture itself, so that no pixel is resampled,
+        or, where the picture is larger than any sprite, the picture divided by a whole number.
         """
         if self.downsample == 1:
             enlarged = 1 if max(width, height) <= LARGEST_SPRITE else self.enlarged(width, height)
@@ -72,11 +70,10 @@ class Grids:
 
     def enlarged(self, width: int, height: int) -> int:
         """How many pixels a side each pixel of the composition gets in a picture that is larger than any sprite."""
-        return next(
-            k
-            for k in range(1, max(width, height) + 1)
-            if -(-width // (k * self.cell)) * -(-height // (k * self.cell)) <= self.cells
-        )
+        times = 1
+        while -(-width // (times * self.cell)) * -(-height // (times * self.cell)) > self.cells:
+            times += 1
+        return times
 
     def pyramid(self, width: int, height: int) -> list[Grid]:
         """The grids on which a picture is drawn: its composition, then each about twice as fine.

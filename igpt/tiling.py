@@ -1,4 +1,4 @@
-"""Large pictures through the tokenizer in overlapping windows, so that memory grows with the window, not the picture.
+"""Large grids in overlapping windows: tokens through the tokenizer, cells of tokens for the GPT.
 
 Notable choices: a convolution sees nothing beyond the border of its window, and GroupNorm mixes colours over the whole
 of it, so two windows never agree exactly where they meet. Decoded windows therefore overlap by several tokens, of which
@@ -8,31 +8,48 @@ Textures that wrap are continued by their own other side before they enter, and 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import torch
+from einops import rearrange
 from PIL import Image, ImageChops
 from torch import Tensor
 
 from tokenizer_vq.images import to_tensor
 
 from .bundle import Bundle
-from .windows import spans, window_for
 
-WINDOW = 64  # tokens a side that are encoded or decoded at once; 512 pixels where a token has 8
-MARGIN = 4  # tokens at the border of a window that are not used: they saw too little of what is beyond
-BLEND = 8  # tokens over which one decoded window turns into the next
-OVERLAP = 2 * MARGIN + BLEND
-WRAP = OVERLAP  # tokens by which a texture is continued with its other side
+TOKENS_AT_ONCE = 64  # a side of what is encoded or decoded at once; 512 pixels where a token has 8
+UNUSED_BORDER = 4  # tokens at the border of a window that are not used: they saw too little of what is beyond
+BLENDED_BORDER = 8  # tokens over which one decoded window turns into the next
+OVERLAP = 2 * UNUSED_BORDER + BLENDED_BORDER  # also the tokens by which a texture is continued with its other side
 
 
-# Encoding
+def spans(length: int, window: int, overlap: int) -> list[range]:
+    """Equal windows that cover `length` tokens, as few and then as small as can be; `overlap` or more are shared."""
+    if length <= window:
+        return [range(length)]
+    count = -(-(length - overlap) // (window - overlap))
+    size = -(-(length + (count - 1) * overlap) // count)
+    return [range(start, start + size) for start in (i * (length - size) // (count - 1) for i in range(count))]
+
+
+def window_for(h: int, w: int, side: int) -> tuple[int, int]:
+    """Rows and columns of a window with at most side * side cells: longer where the grid is narrow."""
+    rows = min(h, max(side, side * side // w))
+    return rows, min(w, side * side // rows)
+
+
+# Through the tokenizer
 
 
 @torch.inference_mode()
-def encode(model: Bundle, picture: Image.Image, wraps: bool = False, side: int = WINDOW) -> Tensor:
+def encode(model: Bundle, picture: Image.Image, wraps: bool = False, side: int = TOKENS_AT_ONCE) -> Tensor:
     """Tokens [h, w] of a picture whose sides are multiples of the token's."""
     token = model.downsample
     if wraps:
-        picture = wrapped(picture, WRAP * token)
+        picture = wrapped(picture, OVERLAP * token)
     h, w = picture.height // token, picture.width // token
     rows, columns = window_for(h, w, side)
     tokens_hw = torch.empty(h, w, dtype=torch.long)
@@ -43,44 +60,32 @@ def encode(model: Bundle, picture: Image.Image, wraps: bool = False, side: int =
             # Later windows win from the middle of the overlap on; at the border of the picture all is used.
             top, left = (OVERLAP // 2 if y.start else 0), (OVERLAP // 2 if x.start else 0)
             tokens_hw[y.start + top : y.stop, x.start + left : x.stop] = part_hw[top:, left:]
-    return tokens_hw[WRAP:-WRAP, WRAP:-WRAP].clone() if wraps else tokens_hw
+    return tokens_hw[OVERLAP:-OVERLAP, OVERLAP:-OVERLAP].clone() if wraps else tokens_hw
 
 
-# Decoding
-
-
-def decode(model: Bundle, tokens_hw: Tensor, wraps: bool = False, side: int = WINDOW) -> Image.Image:
+def decode(model: Bundle, tokens_hw: Tensor, wraps: bool = False, side: int = TOKENS_AT_ONCE) -> Image.Image:
     """The picture of a token grid, at the grid's own size in pixels."""
     token, (h, w) = model.downsample, tokens_hw.shape
     if wraps:
-        rows, columns = (torch.arange(-WRAP, length + WRAP) % length for length in (h, w))
-        return _closed(decode(model, tokens_hw[rows][:, columns], side=side), WRAP * token, BLEND * token)
+        rows, columns = (torch.arange(-OVERLAP, length + OVERLAP) % length for length in (h, w))
+        return _closed(decode(model, tokens_hw[rows][:, columns], side=side), OVERLAP * token, BLENDED_BORDER * token)
     rows_at_once, columns_at_once = window_for(h, w, side)
-    canvas = Image.new("RGB", (w * token, h * token))
+    picture = Image.new("RGB", (w * token, h * token))
     for y in spans(h, rows_at_once, OVERLAP):
         for x in spans(w, columns_at_once, OVERLAP):
             (part,) = model.decode(tokens_hw[None, y.start : y.stop, x.start : x.stop], at=(y.start, x.start))
-            fade = _fade(part.size, token if x.start else 0, token if y.start else 0)
-            canvas.paste(part, (x.start * token, y.start * token), fade)
-    return canvas
-
-
-def _fade(size: tuple[int, int], across: int, down: int) -> Image.Image:
-    """How much of a window covers what lies there already: nothing in the margin, rising over the blend, then all.
-
-    `across` and `down` are pixels per token, 0 where there is no neighbour on that side.
-    """
-    return ImageChops.multiply(_ramp(size, across), _ramp(size[::-1], down).transpose(Image.Transpose.TRANSPOSE))
+            # Over a neighbour a window is nothing in its unused border, rises over the blended one, and then is all.
+            across = _ramp(part.size, token if x.start else 0)
+            down = _ramp(part.size[::-1], token if y.start else 0).transpose(Image.Transpose.TRANSPOSE)
+            picture.paste(part, (x.start * token, y.start * token), ImageChops.multiply(across, down))
+    return picture
 
 
 def _ramp(size: tuple[int, int], token: int) -> Image.Image:
-    """An "L" picture that rises from left to right."""
-    start, length = MARGIN * token, BLEND * token
-    levels = [255 if x >= start + length else max(0, x - start) * 255 // max(1, length) for x in range(size[0])]
-    return Image.frombytes("L", (size[0], 1), bytes(levels)).resize(size)
-
-
-# Wrapping
+    """An "L" picture that rises from left to right; white where there is no neighbour, at 0 pixels per token."""
+    start, length = UNUSED_BORDER * token, BLENDED_BORDER * token
+    values = [255 if x >= start + length else max(0, x - start) * 255 // max(1, length) for x in range(size[0])]
+    return Image.frombytes("L", (size[0], 1), bytes(values)).resize(size)
 
 
 def wrapped(picture: Image.Image, margin: int) -> Image.Image:
@@ -94,7 +99,7 @@ def wrapped(picture: Image.Image, margin: int) -> Image.Image:
 
 
 def _closed(picture: Image.Image, margin: int, blend: int) -> Image.Image:
-    """The inverse of `wrapped` for a painted picture: what was painted twice turns from one into the other."""
+    """The inverse of `wrapped` for a decoded picture: what was decoded twice turns from one into the other."""
     for _ in range(2):  # across, then down
         width, height = picture.size[0] - 2 * margin, picture.size[1]
         blend = min(blend, width)
@@ -104,3 +109,47 @@ def _closed(picture: Image.Image, margin: int, blend: int) -> Image.Image:
         middle.paste(beyond, (0, 0), falling.resize(beyond.size))
         picture = middle.transpose(Image.Transpose.TRANSPOSE)
     return picture
+
+
+# Windows of cells
+
+
+def cell_windows(h: int, w: int, native_cells: int, wraps: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rounds of windows of at most `native_cells`: the numbers of their cells and their cores (bool), both [W, h, w].
+
+    Cores tile the grid; no window of a round has another's core in sight.
+    """
+    rows, columns = window_for(h, w, math.isqrt(native_cells))
+    for row, row_in_core in _rounds(h, rows, wraps):
+        for column, column_in_core in _rounds(w, columns, wraps):
+            cells = rearrange(row, "y h -> y 1 h 1") * w + rearrange(column, "x w -> 1 x 1 w")
+            core = rearrange(row_in_core, "y h -> y 1 h 1") & rearrange(column_in_core, "x w -> 1 x 1 w")
+            yield cells.flatten(0, 1), core.flatten(0, 1)
+
+
+def cores(length: int, window: int, wraps: bool) -> list[tuple[int, range]]:
+    """Along one axis: where each window begins, and the middle half of it that it draws (all of it, at an edge)."""
+    if window == length and not wraps:
+        return [(0, range(length))]
+    core, found = max(1, window // 2), []
+    for start in range(0, length, core):
+        first = start - (window - core) // 2
+        first = first if wraps else min(max(0, first), length - window)
+        found.append((first, range(start, min(start + core, length))))
+    return found
+
+
+def _rounds(length: int, window: int, wraps: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Along one axis every other window, then those between: their cells, and which are in the core, [W, window].
+
+    The last is by itself where it may reach to another of its round: where it is the next but one of the first, around
+    the edge, or its core is shorter than the others.
+    """
+    windows = cores(length, window, wraps)
+    (_, first), (_, last) = windows[0], windows[-1]
+    alone = len(windows) > 1 and (len(windows) % 2 or len(last) < len(first))
+    paired = windows[:-1] if alone else windows
+    for together in filter(None, (paired[::2], paired[1::2], windows[-1:] if alone else [])):
+        cells = (torch.tensor([[start] for start, _ in together]) + torch.arange(window)) % length
+        lowest, highest = (torch.tensor([[core[end]] for _, core in together]) for end in (0, -1))
+        yield cells, (cells >= lowest) & (cells <= highest)

@@ -42,27 +42,21 @@ class TokenCache:
         return self.labels[picture]
 
 
+@dataclass(eq=False)
 class TokenWindows(Dataset[dict[str, Tensor]]):
     """Endless training sequences: sample number k is a pure function of (seed, k).
 
-    A sample is a window of at most `config.cells` cells of a random view of a picture, in a drawing order of its own,
-    padded to `config.cells`: {"cells" [L, n] (some tokens replaced by noise), "targets" [L, n] (-1 in the padding),
-    "positions" [L, 2], "label" []}.
+    A sample is a window of at most `config.cells` cells of a random view of a picture, padded to `config.cells`:
+    {"cells" [L, n] (with noise), "targets" [L, n] (-1 in the padding), "positions" [L, 2], "label" []}.
     """
 
-    def __init__(
-        self,
-        cache: TokenCache,
-        pictures: Sequence[int],
-        config: GPTConfig,
-        seed: int,
-        *,
-        random_orders: float,
-        noise: float = 0.0,
-        label_dropout: float = 0.0,
-    ):
-        self.cache, self.pictures, self.config, self.seed = cache, pictures, config, seed
-        self.random_orders, self.noise, self.label_dropout = random_orders, noise, label_dropout
+    cache: TokenCache
+    pictures: Sequence[int]
+    config: GPTConfig
+    seed: int
+    random_orders: float  # share of samples in a random drawing order; the others are in raster order
+    noise: float = 0.0  # share of the input tokens that are replaced by random ones
+    label_dropout: float = 0.0  # share of samples without their label
 
     def __getitem__(self, k: int) -> dict[str, Tensor]:
         config = self.config
@@ -75,12 +69,12 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
         if rng.random() < self.random_orders:
             order = torch.randperm(len(targets_Ln), generator=generator)
             targets_Ln, positions_L2 = targets_Ln[order], positions_L2[order]
-        noisy = torch.rand(targets_Ln.shape, generator=generator) < self.noise
-        strangers = torch.randint(config.vocab_size, targets_Ln.shape, generator=generator)
+        noisy_Ln = torch.rand(targets_Ln.shape, generator=generator) < self.noise
+        random_Ln = torch.randint(config.vocab_size, targets_Ln.shape, generator=generator)
         label = config.labels if rng.random() < self.label_dropout else self.cache.label(picture)
         padding = (0, 0, 0, config.cells - len(targets_Ln))
         return {
-            "cells": F.pad(torch.where(noisy, strangers, targets_Ln), padding),
+            "cells": F.pad(torch.where(noisy_Ln, random_Ln, targets_Ln), padding),
             "targets": F.pad(targets_Ln, padding, value=-1),
             "positions": F.pad(positions_L2, padding),
             "label": torch.tensor(label),
@@ -89,21 +83,12 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
 
 def window(grid_hw: Tensor, config: GPTConfig, rng: random.Random) -> Tensor:
     """A random part of the grid with whole cells, as large as `config.cells` allow and as square as can be.
-
-    Raises UserError for a grid that has not even one cell.
-    """
+    Raises UserError for a grid that has not even one cell."""
     h, w = (side // config.cell for side in grid_hw.shape)
     if not h * w:
         raise UserError(f"a grid of {'x'.join(map(str, grid_hw.shape))} tokens has no cell of {config.cell} a side")
-    rows, columns = h, w
-    if h * w > config.cells:
-        side = math.isqrt(config.cells)
-        if h < w:
-            rows = min(h, side)
-            columns = min(w, config.cells // rows)
-        else:
-            columns = min(w, side)
-            rows = min(h, config.cells // columns)
-    rows, columns = rows * config.cell, columns * config.cell
+    short = min(h, w, math.isqrt(config.cells))
+    long = min(max(h, w), config.cells // short)
+    rows, columns = (side * config.cell for side in ((short, long) if h < w else (long, short)))
     top, left = rng.randint(0, grid_hw.shape[0] - rows), rng.randint(0, grid_hw.shape[1] - columns)
     return grid_hw[top : top + rows, left : left + columns]

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import pickle
-import random
 import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from tests.painting import noise
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder, Skipped
 from tokenizer_vq.images import UnreadablePicture
-
-
-def noise(seed: int, side: int = 16) -> Image.Image:
-    return Image.frombytes("RGB", (side, side), random.Random(seed).randbytes(3 * side * side))
 
 
 def paint(folder: Path, *names: str, side: int = 16) -> Path:
     """Different pictures under these names, each the same in every test."""
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        noise(sum(name.encode()) * 1000 + len(name), side).save(folder / name)
+        noise(side, side, sum(name.encode()) * 1000 + len(name)).save(folder / name)
     return folder
 
 
 def pack(archive: Path, folder: Path) -> Path:
-    with tarfile.open(archive, "w") as tar:
+    """A .tar, .tar.gz or .zip of a folder, by its name."""
+    if archive.suffix == ".zip":
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+            for path in sorted(folder.rglob("*")):
+                packed.write(path, path.relative_to(folder))
+        return archive
+    with tarfile.open(archive, "w:gz" if archive.suffix == ".gz" else "w") as tar:
         tar.add(folder, ".")
     return archive
 
@@ -56,10 +60,11 @@ def test_pictures_are_those_of_their_names(tmp_path: Path) -> None:
             assert art.picture(i).tobytes() == Image.open(tmp_path / name).tobytes()
 
 
-def test_a_tar_gives_the_same_as_the_folder_it_was_made_from(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["x.tar", "x.tar.gz", "x.zip"])
+def test_an_archive_gives_the_same_as_the_folder_it_was_made_from(name: str, tmp_path: Path) -> None:
     paint(tmp_path / "art", "sea/a.png", "hills/b.png", "sea/.hidden.png", "sea/notes.txt.png")
     (tmp_path / "art" / "notes.txt").write_text("by me")
-    folder, archive = ArtFolder(tmp_path / "art"), ArtFolder(str(pack(tmp_path / "x.tar", tmp_path / "art")))
+    folder, archive = ArtFolder(tmp_path / "art"), ArtFolder(str(pack(tmp_path / name, tmp_path / "art")))
     assert folder.names == ["hills/b.png", "sea/a.png", "sea/notes.txt.png"]
     assert (archive.names, archive.labels) == (folder.names, folder.labels)
     assert archive.fingerprint == folder.fingerprint and archive.split() == folder.split()
@@ -73,13 +78,39 @@ def test_of_two_members_with_one_name_the_last_counts_as_for_tar_itself(tmp_path
     with tarfile.open(tmp_path / "art.tar", "w") as tar:
         for seed in (1, 2):
             file = io.BytesIO()
-            noise(seed).save(file, "PNG")
+            noise(16, 16, seed).save(file, "PNG")
             member = tarfile.TarInfo("sea/a.png")
             member.size = file.tell()
             file.seek(0)
             tar.addfile(member, file)
     art = ArtFolder(tmp_path / "art.tar")
-    assert art.names == ["sea/a.png"] and art.picture(0).tobytes() == noise(2).tobytes()
+    assert art.names == ["sea/a.png"] and art.picture(0).tobytes() == noise(16, 16, 2).tobytes()
+    assert [(skip.name, "more than once" in skip.reason) for skip in art.skipped] == [("sea/a.png", True)]
+
+
+def test_what_a_stranger_puts_into_an_archive_is_listed_and_written_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "unpacked").mkdir()
+    file = io.BytesIO()
+    noise(16, 16).save(file, "PNG")
+    with zipfile.ZipFile(tmp_path / "art.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in ("good.png", "../../out.png", "/etc/out.png", "sea/../../out.png"):
+            packed.writestr(name, file.getvalue())
+        packed.writestr("bomb.png", bytes(2**29 + 1))
+        packed.writestr("notes.txt", "words")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "unpacked"))
+    before = {path for path in tmp_path.parent.rglob("*")}
+    art = ArtFolder(tmp_path / "art.zip")
+    assert art.names == ["good.png"] and art.picture(0) == noise(16, 16)
+    reasons = dict(art.skipped)
+    assert all("outside" in reasons[name] for name in reasons if name != "bomb.png") and len(reasons) == 4
+    assert "more than" in reasons["bomb.png"]
+    (unpacked,) = {path for path in tmp_path.parent.rglob("*")} - before
+    assert unpacked.parent == tmp_path / "unpacked" and unpacked.stat().st_size < 10_000
+    del art
+    gc.collect()
+    assert not unpacked.exists()
 
 
 def test_names_in_any_script_come_out_in_one_spelling(tmp_path: Path) -> None:
@@ -164,7 +195,7 @@ def test_links_inside_an_archive_are_not_followed_out_of_it(tmp_path: Path) -> N
 
 
 def test_a_missing_path_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"sketches does not exist"):
+    with pytest.raises(UserError, match=r"sketches is neither a folder nor a readable archive"):
         ArtFolder(tmp_path / "sketches")
 
 
@@ -177,15 +208,16 @@ def test_a_folder_without_a_usable_picture_says_how_many_files_were_looked_at(tm
         ArtFolder(tmp_path)
 
 
-def test_a_file_that_is_no_plain_and_whole_tar_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_no_whole_archive_is_refused(tmp_path: Path) -> None:
     paint(tmp_path / "art", "a.png", "b.png", side=64)
     whole = pack(tmp_path / "whole.tar", tmp_path / "art").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "empty.tar").write_bytes(b"")
-    with tarfile.open(tmp_path / "packed.tar.gz", "w:gz") as tar:
-        tar.add(tmp_path / "art")
-    for name in ("cut.tar", "empty.tar", "packed.tar.gz", "art/a.png"):
-        with pytest.raises(UserError, match=r"whole, uncompressed \.tar is wanted") as caught:
+    for name in ("packed.tar.gz", "packed.zip"):
+        packed = pack(tmp_path / name, tmp_path / "art").read_bytes()
+        (tmp_path / f"cut.{name}").write_bytes(packed[: len(packed) // 2])
+    for name in ("cut.tar", "empty.tar", "cut.packed.tar.gz", "cut.packed.zip", "art/a.png"):
+        with pytest.raises(UserError, match=r"whole \.tar, \.tar\.gz or \.zip is wanted") as caught:
             ArtFolder(tmp_path / name)
         assert name in str(caught.value)
 
@@ -222,7 +254,7 @@ def test_the_fingerprint_is_that_of_the_art_and_not_of_its_place(tmp_path: Path)
     first = ArtFolder(paint(tmp_path / "one", "sea/a.png", "hills/b.png")).fingerprint
     assert ArtFolder(paint(tmp_path / "two", "sea/a.png", "hills/b.png")).fingerprint == first
     assert len(first) == 64
-    noise(12345).save(tmp_path / "two" / "sea" / "a.png")  # the same name, another picture
+    noise(16, 16, 12345).save(tmp_path / "two" / "sea" / "a.png")  # the same name, another picture
     assert ArtFolder(tmp_path / "two").fingerprint != first
     (tmp_path / "one" / "sea").rename(tmp_path / "one" / "lake")
     assert ArtFolder(tmp_path / "one").fingerprint != first

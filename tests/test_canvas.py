@@ -11,25 +11,32 @@ from PIL import Image, ImageChops
 from torch import Generator
 
 from benchmarks.seams import seam_ratio
-from igpt.canvas import PartialGrid, generate_grids, keep_mask, refine
+from igpt.canvas import Batch, keep_mask
 from igpt.config import SamplingOptions
-from igpt.fitting import Canvas, Inpainting, canvas_for, composite, cover, finish, letterbox, mask_tokens
+from igpt.fitting import Canvas, Inpainting, PartialGrid, composite, cover, finish, letterbox, mask_tokens
 from igpt.image_gpt import ImageGPT
 from igpt.model import to_cells
-from igpt.sampling import generators
-from igpt.sizes import LARGEST_GRID, LARGEST_SPRITE, Grids
-from igpt.tiling import OVERLAP, decode, encode, wrapped
-from igpt.windows import cell_windows, cores, spans, window_for
+from igpt.sizes import LARGEST_GRID, LARGEST_SPRITE, Grids, parse_size
+from igpt.tiling import OVERLAP, cell_windows, cores, decode, encode, spans, window_for, wrapped
 from tests.painting import paint as painted
 from tokenizer_vq.images import fit_cover, to_tensor
 
 OPTIONS = SamplingOptions(steps=2, guidance=1)  # pulled hard, a tiny random model says one thing only
 
 
+def batch(model: ImageGPT, size: tuple[int, int] = (32, 32), seed: int = 1, n: int = 1, wraps: bool = False) -> Batch:
+    return Batch(model, model.new_picture(size, wraps), [None] * n, seed, OPTIONS)
+
+
 def final(model: ImageGPT, size: tuple[int, int], seed: int = 1, n: int = 1, wraps: bool = False) -> list[PartialGrid]:
-    labels_B = torch.full((n,), model.gpt.null_label)
-    *_, grids = generate_grids(model, canvas_for(model, size, wraps), labels_B, generators(seed, n), OPTIONS)
+    *_, grids = batch(model, size, seed, n, wraps).steps()
     return grids
+
+
+def refined(model: ImageGPT, tokens_hw: torch.Tensor, known_hw: torch.Tensor, wraps: bool = False) -> PartialGrid:
+    start, generator = PartialGrid(tokens_hw, known_hw), Generator().manual_seed(0)
+    *_, last = batch(model, wraps=wraps).refine(start, model.gpt.null_label, generator)
+    return last
 
 
 # Grids and windows
@@ -77,7 +84,7 @@ def test_windows_cover_everything_and_overlap() -> None:
         found = spans(length, 32, OVERLAP)
         assert found[0].start == 0 and found[-1].stop == length
         assert all(one.stop - two.start >= OVERLAP for one, two in pairwise(found))
-        assert len({span.stop - span.start for span in found}) == 1 and found[0].stop <= 32
+        assert len({len(span) for span in found}) == 1 and found[0].stop <= 32
     assert all(rows * columns <= 64 for rows, columns in (window_for(h, w, 8) for h in (1, 5, 99) for w in (1, 5, 99)))
 
 
@@ -86,10 +93,8 @@ def test_windows_cover_everything_and_overlap() -> None:
 
 @pytest.mark.parametrize("wraps", [False, True])
 def test_known_tokens_are_never_redrawn_and_all_others_are(wraps: bool, tiny_model: ImageGPT) -> None:
-    generator = Generator().manual_seed(0)
-    known_hw = torch.rand(14, 18, generator=generator) < 0.4  # token by token, so that most cells are cut
-    tokens_hw = torch.full((14, 18), 31)
-    *_, last = refine(tiny_model, PartialGrid(tokens_hw, known_hw), 2, generator, OPTIONS, wraps)
+    known_hw = torch.rand(14, 18, generator=Generator().manual_seed(0)) < 0.4  # by tokens, so that most cells are cut
+    last = refined(tiny_model, torch.full((14, 18), 31), known_hw, wraps)
     assert bool(last.known_hw.all()) and bool((last.tokens_hw[known_hw] == 31).all())
     assert not bool((last.tokens_hw[~known_hw] == 31).all()), "the model would not draw this token everywhere"
 
@@ -113,9 +118,7 @@ def test_a_window_is_drawn_alone_as_it_is_together_with_the_others_of_its_round(
         for window in windows:
             unknown_L[cells_Whw[window][core_Whw[window]]] = True
         known_hw = ~unknown_L.view(8, 12).repeat_interleave(2, 0).repeat_interleave(2, 1)
-        begun = PartialGrid(torch.arange(16 * 24).view(16, 24) % 32, known_hw)
-        *_, last = refine(tiny_model, begun, 2, Generator().manual_seed(0), OPTIONS, wraps=False)
-        return to_cells(last.tokens_hw[None], 2)[0]
+        return to_cells(refined(tiny_model, torch.arange(16 * 24).view(16, 24) % 32, known_hw).tokens_hw[None], 2)[0]
 
     together = drawn(*range(6))
     for window in range(6):
@@ -131,15 +134,12 @@ def test_a_cell_sees_known_tokens_beyond_the_core_of_its_window(tiny_model: Imag
     for token in (1, 30):
         tokens_hw = torch.zeros(8, 16, dtype=torch.long)
         tokens_hw[:, 2:4] = token
-        begun = PartialGrid(tokens_hw, known_hw)
-        *_, last = refine(tiny_model, begun, 2, Generator().manual_seed(0), OPTIONS, wraps=False)
-        drawn.append(last.tokens_hw[:, 4:6].tolist())
+        drawn.append(refined(tiny_model, tokens_hw, known_hw).tokens_hw[:, 4:6].tolist())
     assert drawn[0] != drawn[1]
 
 
 def test_a_large_picture_is_its_composition_said_again_in_finer_tokens(tiny_model: ImageGPT) -> None:
-    labels_B = torch.full((1,), tiny_model.gpt.null_label)
-    frames = list(generate_grids(tiny_model, canvas_for(tiny_model, (64, 64)), labels_B, generators(1, 1), OPTIONS))
+    frames = list(batch(tiny_model, (64, 64)).steps())
     coarse, fine = ([frame for (frame,) in frames if frame.tokens_hw.shape == (side, side)] for side in (8, 16))
     assert torch.equal(coarse[-1].tokens_hw, final(tiny_model, (32, 32))[0].tokens_hw)
     enlarged = decode(tiny_model, coarse[-1].tokens_hw).resize((64, 64), Image.Resampling.LANCZOS)
@@ -279,7 +279,7 @@ def test_a_scratch_thinner_than_the_fade_is_still_painted_over(tiny_model: Image
 
 def colours_of(picture: Image.Image) -> set[object]:
     """Not those of a picture that has thousands: it fails the tests with none."""
-    return {colour for _, colour in picture.getcolors(256) or [(0, None)]}
+    return {colour for _, colour in picture.convert("RGB").getcolors(256) or [(0, None)]}
 
 
 def palette_of(model: ImageGPT) -> set[object]:
@@ -288,28 +288,14 @@ def palette_of(model: ImageGPT) -> set[object]:
 
 def steps_of(picture: Image.Image, axis: int) -> list[int]:
     """The places along an axis of the pixels (0 down, 1 across) where a line of pixels differs from the one before."""
-    pixels = np.moveaxis(np.asarray(picture).astype(int), axis, 0)
+    pixels = np.moveaxis(np.asarray(picture.convert("RGB")).astype(int), axis, 0)
     return [int(place) + 1 for place in (pixels[1:] != pixels[:-1]).reshape(len(pixels) - 1, -1).any(1).nonzero()[0]]
 
 
-SIZES = [
-    (8, 8),
-    (9, 13),
-    (16, 16),
-    (17, 31),
-    (8, 100),
-    (40, 40),
-    (64, 50),
-    (128, 90),
-    (129, 9),
-    (130, 130),
-    (300, 200),
-    (8, 4096),
-    (4096, 1000),
-]
+SIZES = "8x8 9x13 16x16 17x31 8x100 40x40 64x50 128x90 129x9 130x130 300x200 8x4096 4096x1000".split()
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", [parse_size(size) for size in SIZES], ids=str)
 def test_a_sprite_of_any_size_has_the_colours_of_the_palette_and_a_large_one_whole_pixels(
     size: tuple[int, int], tiny_pixels: ImageGPT
 ) -> None:
@@ -331,7 +317,7 @@ def test_a_texture_of_pixels_has_the_colours_of_the_palette_and_the_size(
     assert colours_of(frames[-1][0]) <= palette_of(tiny_pixels)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("size", [parse_size(size) for size in SIZES], ids=str)
 def test_a_sprite_that_is_laid_on_a_grid_and_cut_out_again_is_the_very_sprite(
     size: tuple[int, int], tiny_pixels: ImageGPT
 ) -> None:

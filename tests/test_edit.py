@@ -11,28 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
-from generate.run import Job, edit_files, generate_files, replay
+from generate.run import replay
+from igpt.canvas import Task
 from igpt.config import ANCHORS, NO_LABEL, SamplingOptions, keep_of
-from igpt.edit import (
-    Edit,
-    Source,
-    blend,
-    complete,
-    draw_edit,
-    extend,
-    finish_edit,
-    inpaint,
-    labelled,
-    open_source,
-    vary,
-)
-from igpt.files import plan_output, write_picture
-from igpt.image_gpt import ImageGPT
+from igpt.edit import blend, complete, extend, inpaint, open_source, vary
+from igpt.files import write_picture
+from igpt.image_gpt import SPRITES, DrawArguments, ImageGPT
 from igpt.model import cell_positions, to_cells
-from igpt.recipe import read_recipe
+from igpt.recipe import recipe_of
 from igpt.sampling import generators, sample
 from igpt.tiling import encode
-from tests.painting import paint
+from tests.painting import drawn, paint
 from tokenizer_vq.base import UserError
 from tokenizer_vq.images import as_rgb
 from train.gpt import cross_entropy
@@ -47,15 +36,13 @@ def changed(one: Image.Image, other: Image.Image) -> np.ndarray[Any, Any]:
     return (np.asarray(one) != np.asarray(other)).any(-1)
 
 
-def drawn(model: ImageGPT, folder: Path, size: tuple[int, int] = (32, 32), **more: Any) -> Path:
+def picture_by(model: ImageGPT, folder: Path, size: tuple[int, int] = (32, 32)) -> Path:
     """A picture that the model has generated, as a file."""
-    options, seed, label = more.pop("options", OPTIONS), more.pop("seed", 7), more.pop("label", "red")
-    return generate_files(model, Job(seed, options, plan_output(folder, 1)), size, label, **more)[0]
+    return drawn(model, folder, size=size, options=OPTIONS)[0]
 
 
-def files_of(model: ImageGPT, edit: Edit, folder: Path, **more: Any) -> list[Path]:
-    fields: dict[str, Any] = {"n": 1, "seed": 3, "options": OPTIONS, **more}
-    return edit_files(model, Job(output=plan_output(folder, fields["n"]), **fields), edit, "piece")
+def edited(model: ImageGPT, folder: Path, task: Task) -> Path:
+    return drawn(model, folder, task, seed=3, options=OPTIONS)[0]
 
 
 # What is kept
@@ -107,19 +94,14 @@ def test_extend_keeps_the_picture_where_the_anchor_says(anchor: str, each_model:
 
 
 def test_vary_changes_nothing_at_0_and_more_the_stronger_it_is(each_model: ImageGPT, tmp_path: Path) -> None:
-    path = drawn(each_model, tmp_path, each_model.grids.native_size)
-    recipe = read_recipe(path)
-    assert recipe is not None
+    path = picture_by(each_model, tmp_path, each_model.grids.native_size)
+    recipe, shares = recipe_of(path), []
     assert not changed(Image.open(path), each_model.vary(path, 0.0, options=OPTIONS)[0]).any()
-    shares = []
     for strength in (0.2, 0.6, 1.0):
-        edit = vary(each_model, open_source(each_model, path), strength)
-        (varied,) = files_of(each_model, edit, tmp_path / str(strength))
-        told = read_recipe(varied)
-        assert told is not None and told.command == "vary"
-        pairs = zip(told.given, told.tokens, recipe.tokens, strict=True)
-        assert all(token == old for given, token, old in pairs if given)
-        shares.append(sum(told.given) / len(told.given))
+        varied = recipe_of(edited(each_model, tmp_path, vary(each_model, path, strength)))
+        pairs = zip(varied.given, varied.tokens, recipe.tokens, strict=True)
+        assert varied.command == "vary" and all(token == old for given, token, old in pairs if given)
+        shares.append(sum(varied.given) / len(varied.given))
     assert 1 > shares[0] > shares[1] > shares[2] == 0
 
 
@@ -141,24 +123,42 @@ def test_picture_i_of_an_edit_has_the_seed_plus_i(each_model: ImageGPT) -> None:
     assert alone.tobytes() == together[2].tobytes() != together[0].tobytes()
 
 
+def test_an_edit_can_be_watched_step_by_step_and_ends_with_the_picture_and_its_recipe(each_model: ImageGPT) -> None:
+    picture = paint(1, (200, 40, 40), (48, 40))
+    (batch,) = each_model.batches(complete(each_model, picture, "left"), seed=4, options=OPTIONS)
+    *steps, last = batch.steps()
+    shares = [batch.share_drawn(grids) for grids in (*steps, last)]
+    assert len(steps) > 1 and shares == sorted(shares) and shares[-1] == 1
+    assert all(batch.preview(grid).size == (48, 40) for (grid,) in steps)
+    ((drawn_picture, recipe),) = batch.results(last)
+    assert drawn_picture.tobytes() == each_model.complete(picture, "left", seed=4, options=OPTIONS)[0].tobytes()
+    assert (recipe.command, recipe.seed, recipe.size) == ("complete", 4, (48, 40))
+
+
+def test_everything_that_draws_takes_every_sampling_option_by_name(tiny_model: ImageGPT) -> None:
+    names = {"label", "seed", "options", *SPRITES} | set(SamplingOptions.__dataclass_fields__)
+    assert set(DrawArguments.__annotations__) == names
+    picture = paint(1, (200, 40, 40), (32, 32))
+    assert len(tiny_model.vary(picture, n=2, seed=1, label="red", steps=2, guidance=1.0, order="raster")) == 2
+    with pytest.raises(UserError, match="no option 'colour'"):
+        tiny_model.vary(picture, colour=1)  # type: ignore[call-arg]
+
+
 # Cells and sprites
 
 
 def test_a_mask_that_cuts_cells_draws_only_the_tokens_that_it_touches(each_model: ImageGPT, tmp_path: Path) -> None:
     size, token = each_model.grids.native_size, each_model.downsample
-    source = open_source(each_model, drawn(each_model, tmp_path, size))
-    mask = Image.new("L", size, 0)
+    path, mask = picture_by(each_model, tmp_path, size), Image.new("L", size, 0)
     mask.paste(255, (3 * token, token, 6 * token, 4 * token))  # cells are two tokens a side: all of its edges cut some
-    edit = labelled(each_model, inpaint(source, Source(as_rgb(mask))), None)
-    outcomes = set()
-    for seed in range(8):
-        *_, (drawing,) = draw_edit(each_model, edit, seed, OPTIONS)
-        piece = finish_edit(each_model, edit, seed, drawing.tokens_hw)
-        outside_hw = torch.ones_like(drawing.known_hw)
-        outside_hw[1:4, 3:6] = False
-        assert source.tokens_hw is not None and torch.equal(piece.given_hw, outside_hw)
-        assert torch.equal(drawing.tokens_hw[outside_hw], source.tokens_hw[outside_hw])
-        outcomes.add(tuple(drawing.tokens_hw[~outside_hw].tolist()))
+    outside_hw = torch.ones(recipe_of(path).grid, dtype=torch.bool)
+    outside_hw[1:4, 3:6] = False
+    old_hw, outcomes = torch.tensor(recipe_of(path).tokens).view(recipe_of(path).grid), set()
+    for batch in each_model.batches(inpaint(each_model, path, mask), 8, options=OPTIONS):
+        ((_, recipe),) = batch.draw()
+        tokens_hw, given_hw = (torch.tensor(values).view(recipe.grid) for values in (recipe.tokens, recipe.given))
+        assert torch.equal(given_hw, outside_hw) and torch.equal(tokens_hw[outside_hw], old_hw[outside_hw])
+        outcomes.add(tuple(tokens_hw[~outside_hw].tolist()))
     assert len(outcomes) > 4, "the rest of a cut cell is drawn"
 
 
@@ -167,24 +167,25 @@ def test_a_mask_that_cuts_cells_draws_only_the_tokens_that_it_touches(each_model
 def test_a_sprite_keeps_to_the_palette_and_what_is_not_drawn_stays(
     command: str, size: tuple[int, int], tiny_pixels: ImageGPT, tmp_path: Path
 ) -> None:
-    path, (width, height) = drawn(tiny_pixels, tmp_path, size), size
-    picture, mask = Image.open(path), Image.new("L", size, 0)
+    path, (width, height) = picture_by(tiny_pixels, tmp_path, size), size
+    picture, mask = Image.open(path).convert("RGB"), Image.new("L", size, 0)
     mask.paste(255, (3, 5, width - 4, height // 2 + 2))
     (other,) = tiny_pixels.generate(size=24, seed=9, options=OPTIONS)
-    kept, more = np.zeros((height, width), dtype=bool), {"seed": 3, "options": OPTIONS}
+    parameters: dict[str, tuple[Any, ...]] = {
+        "complete": ("left",),
+        "inpaint": (mask,),
+        "extend": ((width + 5, height + 3), "top-left"),
+        "vary": (0.5,),
+        "blend": (other, 0.5),
+    }
+    (piece,) = getattr(tiny_pixels, command)(path, *parameters[command], seed=3, options=OPTIONS)
+    assert piece.mode == "P"
+    piece = piece.convert("RGB")
+    kept = np.full((height, width), command == "extend")
     if command == "complete":
-        (piece,) = tiny_pixels.complete(path, "left", **more)
         kept[:, : round(width / 2)] = True
     elif command == "inpaint":
-        (piece,) = tiny_pixels.inpaint(path, mask, **more)
         kept = np.asarray(mask) == 0
-    elif command == "extend":
-        (piece,) = tiny_pixels.extend(path, (width + 5, height + 3), "top-left", **more)
-        kept[:] = True
-    elif command == "vary":
-        (piece,) = tiny_pixels.vary(path, 0.5, **more)
-    else:
-        (piece,) = tiny_pixels.blend(path, other, 0.5, **more)
     assert piece.size == ((width + 5, height + 3) if command == "extend" else size)
     colours = {tuple(bytes.fromhex(colour[1:])) for colour in tiny_pixels.info()["tokenizer"]["colours"]}
     assert {colour for _, colour in piece.getcolors(256) or [(0, None)]} <= colours
@@ -196,21 +197,21 @@ def test_a_sprite_keeps_to_the_palette_and_what_is_not_drawn_stays(
 # Labels
 
 
-def test_without_a_label_an_edit_is_drawn_as_the_one_that_fits_best_to_what_is_given(tiny_model: ImageGPT) -> None:
+def test_without_a_label_an_edit_is_drawn_as_the_one_that_fits_best_to_what_is_given(
+    tiny_model: ImageGPT, tmp_path: Path
+) -> None:
     picture = paint(1, (200, 40, 40), (32, 32))
-    edit = complete(Source(picture), "left")
-    grid = tiny_model.grids.composition(32, 32)
-    known_hw = torch.zeros(grid, dtype=torch.bool)
-    known_hw[:, : grid[1] // 2] = True
-    tokens_hw = encode(tiny_model, picture)
-    guessed = labelled(tiny_model, edit, None).label
+    task, tokens_hw = complete(tiny_model, picture, "left"), encode(tiny_model, picture)
+    known_hw = torch.zeros_like(tokens_hw, dtype=torch.bool)
+    known_hw[:, :4] = True
+    guessed = tiny_model.label_for(task, None)
     assert guessed == tiny_model.guess_label(tokens_hw, known_hw)
-    other = tokens_hw.clone()
-    other[~known_hw] = 0
-    assert tiny_model.guess_label(other, known_hw) == guessed, "what is to be drawn has no say"
-    wanted = {"red": "red", NO_LABEL: None}
-    assert {label: labelled(tiny_model, edit, label).label for label in wanted} == wanted
-    assert labelled(tiny_model, complete(Source(picture, label="blue"), "left"), None).label == "blue"
+    assert tiny_model.guess_label(torch.where(known_hw, tokens_hw, 0), known_hw) == guessed, "the rest has no say"
+    assert [tiny_model.label_for(task, label) for label in ("red", NO_LABEL)] == ["red", NO_LABEL]
+    (blue,) = drawn(tiny_model, tmp_path, label="blue", options=OPTIONS)
+    assert recipe_of(edited(tiny_model, tmp_path, complete(tiny_model, blue, "left"))).label == "blue"
+    (none,) = drawn(tiny_model, tmp_path, task, label=NO_LABEL, options=OPTIONS)
+    assert recipe_of(none).label is None
 
 
 def test_the_guessed_label_is_the_likeliest_of_all(tiny_model: ImageGPT) -> None:
@@ -236,32 +237,28 @@ def test_the_guessed_label_is_the_likeliest_of_all(tiny_model: ImageGPT) -> None
 def test_a_picture_of_the_same_model_brings_its_exact_tokens_and_its_label(
     size: tuple[int, int], each_model: ImageGPT, tmp_path: Path
 ) -> None:
-    path = drawn(each_model, tmp_path, size)
-    source, recipe = open_source(each_model, path), read_recipe(path)
-    assert recipe is not None and source.tokens_hw is not None
-    assert tuple(source.tokens_hw.flatten().tolist()) == recipe.tokens and source.label == "red"
-    (half,) = files_of(each_model, complete(source, "left"), tmp_path / "half")
-    told = read_recipe(half)
-    assert told is not None and told.grid == recipe.grid and any(told.given) and not all(told.given)
-    pairs = zip(told.given, told.tokens, recipe.tokens, strict=True)
+    path = picture_by(each_model, tmp_path, size)
+    source, recipe = open_source(each_model, path), recipe_of(path)
+    assert source.tokens_hw is not None and source.label == "red"
+    assert tuple(source.tokens_hw.flatten().tolist()) == recipe.tokens
+    half = recipe_of(edited(each_model, tmp_path, complete(each_model, path, "left")))
+    assert half.grid == recipe.grid and any(half.given) and not all(half.given)
+    pairs = zip(half.given, half.tokens, recipe.tokens, strict=True)
     assert all(token == old for given, token, old in pairs if given)
 
 
 def test_an_extended_picture_has_the_tokens_of_the_picture_inside_it(tiny_model: ImageGPT, tmp_path: Path) -> None:
-    source = open_source(tiny_model, drawn(tiny_model, tmp_path))
-    assert source.tokens_hw is not None
-    (path,) = files_of(tiny_model, extend(source, (48, 48), "center", 4), tmp_path / "more")
-    recipe = read_recipe(path)
-    assert recipe is not None and recipe.grid == (12, 12)
-    assert torch.equal(torch.tensor(recipe.tokens).view(12, 12)[2:10, 2:10], source.tokens_hw)
+    path = picture_by(tiny_model, tmp_path)
+    recipe = recipe_of(edited(tiny_model, tmp_path, extend(tiny_model, path, 48, "center")))
+    inside_hw = torch.tensor(recipe.tokens).view(12, 12)[2:10, 2:10]
+    assert tuple(inside_hw.flatten().tolist()) == recipe_of(path).tokens
 
 
 def test_a_picture_changed_by_another_hand_or_made_by_another_model_is_a_plain_picture_with_a_warning(
     tiny_model: ImageGPT, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = drawn(tiny_model, tmp_path)
-    recipe = read_recipe(path)
-    assert recipe is not None
+    path = picture_by(tiny_model, tmp_path)
+    recipe = recipe_of(path)
     touched = Image.open(path).convert("RGB")
     touched.putpixel((3, 3), (1, 2, 3))
     huge = replace(recipe, tokens=(40_000,) * 64)
@@ -295,33 +292,28 @@ def test_replay_draws_an_edit_again_from_its_seed_and_says_which_pixels_it_does_
     each_model: ImageGPT, tmp_path: Path, capsys: Capture
 ) -> None:
     size = each_model.grids.native_size
-    photo, mask = Source(paint(1, (200, 40, 40), size)), Source(paint(1, (0, 0, 0), (32, 32)).resize(size))
-    for edit in (complete(photo, "top"), inpaint(photo, mask), blend(each_model, photo, mask, 0.5)):
-        (path,) = files_of(each_model, edit, tmp_path)
-        recipe = read_recipe(path)
-        assert recipe is not None and recipe.command == edit.command
-        capsys.readouterr()
-        again = read_recipe(replay(each_model, recipe, path=tmp_path / "again.png"))
-        said = capsys.readouterr().err
-        assert f"drawn again from seed 3: all {len(recipe.tokens)} tokens equal" in said
-        assert "its pixels are not recorded" in said
-        assert again is not None and again.tokens == recipe.tokens and again.given == recipe.given
-    (path,) = files_of(each_model, vary(each_model, photo, 0.5), tmp_path)
-    recipe = read_recipe(path)
-    assert recipe is not None
-    capsys.readouterr()
-    again_path = replay(each_model, recipe, path=tmp_path / "varied.png")
-    assert again_path.read_bytes() == path.read_bytes(), "a variation takes over no pixels"
-    assert "recorded" in capsys.readouterr().err
+    photo, mask = paint(1, (200, 40, 40), size), paint(1, (0, 0, 0), (32, 32)).resize(size)
+    for task in (
+        complete(each_model, photo, "top"),
+        inpaint(each_model, photo, mask),
+        blend(each_model, photo, mask, 0.5),
+        vary(each_model, photo, 0.5),
+    ):
+        path = edited(each_model, tmp_path, task)
+        recipe, again = recipe_of(path), tmp_path / f"{task.command}.png"
+        replay(each_model, recipe, again)
+        assert recipe_of(again) == replace(recipe, pixels=recipe_of(again).pixels) and recipe.command == task.command
+        message = capsys.readouterr().err
+        assert f"drawn again from seed 3: all {len(recipe.tokens)} tokens equal" in message
+        assert ("its pixels are not recorded" in message) == (task.command != "vary"), "which takes over no pixels"
+        assert (again.read_bytes() == path.read_bytes()) == (task.command == "vary")
 
 
 def test_replay_of_a_large_edit_decodes_its_tokens_and_says_why(
     each_model: ImageGPT, tmp_path: Path, capsys: Capture
 ) -> None:
-    (path,) = files_of(each_model, complete(Source(paint(1, (9, 9, 200), (64, 48))), "left"), tmp_path)
-    recipe = read_recipe(path)
-    assert recipe is not None
-    again = replay(each_model, recipe, path=tmp_path / "again.png")
+    task = complete(each_model, paint(1, (9, 9, 200), (64, 48)), "left")
+    again = replay(each_model, recipe_of(edited(each_model, tmp_path, task)), tmp_path / "again.png")
     assert Image.open(again).size == (64, 48)
     assert "needs its source picture" in capsys.readouterr().err
 
@@ -354,3 +346,70 @@ def test_what_cannot_be_meant_is_refused_with_what_was_received(tiny_model: Imag
         tiny_model.vary(picture, n=0)
     with pytest.raises(UserError, match=r"missing\.png"):
         tiny_model.vary(tmp_path / "missing.png")
+
+
+# Transparency, arrays
+
+
+def layer(colour: tuple[int, int, int], size: tuple[int, int] = (32, 32)) -> Image.Image:
+    """A transparent layer, painted on its right half."""
+    mask = Image.new("RGBA", size, (*colour, 0))
+    mask.paste((*colour, 255), (16, 0, 32, 32))
+    return mask
+
+
+@pytest.mark.parametrize("colour", [(255, 255, 255), (0, 0, 0), (200, 30, 20)])
+def test_what_is_painted_on_a_transparent_mask_is_drawn_whatever_its_colour(
+    colour: tuple[int, int, int], tiny_model: ImageGPT
+) -> None:
+    picture = paint(1, (200, 40, 40), (32, 32))
+    (edited,) = tiny_model.inpaint(picture, layer(colour), seed=1)
+    assert not changed(edited, picture)[:, :16].any() and changed(edited, picture)[:, 16:].any()
+
+
+def test_without_a_mask_the_transparent_part_of_a_picture_is_drawn(tiny_model: ImageGPT) -> None:
+    picture = paint(1, (200, 40, 40), (32, 32))
+    holed = picture.convert("RGBA")
+    holed.paste((0, 0, 0, 0), (16, 0, 32, 32))
+    (drawn,) = tiny_model.inpaint(holed, seed=1)
+    assert drawn.convert("RGBA").getchannel("A").getextrema() == (255, 255)
+    assert not changed(drawn.convert("RGB"), picture)[:, :16].any()
+    with pytest.raises(UserError, match="nowhere transparent"):
+        tiny_model.inpaint(picture)
+
+
+def test_what_an_edit_keeps_stays_as_transparent_as_it_was(tiny_model: ImageGPT) -> None:
+    holed = paint(1, (200, 40, 40), (32, 32)).convert("RGBA")
+    holed.paste((10, 20, 30, 77), (0, 0, 8, 32))
+    (completed,) = tiny_model.complete(holed, "left", seed=1)
+    (extended,) = tiny_model.extend(holed, (48, 32), "left", seed=1)
+    for edited in (completed, extended):
+        values = np.asarray(edited)
+        assert edited.mode == "RGBA" and np.array_equal(values[:, :16], np.asarray(holed)[:, :16])
+        assert (values[:, 16:, 3] == 255).all()
+
+
+def test_an_array_is_a_picture_and_anything_else_is_refused(tiny_model: ImageGPT) -> None:
+    picture = paint(1, (200, 40, 40), (32, 32))
+    mask_HW = np.zeros((32, 32), dtype=np.uint8)
+    mask_HW[:, 16:] = 255
+    (drawn,) = tiny_model.inpaint(np.asarray(picture), mask_HW, seed=np.int64(3))
+    (same,) = tiny_model.inpaint(picture, Image.fromarray(mask_HW), seed=3)
+    assert drawn == same
+    for wrong in (np.zeros((4, 4)), np.zeros(4, dtype=np.uint8), 3, None):
+        with pytest.raises(UserError, match="wanted"):
+            tiny_model.complete(wrong)  # type: ignore[arg-type]
+
+
+def test_a_sprite_that_was_enlarged_or_recoloured_is_edited_by_its_own_tokens(
+    tiny_pixels: ImageGPT, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.hex").write_text("102030\n405060\na0a0a0\n")
+    task = tiny_pixels.new_picture(16)
+    (batch,) = tiny_pixels.batches(task, label="red", seed=4, scale=3, palette=tmp_path / "mine.hex")
+    (result,) = batch.draw()
+    path = write_picture(result.picture, tmp_path / "large.png", result.recipe)
+    source = open_source(tiny_pixels, path)
+    assert result.picture.size == (48, 48) and source.picture.size == (16, 16)
+    (plain,) = tiny_pixels.generate(size=16, label="red", seed=4)
+    assert source.tokens_hw is not None and not changed(source.picture, plain.convert("RGB")).any()

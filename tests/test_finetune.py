@@ -33,13 +33,12 @@ from igpt.sizes import Grids
 from tests.interrupts import ctrl_c_once_there_is
 from tests.painting import art_folder, paint
 from tokenizer_vq.base import UserError
-from tokenizer_vq.images import to_picture
 from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
 from train.card import summary
 from train.finetune import BEFORE_AFTER, FACTS, LISTING, finetune
 from train.folder import WORK
 from train.options import TuneOptions
-from train.tokens import free_view, sprite_view, true_pixels
+from train.tokens import free_view
 
 QUICK = TuneOptions(quiet=True, samples=400, lr=1e-2, seed=1)
 ROOT = Path(__file__).resolve().parent.parent
@@ -135,17 +134,18 @@ def test_sprites_are_learned_pixel_by_pixel_and_shown_enlarged(sprites: Path, tm
     art = tmp_path / "discs"
     art.mkdir()
     for i in range(8):
-        paint(i, (40, 180, 60)).resize((17, 17), Image.Resampling.NEAREST).save(art / f"{i}.png")
+        ImageOps.posterize(paint(i, (40, 180, 60)), 1).resize((17, 17), Image.Resampling.NEAREST).save(art / f"{i}.png")
     with pytest.raises(UserError, match="has a palette and no decoder"):
         finetune(art, tmp_path / "out", str(sprites), replace(QUICK, decoder_crops=8))
     out = finetune(art, tmp_path / "out", str(sprites), replace(QUICK, samples=100))
-    assert facts_of(out)["bits"] < 0.9 * facts_of(out)["base_bits"] == pytest.approx(1.8)
+    assert facts_of(out)["bits"] < 0.9 * facts_of(out)["base_bits"]
     model = igpt.load(out, "cpu")
     assert model.labels == ["discs"] and model.sampling.steps == 4
     with Image.open(out / BEFORE_AFTER) as sheet:
         assert sheet.height > 3 * 9 * 17
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crops, kept", [(80, True), (4, False)])
 def test_the_decoder_learns_if_asked_and_is_kept_only_if_unseen_pictures_come_out_much_better(
     crops: int, kept: bool, green: Path, tiny_folder: Path, tmp_path: Path
@@ -177,23 +177,6 @@ def test_pixel_art_for_a_model_of_paintings_is_enlarged_to_crisp_squares() -> No
     checks.putdata([255 * ((x + y) % 2) for y in range(16) for x in range(16)])
     view = free_view(checks.convert("RGB"), 1, Grids(8, 2, 256), False, Random(0))
     assert (view.abs() > 0.9).float().mean() > 0.9, "smoothed, most of it would be grey"
-
-
-def test_a_view_of_a_sprite_is_the_sprite_itself_on_white_in_whole_cells() -> None:
-    sprite = paint(1, (40, 180, 60), (15, 18))
-    view = to_picture(sprite_view(sprite, 2, mirrored=False))
-    assert view.size == (16, 18) and view.crop((0, 0, 15, 18)) == sprite
-    assert view.getpixel((15, 9)) == (255, 255, 255)
-    assert to_picture(sprite_view(sprite, 2, mirrored=True)).crop((0, 0, 15, 18)) == ImageOps.mirror(sprite)
-
-
-def test_a_sprite_that_was_saved_enlarged_is_found_again_and_other_pictures_stay_as_they_are() -> None:
-    sprite = paint(1, (40, 180, 60), (15, 18))
-    sprite.putpixel((3, 4), (255, 0, 0))
-    enlarged = sprite.resize((150, 180), Image.Resampling.NEAREST)
-    assert true_pixels(enlarged) == sprite and true_pixels(sprite) == sprite
-    enlarged.putpixel((0, 0), (0, 0, 0))
-    assert true_pixels(enlarged) == enlarged
 
 
 # The time it takes
@@ -263,6 +246,7 @@ def disk_for_files_of(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_what_was_saved_before(
     green: Path, tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,6 +273,7 @@ def test_a_model_that_repeats_its_pictures_is_warned_of() -> None:
     assert "warning: it repeats its training pictures" in summary({"copied": 5, "drawn": 24})[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("label", "adapter"), [("it's my label", True), ("-dash", False)])
 def test_the_command_printed_in_the_end_can_be_pasted(
     label: str,

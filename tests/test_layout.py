@@ -14,16 +14,15 @@ from pathlib import Path
 import pytest
 
 from igpt.siblings import sibling
+from tests.imports import FILES, ROOT
 from tokenizer_vq.base import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 MAY_IMPORT = {
     "tokenizer_vq": {"tokenizer_vq"},
     "igpt": {"tokenizer_vq", "igpt"},
     "generate": {"tokenizer_vq", "igpt", "generate"},
     "train": {"tokenizer_vq", "igpt", "train"},
 }
-FILES = [path for package in MAY_IMPORT for path in sorted((ROOT / package).rglob("*.py"))]
 
 
 def python(code: str, cwd: Path, *arguments: str) -> str:
@@ -134,6 +133,7 @@ def hostile(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_command_does_not_see_the_users_scripts(hostile: Path, tiny_folder: Path) -> None:
     code = "import sys; sys.path.insert(0, ''); from igpt.cli import main; sys.exit(main(sys.argv[1:]))"
     drawn = python(code, hostile, "generate", "--size", "16", "--seed", "1", "--model", str(tiny_folder))
@@ -143,6 +143,7 @@ def test_the_command_does_not_see_the_users_scripts(hostile: Path, tiny_folder: 
     assert not list(hostile.glob("*was run"))
 
 
+@pytest.mark.slow
 def test_the_module_run_as_a_command_does_not_see_them_either(hostile: Path, tiny_folder: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "igpt", "generate", "--size", "16", "--seed", "1", "--model", str(tiny_folder)]
@@ -151,6 +152,7 @@ def test_the_module_run_as_a_command_does_not_see_them_either(hostile: Path, tin
     assert not list(hostile.glob("*was run"))
 
 
+@pytest.mark.slow
 def test_the_library_leaves_the_users_own_modules_alone(hostile: Path, tiny_folder: Path) -> None:
     code = """
 import sys

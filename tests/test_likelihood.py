@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from igpt.evaluation.metrics import auc
-from igpt.evaluation.surprise import heat, surprise_map
+from igpt.evaluation.options import SurpriseOptions
+from igpt.evaluation.surprise import heat_map, surprise_map
 from igpt.image_gpt import ImageGPT
 from igpt.likelihood import bits_per_token, label_nats
 from igpt.model import cell_positions, to_cells
@@ -27,7 +28,7 @@ def test_raster_bits_are_what_the_sampler_would_pay_step_by_step(tiny_model: Ima
     positions = cell_positions(2, 3).expand(3, -1, -1)
     cache = gpt.init_cache(LABELS, 6)
     for i in range(6):
-        answers = gpt.answers(positions[:, i : i + 1], cache)
+        answers = gpt.query_hidden(positions[:, i : i + 1], cache)
         for j in range(4):
             chances = gpt.next_token(answers, cells_BLn[:, i : i + 1, :j])[:, 0].softmax(-1)
             wanted = -chances[torch.arange(3), cells_BLn[:, i, j]].log2()
@@ -88,12 +89,12 @@ def test_a_model_that_has_learned_pictures_by_heart_gives_them_away(tiny_model: 
 def test_a_map_has_a_cell_for_every_token_and_says_where_it_is_brightest(
     size: tuple[int, int], tiny_model: ImageGPT
 ) -> None:
-    found = surprise_map(tiny_model, paint(1, COLOURS["red"], size), 0, orders=2, seed=0)
+    found = surprise_map(tiny_model, paint(1, COLOURS["red"], size), 0, SurpriseOptions(orders=2))
     assert found.bits_hw.shape == tiny_model.grids.composition(*size)
     assert f"{float(found.bits_hw.max()):.2f}" in found.sentence
     assert found.sheet.width > 2 * found.bits_hw.shape[1] * 4
 
 
 def test_more_surprise_is_always_brighter() -> None:
-    brightness = heat(torch.linspace(0, 1, 101)).double().mean(-1)
-    assert bool((brightness.diff() >= 0).all()) and brightness[0] < 40 and brightness[-1] > 220
+    levels = heat_map(torch.linspace(3, 7, 101)[None]).convert("L").tobytes()
+    assert list(levels) == sorted(levels) and levels[0] < 40 and levels[-1] > 220

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,8 @@ def make(vocab_size: int = 7, **changes: object) -> GPT:
     defaults = {"layers": 4, "width": 32, "heads": 2, "dropout": 0.0, "head_layers": 2}
     gpt = GPT(GPTConfig(vocab_size, 2, **(defaults | changes)))  # type: ignore[arg-type]
     nn.init.normal_(gpt.head.weight, std=0.5)  # it starts at zero, where every promise would hold for nothing
-    if gpt.config.cell > 1:
-        nn.init.normal_(gpt.slots, std=0.2)
-        nn.init.normal_(gpt.before.weight, std=0.2)
+    nn.init.normal_(gpt.slots, std=0.2)
+    nn.init.normal_(gpt.before.weight, std=0.2)
     nn.init.normal_(gpt.tokens.weight, std=0.5)
     return gpt.eval()
 
@@ -107,7 +107,7 @@ def test_logits_with_the_cache_equal_logits_without(chunks: tuple[int, ...], cel
     full = gpt(cells_BLn, positions_BL2, labels_B)
     cache, done = gpt.init_cache(labels_B, 12), 0
     for chunk in chunks:
-        answers = gpt.answers(positions_BL2[:, done : done + 1], cache)
+        answers = gpt.query_hidden(positions_BL2[:, done : done + 1], cache)
         for j in range(cell**2):
             logits = gpt.next_token(answers, cells_BLn[:, done : done + 1, :j])
             assert torch.allclose(logits[:, 0], full[:, done, j], atol=1e-5)
@@ -161,8 +161,8 @@ def test_cells_asked_together_get_the_answers_they_get_alone() -> None:
     gpt, (cells_BLn, positions_BL2, labels_B) = make(), sequence(3, 4)
     cache = gpt.init_cache(labels_B, 12)
     gpt.append(cells_BLn[:, :5], positions_BL2[:, :5], cache)
-    together = gpt.answers(positions_BL2[:, 5:], cache)
-    alone = [gpt.answers(positions_BL2[:, i : i + 1], cache) for i in range(5, 12)]
+    together = gpt.query_hidden(positions_BL2[:, 5:], cache)
+    alone = [gpt.query_hidden(positions_BL2[:, i : i + 1], cache) for i in range(5, 12)]
     assert torch.allclose(together, torch.cat(alone, dim=1), atol=1e-5)
 
 
@@ -208,53 +208,13 @@ def test_a_shape_that_no_gpt_can_have_is_refused_with_its_value(field: str, valu
         GPTConfig(**({"vocab_size": 7, "labels": 2} | {field: value}))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("cell", [1, 2])
-def test_the_names_of_the_weights_are_frozen(cell: int) -> None:
-    names = {name.replace(".0.", ".N.").replace(".1.", ".N.") for name in make(cell=cell).state_dict()}
-    names = {"head_norms.N.weight" if name.startswith("head_norms") else name for name in names}
-    local = {
-        "slots",
-        "before.weight",
-        "head_norms.N.weight",
-        "head_blocks.N.gate_and_value.weight",
-        "head_blocks.N.out.weight",
-    }
-    assert names == {
-        "query",
-        "tokens.weight",
-        "labels.weight",
-        "norm.weight",
-        "head.weight",
-        "shared_norm.weight",
-        "shared_kv.weight",
-        "shared_k_norm.weight",
-        *(
-            f"content_blocks.N.{part}.weight"
-            for part in (
-                "norm1",
-                "project",
-                "q_norm",
-                "k_norm",
-                "attention_out",
-                "norm2",
-                "feed_forward.gate_and_value",
-                "feed_forward.out",
-            )
-        ),
-        *(
-            f"query_blocks.N.{part}.weight"
-            for part in (
-                "norm1",
-                "project",
-                "q_norm",
-                "attention_out",
-                "norm2",
-                "feed_forward.gate_and_value",
-                "feed_forward.out",
-            )
-        ),
-        *(local if cell > 1 else ()),
-    }
+def test_the_names_of_the_weights_are_frozen() -> None:
+    block = ["norm1", "project", "q_norm", "attention_out", "norm2", "feed_forward.gate_and_value", "feed_forward.out"]
+    names = ["tokens", "labels", "norm", "head", "shared_norm", "shared_kv", "shared_k_norm", "before", "head_norms.N"]
+    names += [f"head_blocks.N.{part}" for part in ("gate_and_value", "out")]
+    names += [f"content_blocks.N.{part}" for part in (*block, "k_norm")] + [f"query_blocks.N.{part}" for part in block]
+    found = {re.sub(r"\.\d\b", ".N", name) for name in make().state_dict()}
+    assert found == {"query", "slots", *(f"{name}.weight" for name in names)}
 
 
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 1.0])

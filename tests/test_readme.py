@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 from igpt.cli import main
-from tests.imports import FILES
+from tests.imports import FILES, ROOT
 from tests.painting import art_folder
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHORT = {  # what a test can wait for
     "train": "--preset toy --tokenizer-crops 64 --gpt-samples 64 --adversarial 0 --quiet",
@@ -24,6 +23,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+@pytest.mark.slow
 def test_the_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert blocks("python")

@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from igpt.config import ORDERS, GPTConfig, SamplingOptions
 from igpt.model import GPT, cell_positions, to_cells
-from igpt.sampling import Known, cells_per_step, generators, guide, keep_top_k, keep_top_p, sample, sample_token
+from igpt.sampling import (
+    Known,
+    cells_per_step,
+    generators,
+    guidance_delta,
+    keep_top_k,
+    keep_top_p,
+    sample,
+    sample_token,
+)
 
 PLAIN = SamplingOptions(guidance=1.0, top_p=1.0)
 
@@ -22,8 +31,7 @@ def make(vocab_size: int = 5, cell: int = 2) -> GPT:
     gpt = GPT(GPTConfig(vocab_size, 2, layers=2, width=32, heads=2, cell=cell, head_layers=1, cells=16))
     nn.init.normal_(gpt.head.weight, std=0.4)
     nn.init.normal_(gpt.tokens.weight, std=0.5)
-    if cell > 1:
-        nn.init.normal_(gpt.before.weight, std=0.3)
+    nn.init.normal_(gpt.before.weight, std=0.3)
     return gpt.eval()
 
 
@@ -58,10 +66,9 @@ def test_top_p_keeps_the_fewest_that_hold_p_together_and_always_one() -> None:
 
 
 def test_guidance_of_1_changes_nothing_and_0_forgets_the_label() -> None:
-    with_label, without = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(guide(with_label, without, 1.0), with_label, atol=1e-6)
-    assert torch.equal(guide(with_label, without, 0.0), without)
-    assert torch.allclose(guide(with_label, without, 3.0), with_label + 2 * (with_label - without), atol=1e-5)
+    cond, uncond = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    for weight, guided in ((0.0, uncond), (1.0, cond), (3.0, cond + 2 * (cond - uncond))):
+        assert torch.allclose(uncond + guidance_delta(cond, uncond, weight), guided, atol=1e-5)
 
 
 def test_a_token_is_sampled_at_its_quantile() -> None:
@@ -107,7 +114,7 @@ def test_in_random_order_the_first_cells_distribution_is_the_models_too() -> Non
     for cell in range(4):
         seen = torch.bincount(tokens_BL[known_BL[:, cell], cell], minlength=5) / known_BL[:, cell].sum()
         cache = gpt.init_cache(torch.zeros(1, dtype=torch.long), 4)
-        answer = gpt.answers(cell_positions(2, 2)[None, cell : cell + 1], cache)
+        answer = gpt.query_hidden(cell_positions(2, 2)[None, cell : cell + 1], cache)
         wanted = gpt.next_token(answer, torch.zeros(1, 1, 0, dtype=torch.long)).softmax(-1).flatten()
         assert torch.allclose(seen, wanted, atol=0.06)
 
@@ -134,7 +141,7 @@ def test_in_a_cell_that_is_cut_a_token_is_drawn_to_the_given_ones_before_it() ->
         options = replace(PLAIN, temperature=0.0)
         known, labels_B = Known(given_Bhw, given_hw), torch.zeros(1, dtype=torch.long)
         *_, step = sample(gpt, labels_B, (2, 2), options, generators(0, 1), known)
-        answer = gpt.answers(cell_positions(1, 1)[None], gpt.init_cache(torch.zeros(1, dtype=torch.long), 1))
+        answer = gpt.query_hidden(cell_positions(1, 1)[None], gpt.init_cache(torch.zeros(1, dtype=torch.long), 1))
         wanted = gpt.next_token(answer, torch.tensor([[[token]]])).argmax()
         assert step.tokens_Bhw[0].tolist() == [[token, int(wanted)], [token, token]]
 
@@ -207,7 +214,7 @@ def test_guided_tokens_come_from_guided_logits() -> None:
     options = SamplingOptions(temperature=0.0, guidance=4.0)
     logits = []
     for label in (0, gpt.null_label):
-        answer = gpt.answers(cell_positions(1, 1)[None], gpt.init_cache(torch.tensor([label]), 1))
+        answer = gpt.query_hidden(cell_positions(1, 1)[None], gpt.init_cache(torch.tensor([label]), 1))
         logits.append(gpt.next_token(answer, torch.zeros(1, 1, 0, dtype=torch.long)).flatten())
     *_, step = sample(gpt, labels_B, (1, 1), options, generators(0, 1))  # the only step has the whole pull
     assert int(step.tokens_Bhw) == int((logits[0] + 3 * (logits[0] - logits[1])).argmax())

@@ -92,8 +92,8 @@ def test_every_sample_is_a_pure_function_of_its_number_and_held_out_pictures_are
 def test_pictures_of_large_and_small_shards_are_seen_equally_often(tmp_path: Path) -> None:
     art = ArtShards(write_tars(tmp_path, [64, 8]))
     small = {item.picture.tobytes() for item in art.unit(1)}
-    turns = Counter(shard for shard, _, _ in art.turns)
-    assert turns == {0: 8, 1: 1}
+    visits = Counter(shard for shard, _, _ in art.visits)
+    assert visits == {0: 8, 1: 1}
     shares = Counter(art.sample(k, 0).tobytes() in small for k in range(0, 9 * 1024 * 8, 16))
     assert 0.08 < shares[True] / shares.total() < 0.14
 

@@ -1,4 +1,4 @@
-"""`igpt tokenize`: what is left of a picture in tokens, shown and measured."""
+"""`igpt tokenize`: what is left of a picture in tokens, side by side and in numbers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def painted(tmp_path: Path) -> Path:
     return path
 
 
-def test_the_reconstruction_is_written_beside_the_original_and_measured(
+def test_the_reconstruction_is_written_next_to_the_original_and_measured(
     painted: Path, tiny_folder: Path, capsys: Capture
 ) -> None:
     assert main(["tokenize", str(painted), "--model", str(tiny_folder)]) == 0

@@ -159,6 +159,7 @@ def test_no_weights_are_kept_from_before_the_discriminator_has_its_full_say(art:
         assert ("g_loss" in metrics) is counts and "d_loss" in metrics  # it learns before it counts
 
 
+@pytest.mark.slow
 def test_the_decoder_of_a_model_goes_on_learning_and_its_codes_and_gpt_stay(art: Path, tmp_path: Path) -> None:
     first = load(train(None, art, tmp_path / "first", SHORT))
     again = replace(SHORT, tokenizer=str(tmp_path / "first"), decoder_crops=16)

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from torch import Tensor
 
-
 MAX_CODES = 65536  # of a tokenizer: tokens are stored in 16 bits
 MAX_PIXELS = 100_000_000  # of a picture; a file of a few bytes may declare any size
 
@@ -27,16 +26,9 @@ class UserError(ValueError):
 class ImageTokenizer(Protocol):
     """Pictures in [-1, 1] to integer grids and back. The GPT does not know whether a token is a colour or a code."""
 
-    kind: str
-    """Name of the tokenizer in config.json: "vq" or "palette"."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of different tokens."""
-
-    @property
-    def downsample(self) -> int:
-        """Pixels per token along one side."""
+    kind: str  # its name in config.json: "vq" or "palette"
+    vocab_size: int  # number of different tokens
+    downsample: int  # pixels of a token along one side
 
     def encode(self, images_BCHW: Tensor) -> Tensor:
         """[B, 3, H, W] in [-1, 1], H and W multiples of `downsample`, to int64 tokens [B, h, w]."""

@@ -9,12 +9,15 @@ Notable choices:
 from __future__ import annotations
 
 import io
+import os
 import random
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL.Image import Resampling
 from torch import Tensor
 
 from .base import MAX_PIXELS, UserError
@@ -41,71 +44,103 @@ class UnreadablePicture(UserError):
 # Reading
 
 
-def open_picture(source: Path | bytes, name: str | None = None) -> Image.Image:
-    """The picture in a file, or in the bytes of one, as upright RGB: 8 bit, transparency laid on white, first frame.
+def open_picture(source: Path | bytes, name: str | None = None, mode: str = "RGB") -> Image.Image:
+    """The picture in a file, or in the bytes of one, upright, 8 bit, first frame: in mode RGB with transparency laid on
+    white, or in mode RGBA.
 
-    `name` is what error messages call it. Raises UnreadablePicture for what is missing, broken, no picture, or larger
-    than MAX_PIXELS.
+    Raises UnreadablePicture, by `name`, for what is missing, broken, no picture, or larger than MAX_PIXELS.
     """
     name = name or ("the picture" if isinstance(source, bytes) else str(source))
+    head = b""
     try:
-        if isinstance(source, Path) and not source.is_file():
-            raise UnreadablePicture(name, "is a folder, not a picture" if source.is_dir() else "does not exist")
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
+        if isinstance(source, Path) and not (source.is_file() and os.access(source, os.R_OK)):
+            raise UnreadablePicture(name, "is not there, or no ordinary file that may be read")
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+            head = file.read(12)
+            picture = Image.open(file)
             if picture.format not in _FORMATS:
                 raise UnreadablePicture(name, f"is a {picture.format} file: save it as PNG or JPEG")
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            picture.load()
-            return as_rgb(picture)
+            picture.load()  # before EXIF is read, which hides what is broken
+            return as_rgb(picture) if mode == "RGB" else as_rgba(picture)
     except UnreadablePicture:
         raise
     except UnidentifiedImageError as error:
-        raise UnreadablePicture(name, _why_unknown(source)) from error
+        raise UnreadablePicture(name, _why_unknown(head)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadablePicture(name, f"is larger than {MAX_PIXELS // 1_000_000} million pixels") from error
-    except PermissionError as error:
-        raise UnreadablePicture(name, "cannot be opened: permission denied") from error
     except Exception as error:  # on broken files Pillow's decoders raise anything from SyntaxError to struct.error
         raise UnreadablePicture(name, f"is broken: {str(error) or type(error).__name__}") from error
 
 
-def _why_unknown(source: Path | bytes) -> str:
-    """What to say of a file that Pillow does not recognise."""
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            head = file.read(12)
-    else:
-        head = source[:12]
-    if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
+def _why_unknown(head: bytes) -> str:
+    """What to say of a file that begins like this and that Pillow does not recognise."""
+    if head[4:8] == b"ftyp" and head[8:] in _HEIC_BRANDS:
         return "is a HEIC photo, which cannot be read here: save it as JPEG or PNG"
     return "is no picture that can be read: PNG, JPEG, WebP, GIF, BMP or TIFF is wanted" if head else "is empty"
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:
-    """A picture of any mode to upright RGB without metadata: greys scaled to 8 bit, transparency laid on white."""
+    """A picture of any mode to upright sRGB of 8 bit without metadata, transparency laid on white."""
+    upright = _upright(picture)
+    return upright.convert("RGB") if upright.mode == "RGB" else flatten(upright, "white")
+
+
+def as_rgba(picture: Image.Image) -> Image.Image:
+    """As `as_rgb`, with the transparency of the picture."""
+    return _upright(picture).convert("RGBA")
+
+
+def flatten(picture: Image.Image, ground: str, threshold: int | None = None) -> Image.Image:
+    """An RGBA picture as RGB with a colour under what is transparent. With a threshold nothing is half transparent:
+    pixels of that alpha or more keep their colour."""
+    if threshold is None:
+        return Image.alpha_composite(Image.new("RGBA", picture.size, ground), picture).convert("RGB")
+    page = Image.new("RGB", picture.size, ground)
+    page.paste(picture, mask=picture.getchannel("A").point(lambda alpha: 255 * (alpha >= threshold)))
+    return page
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """In mode RGB, or RGBA where something may be transparent; in sRGB, and with nothing in `info`: a colour profile or
+    EXIF of the source must not end up in what is drawn from it."""
     with suppress(Exception):  # damaged EXIF raises almost anything, and the pixels may be good
         picture = ImageOps.exif_transpose(picture)
+    profile = picture.info.get("icc_profile")
     if picture.mode.startswith("I") or picture.mode == "F":
         picture = _eight_bit(picture)
-    if "transparency" in picture.info or picture.mode in ("LA", "PA", "RGBA"):
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    picture = picture.convert("RGB")
-    picture.info.clear()  # a colour profile or EXIF of the source must not end up in what is drawn from it
+    clear = "transparency" in picture.info or picture.mode in ("LA", "PA", "La", "RGBA", "RGBa")
+    if profile and picture.mode in ("RGB", "RGBA", "RGBX", "CMYK", "P", "PA"):  # grey ones differ in their tones alone
+        picture = _in_srgb(picture, profile, "RGBA" if clear else "RGB")
+    picture = picture.convert("RGBA" if clear else "RGB")
+    picture.info.clear()
     return picture
 
 
+def _in_srgb(picture: Image.Image, profile: bytes, mode: str) -> Image.Image:
+    """A picture in the colours of its ICC profile, in sRGB; as it is where the profile is broken or of another mode."""
+    if picture.mode != "CMYK":
+        picture = picture.convert(mode)
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        srgb = ImageCms.createProfile("sRGB")
+        out = ImageCms.profileToProfile(picture, source, srgb, outputMode="RGB" if picture.mode == "CMYK" else mode)
+        return picture if out is None else out
+    except (ImageCms.PyCMSError, OSError, TypeError, ValueError):
+        return picture
+
+
 def _eight_bit(picture: Image.Image) -> Image.Image:
-    """Greys of 16 bit, or floats up to 1 or 255, to 8 bit: Pillow's own conversion would clip them to white."""
-    if picture.mode == "F":
-        highest = max(float(grey) for grey in picture.getextrema() if not isinstance(grey, tuple))
-        scale = 255.0 if highest <= 1 else 1.0
-    else:
-        picture, scale = picture.convert("I"), 1 / 257
-    picture = picture.point(lambda grey: grey * scale + 0.5)
-    picture.info.pop("transparency", None)  # it is a 16-bit grey, which no longer exists
-    return picture.convert("L")
+    """Greys of 16 or 32 bit, or floats, to 8 bit by the range that their values are in: up to 1, 255, 65535, or up to
+    the largest. Pillow's own conversion would clip them to white."""
+    values_HW = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0, neginf=0)
+    largest = float(values_HW.max())
+    ranges = {"F": (1.0, 255.0, 65535.0), "I": (255.0, 65535.0)}.get(picture.mode, (65535.0,))
+    white = next((white for white in ranges if largest <= white), largest)
+    grey = Image.fromarray((values_HW.clip(0) * (255 / white) + 0.5).astype(np.uint8))
+    grey.info = {key: value for key, value in picture.info.items() if key != "transparency"}  # a grey of the old range
+    return grey
 
 
 # Pictures and tensors
@@ -123,24 +158,18 @@ def to_uint8(values: Tensor) -> Tensor:
 
 def to_tensor(picture: Image.Image) -> Tensor:
     """A picture to [3, H, W], float32 in [-1, 1]. The inverse of `to_picture`."""
-    pixels = torch.frombuffer(bytearray(picture.convert("RGB").tobytes()), dtype=torch.uint8)
-    return from_uint8(pixels.view(picture.height, picture.width, 3).permute(2, 0, 1).contiguous())
+    return from_uint8(torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).contiguous())
 
 
 def to_picture(image_CHW: Tensor) -> Image.Image:
     """[3, H, W] in [-1, 1] to a picture; values beyond are clamped. The inverse of `to_tensor`."""
-    if image_CHW.dim() != 3 or image_CHW.shape[0] != 3:
-        raise ValueError(f"got a tensor of shape {tuple(image_CHW.shape)}, wanted [3, H, W]")
-    pixels_HWC = to_uint8(image_CHW.detach()).permute(1, 2, 0).contiguous().cpu()
-    return Image.frombytes("RGB", (pixels_HWC.shape[1], pixels_HWC.shape[0]), pixels_HWC.numpy().tobytes())
+    return Image.fromarray(to_uint8(image_CHW.detach()).permute(1, 2, 0).cpu().numpy())
 
 
 # Sizes
 
 
-def fit_cover(
-    picture: Image.Image, width: int, height: int, resample: Image.Resampling = Image.Resampling.LANCZOS
-) -> Image.Image:
+def fit_cover(picture: Image.Image, width: int, height: int, resample: Resampling = Resampling.LANCZOS) -> Image.Image:
     """The largest centred part with the aspect ratio of width x height, resampled to exactly that size."""
     return ImageOps.fit(picture, (width, height), resample)
 
@@ -150,12 +179,10 @@ def random_crop(picture: Image.Image, size: int, scale: float, rng: random.Rando
 
     `scale` is at least 1. With `flip`, half of the crops on average are mirrored.
     """
-    if scale < 1:
-        raise ValueError(f"got scale {scale}, wanted at least 1")
     width, height = picture.size
     zoom = size * scale / min(width, height)
     wide, high = max(size, round(width * zoom)), max(size, round(height * zoom))
     left, top = rng.randint(0, wide - size), rng.randint(0, high - size)
     box = (left * width / wide, top * height / high, (left + size) * width / wide, (top + size) * height / high)
-    crop = picture.resize((size, size), Image.Resampling.LANCZOS, box)
+    crop = picture.resize((size, size), Resampling.LANCZOS, box)
     return ImageOps.mirror(crop) if flip and rng.random() < 0.5 else crop

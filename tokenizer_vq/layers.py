@@ -33,6 +33,7 @@ class ResBlock(nn.Module):
         self.skip = nn.Identity() if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """[B, C, H, W] to as many pixels of `channels_out`."""
         y_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
         return self.skip(x_BCHW) + self.conv2(F.silu(self.norm2(y_BCHW)))
 
@@ -45,6 +46,7 @@ class Downsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, H / 2, W / 2]."""
         width = x_BCHW.shape[-1] // 2
         # Never one column alone: in bfloat16 on CPUs with AMX, oneDNN then reads memory that nobody has written.
         return self.conv(F.pad(x_BCHW, (0, 3 if width == 1 else 1, 0, 1)))[..., :width]
@@ -58,6 +60,7 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C, 2 H, 2 W]."""
         return self.conv(F.interpolate(x_BCHW, scale_factor=2.0, mode="bilinear"))
 
 
@@ -76,15 +79,14 @@ class ShuffleUp(nn.Module):
                 parameter.copy_(parameter[::4].repeat_interleave(4, dim=0))
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, channels_out, 2 H, 2 W]."""
         padded_BCHW = F.pad(F.pixel_shuffle(self.conv(x_BCHW), 2), (1, 1, 1, 1), mode="replicate")
         return F.avg_pool2d(F.avg_pool2d(padded_BCHW, 2, 1), 2, 1)  # [1 1] / 2 twice is [1 2 1] / 4
 
 
 def fixed_noise(top: int, left: int, height: int, width: int, seed: int, device: torch.device | str = "cpu") -> Tensor:
-    """Nearly normal noise [height, width], a function of row, column and `seed` alone, the same on every machine.
-
-    A 32-bit hash of the position; the sum of its four bytes is scaled to mean 0 and variance 1.
-    """
+    """Nearly normal noise [height, width], a function of row, column and `seed` alone, the same on every machine: the
+    sum of the four bytes of a hash of the position, scaled to mean 0 and variance 1."""
     rows = torch.arange(top, top + height, device="cpu").unsqueeze(1)
     columns = torch.arange(left, left + width, device="cpu")
     hash_HW = (rows * 0x9E3779B1 ^ columns * 0x85EBCA77 ^ seed * 0xC2B2AE3D) & 0xFFFFFFFF
@@ -113,7 +115,7 @@ class NoiseInjection(nn.Module):
         self.strength = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x_BCHW: Tensor, top: int, left: int) -> Tensor:
-        """`top` and `left`: position of x in the whole picture at this scale, for windows with the same noise."""
+        """[B, C, H, W] to the same; `top` and `left` are the position of x in the whole picture at this scale."""
         batch, channels, height, width = x_BCHW.shape
         if self.training:
             noise = torch.randn(batch, 1, height, width, device=x_BCHW.device)

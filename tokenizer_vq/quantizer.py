@@ -2,9 +2,8 @@
 
 Notable choices: codes and inputs are unit vectors (ViT-VQGAN, Yu et al. 2021, section 3.2); the codebook is an
 exponential moving average of the inputs (VQ-VAE, van den Oord et al. 2017, appendix A.1), initialised by k-means over
-the first batch; dead codes are replaced by inputs (SoundStream, Zeghidour et al. 2021, section 3.3). At the start of a
-training the trainer bypasses the codebook: the outputs of an untrained encoder are nearly all alike, and a codebook
-initialised from them collapses to one code. float32 even under autocast, since rounding would change the nearest code.
+the first batch that is not bypassed, as the outputs of an untrained encoder are nearly all alike; dead codes are
+replaced by inputs (SoundStream, Zeghidour et al. 2021, section 3.3); bfloat16 would change which code is nearest.
 """
 
 from __future__ import annotations
@@ -25,6 +24,8 @@ COMMITMENT = 0.25  # beta in equation 3 of van den Oord et al. 2017
 
 
 class Quantized(NamedTuple):
+    """What the codebook makes of its inputs."""
+
     codes_BEhw: Tensor  # the nearest codes, with straight-through gradients to the input
     tokens_Bhw: Tensor  # their indices
     loss: Tensor  # the commitment loss, a scalar
@@ -54,7 +55,7 @@ class EMACodebook(nn.Module):
         with torch.autocast(z_BEhw.device.type, enabled=False):
             z_BhwE = F.normalize(rearrange(z_BEhw.float(), "b e h w -> b h w e"), dim=-1)
             if bypass:
-                return Quantized(rearrange(z_BhwE, "b h w e -> b e h w"), self.nearest(z_BhwE), z_BhwE.new_zeros(()))
+                return Quantized(z_BhwE.movedim(-1, 1), self.nearest(z_BhwE), z_BhwE.new_zeros(()))
             flat_ME = z_BhwE.detach().flatten(0, 2)
             if self.training and not self.surely_started:  # asked of the device once, as it would wait for the answer
                 if not self.started:
@@ -82,8 +83,8 @@ class EMACodebook(nn.Module):
     def reset_ema(self) -> None:
         """Continue from the codebook as it is, with averages as if every code had been chosen equally often."""
         self.sums_KE = self.codebook_KE.clone()
-        self.counts_K = torch.ones(len(self.codebook_KE), device=self.codebook_KE.device)
-        self.started = torch.ones((), dtype=torch.bool, device=self.codebook_KE.device)
+        self.counts_K = torch.ones_like(self.codebook_KE[:, 0])
+        self.started = torch.ones_like(self.started)
 
     @torch.no_grad()
     def start(self, flat_ME: Tensor, generator: Generator | None) -> None:
@@ -94,8 +95,7 @@ class EMACodebook(nn.Module):
         self.codebook_KE.copy_(inputs_of_all(flat_ME, chosen_K.to(flat_ME.device)))
         for _ in range(KMEANS_ROUNDS):
             sums_KE, counts_K = self.cluster_sums(flat_ME, self.nearest(flat_ME))
-            means_KE = F.normalize(sums_KE, dim=-1)
-            self.codebook_KE.copy_(torch.where(counts_K[:, None] > 0, means_KE, self.codebook_KE))
+            self.codebook_KE.copy_(torch.where(counts_K[:, None] > 0, F.normalize(sums_KE, dim=-1), self.codebook_KE))
         self.counts_K.copy_(counts_K / counts_K.mean())
         self.sums_KE.copy_(self.codebook_KE * self.counts_K[:, None])
         self.started.fill_(True)
@@ -150,6 +150,8 @@ def inputs_of_all(flat_ME: Tensor, places_K: Tensor) -> Tensor:
 
 
 class Usage(NamedTuple):
+    """Health of a codebook."""
+
     used: float  # share of the codes that occur, 0 to 1
     perplexity: float  # exp of the entropy of the codes: the size of a codebook used uniformly with that entropy
 
@@ -158,5 +160,4 @@ def codebook_usage(tokens: Tensor, codes: int) -> Usage:
     """Health of a codebook from the tokens of many pictures (any shape)."""
     share_K = torch.bincount(tokens.flatten().cpu(), minlength=codes).double()
     share_K = share_K / share_K.sum().clamp(min=1)
-    entropy = torch.special.entr(share_K).sum()
-    return Usage(float((share_K > 0).double().mean()), float(entropy.exp()))
+    return Usage(float((share_K > 0).double().mean()), float(torch.special.entr(share_K).sum().exp()))

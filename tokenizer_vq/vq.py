@@ -21,7 +21,10 @@ from .quantizer import EMACodebook, Quantized
 
 @dataclass(frozen=True)
 class VQConfig:
-    """Shape of the tokenizer. A token is a square of `patch * 2 ** (len(channels) - 1)` pixels a side."""
+    """Shape of the tokenizer. A token is a square of `patch * 2 ** (len(channels) - 1)` pixels a side.
+
+    Raises UserError on impossible values.
+    """
 
     patch: int = 4  # pixels a side that the encoder unshuffles into channels, a power of two
     channels: tuple[int, ...] = (160, 256)  # of each level, finest first
@@ -32,27 +35,16 @@ class VQConfig:
     code_width: int = 8
 
     def __post_init__(self) -> None:
-        """Raises UserError on impossible values."""
         for name, value in vars(self).items():
-            several = name in ("channels", "head")
-            numbers = value if isinstance(value, tuple) else (value,)
-            if isinstance(value, tuple) != several or not all(type(n) is int and n > 0 for n in numbers):
-                wanted = "a tuple of whole numbers" if several else "a whole number"
-                raise UserError(f"{name} of a tokenizer is {value!r}; {wanted} above 0 is wanted")
-        if not self.channels:
-            raise UserError("a tokenizer has no channels; one number a level is wanted")
-        if 2**self.doublings != self.patch:
-            raise UserError(f"the patch of a tokenizer has {self.patch} pixels a side; a power of two is wanted")
-        if len(self.head) < self.doublings:
-            wanted = f"a patch of {self.patch} pixels wants {self.doublings} numbers"
-            raise UserError(f"the head of a tokenizer is {self.head}; {wanted}")
-        if not 2 <= self.codes <= MAX_CODES:
-            raise UserError(f"a tokenizer has {self.codes} codes; 2 to {MAX_CODES} are wanted")
-
-    @property
-    def doublings(self) -> int:
-        """log2(patch): the doublings after the last level of the decoder."""
-        return self.patch.bit_length() - 1
+            numbers = value if name in ("channels", "head") else (value,)
+            if type(numbers) is not tuple or not all(type(n) is int and n > 0 for n in numbers):
+                raise UserError(f"{name} of a tokenizer is {value!r}; whole numbers above 0 are wanted")
+        if not self.channels or not 2 <= self.codes <= MAX_CODES:
+            wanted = f"one number of channels a level and 2 to {MAX_CODES} codes are wanted"
+            raise UserError(f"a tokenizer has the channels {self.channels} and {self.codes} codes; {wanted}")
+        if 2 ** (self.patch.bit_length() - 1) != self.patch or 2 ** len(self.head) < self.patch:
+            wanted = "a power of two and the channels of each doubling are wanted"
+            raise UserError(f"the patch of a tokenizer is {self.patch} and its head {self.head}; {wanted}")
 
 
 def _blocks(channels_in: int, channels_out: int, count: int) -> nn.Sequential:
@@ -69,12 +61,11 @@ def _levels(widths: tuple[int, ...], blocks: int, resize: Callable[[int], nn.Mod
 
 
 class Encoder(nn.Module):
-    """[B, 3, H, W] in [-1, 1] to features [B, C, h, w]."""
+    """Pictures to features."""
 
     def __init__(self, config: VQConfig):
         super().__init__()
-        self.patch = config.patch
-        widths = config.channels
+        self.patch, widths = config.patch, config.channels
         self.stem = nn.Conv2d(3 * config.patch**2, widths[0], 3, padding=1)
         self.levels = _levels(widths, config.encoder_blocks, Downsample)
         self.bottom = _blocks(widths[-1], widths[-1], 2)
@@ -82,12 +73,13 @@ class Encoder(nn.Module):
         self.head = nn.Conv2d(widths[-1], widths[-1], 3, padding=1)
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] to [B, C, h, w]."""
         x = self.stem(F.pixel_unshuffle(images_BCHW, self.patch))
         return self.head(F.silu(self.norm(self.bottom(self.levels(x)))))
 
 
 class Decoder(nn.Module):
-    """Features [B, C, h, w] to [B, 3, H, W]: the encoder in reverse, with noise after every level and doubling."""
+    """Features to pictures: the encoder in reverse, with noise after every level and doubling."""
 
     def __init__(self, config: VQConfig):
         super().__init__()
@@ -97,14 +89,13 @@ class Decoder(nn.Module):
         self.levels = _levels(widths, config.decoder_blocks, Upsample)
         self.norm = group_norm(widths[-1])
         # Several doublings with convolutions between them: shuffled to pixels at once, the edges of patches would show.
-        tops = (widths[-1], *config.head[: config.doublings])
+        tops = (widths[-1], *config.head[: config.patch.bit_length() - 1])
         self.upscale = nn.ModuleList(ShuffleUp(*pair) for pair in pairwise(tops))
-        noises = (NoiseInjection(width) for width in (*widths, *tops[1:]))
-        self.grains = nn.ModuleList(noises)  # their name in model files
+        self.grains = nn.ModuleList(NoiseInjection(width) for width in (*widths, *tops[1:]))  # a name in model files
         self.head = nn.Conv2d(tops[-1], 3, 3, padding=1)
 
     def forward(self, z_BChw: Tensor, at: tuple[int, int] = (0, 0)) -> Tensor:
-        """`at`: row and column of z in the token grid of the whole picture."""
+        """[B, C, h, w] to [B, 3, H, W]. `at`: row and column of z in the token grid of the whole picture."""
         noises = iter(self.grains)
 
         def add_noise(x_BCHW: Tensor) -> Tensor:
@@ -121,30 +112,22 @@ class Decoder(nn.Module):
 
 
 class VQTokenizer(nn.Module):
-    """Encoder, codebook and decoder. Pictures are [B, 3, H, W] in [-1, 1], tokens are [B, h, w] integers."""
+    """Encoder, codebook and decoder: an `ImageTokenizer`."""
 
     kind = "vq"
 
     def __init__(self, config: VQConfig):
         super().__init__()
-        self.config = config
-        width = config.channels[-1]
+        self.config, width = config, config.channels[-1]
+        self.vocab_size, self.downsample = config.codes, config.patch * 2 ** (len(config.channels) - 1)
         self.encoder = Encoder(config)
         self.quantizer = EMACodebook(config.codes, config.code_width)
         self.to_code = nn.Conv2d(width, config.code_width, 1)
         self.from_code = nn.Conv2d(config.code_width, width, 1)
         self.decoder = Decoder(config)
 
-    @property
-    def vocab_size(self) -> int:
-        return self.config.codes
-
-    @property
-    def downsample(self) -> int:
-        return self.config.patch * 2 ** (len(self.config.channels) - 1)
-
     def encode(self, images_BCHW: Tensor) -> Tensor:
-        """Pictures to tokens [B, h, w]. Raises UserError where a side is no multiple of `downsample`."""
+        """[B, 3, H, W] in [-1, 1] to tokens [B, h, w]. Raises UserError where a side is no multiple of `downsample`."""
         height, width = images_BCHW.shape[-2:]
         if height % self.downsample or width % self.downsample:
             side = f"{self.downsample} pixels a side"
@@ -152,7 +135,7 @@ class VQTokenizer(nn.Module):
         return self.quantizer(self.to_code(self.encoder(images_BCHW))).tokens_Bhw
 
     def decode(self, tokens_Bhw: Tensor, at: tuple[int, int] = (0, 0)) -> Tensor:
-        """Tokens to pictures in about [-1, 1]; `to_picture` clamps them. `at` as in Decoder.forward."""
+        """Tokens to [B, 3, H, W] in about [-1, 1]; `to_picture` clamps them. `at` as in Decoder.forward."""
         return self.decoder(self.from_code(self.quantizer.lookup(tokens_Bhw)), at)
 
     def forward(

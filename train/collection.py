@@ -22,8 +22,9 @@ from torch import Tensor
 
 from igpt import checkpoint
 from igpt.files import atomic_write
+from tokenizer_vq.archives import Skipped
 from tokenizer_vq.base import UserError
-from tokenizer_vq.dataset import ArtFolder, Skipped
+from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.images import to_tensor
 
 THUMBNAIL_SIDE = 16  # pixels of what is compared

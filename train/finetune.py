@@ -35,10 +35,11 @@ from tokenizer_vq.vq import VQTokenizer
 from .card import summary, tuned_card
 from .collection import Collection, load_collection
 from .decoder import DecoderTask
-from .folder import Run, read_json, work_folder, write_json
+from .folder import Run, claimed, read_json, work_folder, write_json
 from .gpt import TuneTask, bits_of
 from .loop import Schedule
 from .options import LearningOptions, TrainOptions, TuneOptions
+from .sprites import with_colours_of
 from .state import load_state
 from .tokens import Views
 
@@ -81,30 +82,33 @@ def finetune(art: str | Path, out: str | Path, model: str, options: TuneOptions)
         raise UserError(f"the model {model!r} has a palette and no decoder that could learn: leave out --decoder-crops")
     collection = load_collection(art)
     tuning = _Tuning(collection, Run(collection.art, collection.train, collection.val, options, work), base, start)
-    tuning.run.check_same_run("finetune", model=f"{base.name} {base.weights_hash[:12]}")
-    if "minutes" in tuning.facts:
-        tuning.run.say(f"{out} is finished already; another --out starts anew")
+    with claimed(work):
+        tuning.run.check_same_run("finetune", model=f"{base.name} {base.weights_hash[:12]}")
+        if "minutes" in tuning.facts:
+            tuning.run.say(f"{out} is finished already; another --out starts anew")
+            return out
+        try:
+            tuning.prepare()
+            tuning.learn()
+        except KeyboardInterrupt:
+            if not tuning.best.is_file():
+                tuning.run.say("stopped before its first look at validation, so it has learned little or nothing yet")
+            tuning.run.say(tuning.write())
+            raise
+        except OSError as error:
+            raise UserError(f"the training cannot be written to {out}: {error.strerror}") from error
+        tuning.finish()
         return out
-    try:
-        tuning.prepare()
-        tuning.learn()
-    except KeyboardInterrupt:
-        if not tuning.best.is_file():
-            tuning.run.say("stopped before its first look at validation, so it has learned little or nothing yet")
-        tuning.run.say(tuning.write())
-        raise
-    except OSError as error:
-        raise UserError(f"the training cannot be written to {out}: {error.strerror}") from error
-    tuning.finish()
-    return out
 
 
 class _Tuning:
     """One fine-tuning, step by step."""
 
     def __init__(self, collection: Collection, run: Run[TuneOptions], base: ImageGPT, start: float):
-        self.collection, self.run, self.base, self.start = collection, run, base, start
-        self.out, self.tokenizer, options = run.work.parent, base.tokenizer, run.options
+        self.collection, self.run, self.start, options = collection, run, start, run.options
+        known = base.tokenizer.vocab_size
+        self.base = base = base if options.adapter else with_colours_of(run.art, base)  # an adapter has no new tokens
+        self.out, self.tokenizer = run.work.parent, base.tokenizer
         # Sub-folders with the name of a known label add to that label.
         self.new = [label for label in run.art.labels if label not in base.labels]
         self.labels = base.labels + self.new
@@ -115,6 +119,7 @@ class _Tuning:
         if options.method == "lora":
             rank = min(options.rank, largest_rank(self.gpt)) if options.adapter else options.rank
             apply_lora(self.gpt, rank, options.seed)
+        self.gpt.tokens.requires_grad_(options.method != "lora" or base.tokenizer.vocab_size > known)
         numbers = [self.labels.index(run.art.labels[k]) for k in run.art.label_of]
         self.flip = collection.flip if options.flip is None else options.flip
         self.views = Views(run, numbers, base, self.flip)
@@ -251,8 +256,8 @@ class _Tuning:
         run, facts = self.run, self.facts
         facts["bits"] = run.numbers(self.task.name, run.options.batch)["bits"]
         before, after = self._draw()
-        shown = run.train[:: math.ceil(len(run.train) / BASE_PICTURES)]
-        rows = {"the folder": map(run.art.picture, shown), "before": before, "after": after[: len(before)]}
+        examples = run.train[:: math.ceil(len(run.train) / BASE_PICTURES)]
+        rows = {"the folder": map(run.art.picture, examples), "before": before, "after": after[: len(before)]}
         tiles = [[(self._tile(p), "" if i else name) for i, p in enumerate(row)] for name, row in rows.items()]
         sheet(tiles).save(self.out / BEFORE_AFTER, "JPEG", quality=90)
         facts |= {"copied": self.collection.copies(after), "drawn": len(after), "peak_memory_gb": peak_memory()}
@@ -277,12 +282,12 @@ class _Tuning:
             seed = DRAWING_SEED + len(after)
             after += tuned.generate(DRAWN_AT_ONCE, size, seed=seed)
             if len(before) < BASE_PICTURES:
-                before += self.base.generate(DRAWN_AT_ONCE, size, self.facts["nearest"], seed)
+                before += self.base.generate(DRAWN_AT_ONCE, size, label=self.facts["nearest"], seed=seed)
         return before, after
 
     def _tile(self, picture: Image.Image) -> Image.Image:
         """For the sheet: sprites are enlarged by whole numbers."""
-        if self.views.sprites:
+        if self.views.palette:
             return ImageOps.scale(picture, max(1, TILE_SIDE // max(picture.size)), Image.Resampling.NEAREST)
         return ImageOps.contain(picture, (TILE_SIDE, TILE_SIDE), Image.Resampling.LANCZOS)
 

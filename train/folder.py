@@ -5,23 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
 from igpt import checkpoint
 from igpt.device import fast_bf16, pick_device
 from igpt.files import atomic_write, check_writable
+from tokenizer_vq.archives import Skipped
 from tokenizer_vq.base import UserError
-from tokenizer_vq.dataset import ArtFolder, Skipped
+from tokenizer_vq.dataset import ArtFolder
 
 from . import loop
 from .loop import Model, Schedule, Task
@@ -46,6 +50,7 @@ class Run(Generic[Options]):
     options: Options
     work: Path
     preset: Preset = PRESETS["small"]
+    limits: dict[str, float] = field(default_factory=dict)  # seconds of learning, by the name of the task
 
     def say(self, sentence: str) -> None:
         """On the screen, unless it is to be quiet."""
@@ -88,10 +93,11 @@ class Run(Generic[Options]):
         return fast_bf16() if self.options.precision == "auto" else self.options.precision == "bf16"
 
     def learn(
-        self, task: Task[Model], samples: int, batch: int, identity: str, seconds: float = math.inf
+        self, task: Task[Model], samples: int, batch: int, identity: str, seconds: float | None = None
     ) -> tuple[Model, dict[str, Any]]:
         """Learn a task on what `identity` names; the best averaged model and its numbers on held-out pictures."""
         workers = getattr(self.options, "workers", 0)  # fine-tuning has none
+        seconds = self.limits.get(task.name, math.inf) if seconds is None else seconds
         schedule = Schedule(self.options, -(-samples // batch), batch, self.bf16, seconds, workers)
         return loop.run(task, schedule, self.work, identity), self.numbers(task.name, batch)
 
@@ -128,6 +134,31 @@ def work_folder(out: Path, stage: str | None) -> Path:
         if stage != "gpt" or checkpoint.load(out).gpt is not None:
             raise UserError(f"{out} already holds a finished model; a new or empty folder is wanted")
     return out / WORK
+
+
+@contextmanager
+def claimed(work: Path) -> Iterator[None]:
+    """A block in which no other process trains in the folder; the lock of one that died is free.
+
+    Raises UserError, which names the process, where another holds it. Of several processes of one training the first
+    one holds it.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    lock, holder = FileLock(work / "lock"), work / "process"
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        number = holder.read_text() if holder.is_file() else "unknown"
+        raise UserError(
+            f"{work.parent} is being trained by process {number}; wait for it, or use another --out"
+        ) from error
+    with lock:
+        holder.write_text(str(os.getpid()))
+        yield
+        holder.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -5,9 +5,8 @@ the weights, log; and now and then evaluate (measure, paint a sheet, keep the be
 
 What is learned is a `Task`. Its samples are numbered, and sample k is a pure function of (seed, k), as dropout is of
 (seed, step). So all that a training has to remember beside its weights is the step, and a run that was killed goes on
-to the same weights, bit for bit on the CPU. Several processes (`accelerate launch`, `torchrun`) share every batch out,
-and gradients are averaged over all (DistributedDataParallel), each part by what it weighs: so they see and learn what
-one would, whatever their number.
+to the same weights, bit for bit on the CPU. Several processes share every batch out, and gradients are averaged over
+all (DistributedDataParallel), each part by what it weighs: so they see and learn what one would.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from tqdm import tqdm
 from tokenizer_vq.base import UserError
 
 from .options import LearningOptions
-from .processes import News, agreed, check_same_start, companions, processes, together, total
+from .processes import News, agreed, check_same_start, companions, micro_batches, processes, together, total
 from .state import catch_interrupt, load_state, save_state, seeded
 
 EMA_DECAY = 0.999
@@ -93,6 +92,7 @@ class Schedule:
     workers: int = 0  # processes that load samples
     evaluations: int = 20
     log_every: int = 25  # steps; evaluations are at least as far apart
+    clock: Callable[[], float] = time.monotonic
 
 
 def rate(progress: float) -> float:
@@ -111,15 +111,6 @@ def average(averaged: nn.Module, model: nn.Module, step: int) -> None:
     update(*zip(*(pair for pair in pairs if pair[1].requires_grad), strict=True), step)  # what is frozen is the same
     for mine, theirs in zip(averaged.buffers(), model.buffers(), strict=True):
         mine.copy_(theirs)
-
-
-def micro_batches(batch: Any, count: int) -> list[Any]:
-    """A batch (a dict of tensors, where it is to be cut) in `count` parts at most."""
-    if count == 1:
-        return [batch]
-    size = len(next(iter(batch.values())))
-    parts = {name: value.tensor_split(min(count, size)) for name, value in batch.items()}
-    return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
 
 def run(task: Task[Model], schedule: Schedule, folder: Path, identity: str = "") -> Model:
@@ -172,10 +163,9 @@ class Trainer:
         self.averaged: Any = copy.deepcopy(self.modules["model"]).requires_grad_(False).eval()
         self.optimizers = {name: task.optimizer(name) for name in self.modules}
         self.step, self.progress, self.evaluated_at, self.micro_batches = 0, 0.0, 0, 1
-        self.best_score, self.evals_since_best = math.inf, 0
-        self.latest: dict[str, float] = {}  # metrics
+        self.best_score, self.evals_since_best, self.latest = math.inf, 0, dict[str, float]()  # the last are metrics
         self.seconds_before = 0.0  # of learning, when the training was last stopped
-        self.started = self.saved_at = time.monotonic()
+        self.started, self.saved_at = schedule.clock(), time.monotonic()
         together(lambda: folder.mkdir(parents=True, exist_ok=True))
         self.state_path, self.best_path = (folder / f"{task.name}-{which}.safetensors" for which in ("state", "best"))
         if self.state_path.is_file():
@@ -184,7 +174,7 @@ class Trainer:
         self.news, self.clock = News(), self.progress  # share of the time that has gone, as all see it
         self.ddp = {name: module.train() for name, module in self.modules.items()}
         self.fits = self.ranks == 1  # whether all know that their part of a batch does
-        if self.ranks > 1:
+        if not self.fits:
             ids = [self.device] if self.device.type == "cuda" else None
             self.ddp = {name: DistributedDataParallel(module, ids) for name, module in self.ddp.items()}
         silent = schedule.options.quiet or not self.main
@@ -212,9 +202,8 @@ class Trainer:
     def gradients(self, batch: Any) -> dict[str, Tensor]:
         """Leave the gradients of a batch in the weights, and return the metrics of its loss.
 
-        Where a batch does not fit into memory, it goes through in halves from here on: the same steps, only slower. Of
-        several processes each tries its first batch alone: one that fails inside of a step would hold up all others.
-        Raises UserError where it cannot be halved.
+        Where a batch does not fit into memory, it goes through in halves from here on. Of several processes each tries
+        its first batch alone: one that fails inside of a step would hold up all. UserError where it cannot be halved.
         """
         batch = send_to_device(batch, self.device, non_blocking=True)
         if not self.fits and self.task.divisible:
@@ -230,8 +219,8 @@ class Trainer:
             except RuntimeError as error:
                 if "out of memory" not in str(error):
                     raise
-            if not (agreed(metrics is None)[0] if alone else metrics is None):
-                assert metrics is not None
+            failed = agreed(metrics is None)[0] > 0 if alone else metrics is None
+            if metrics is not None and not failed:
                 return metrics
             size = -(-self.schedule.batch // (self.micro_batches * self.ranks))
             if not (self.task.divisible and size > 1 and alone):
@@ -242,8 +231,7 @@ class Trainer:
             self.micro_batches *= 2
             if self.device.type == "cuda":  # outside the handler, which still holds the tensors of the failed step
                 torch.cuda.empty_cache()
-            if self.main:
-                print(f"out of memory: going on with {-(-size // 2)} samples at once", file=sys.stderr)
+            print(f"out of memory: going on with {-(-size // 2)} samples at once", file=sys.stderr)
 
     def _gradients(self, batch: Any, alone: bool) -> dict[str, Tensor]:
         """`alone`: without talking to other processes."""
@@ -286,7 +274,7 @@ class Trainer:
         self.step += 1
         self.progress = self.step / self.schedule.steps
         if self.schedule.seconds < math.inf:
-            self.progress = self.clock
+            self.progress = self.seconds / self.schedule.seconds if self.ranks == 1 else self.clock
             self.bar.total = self.steps
         self.bar.update()
 
@@ -294,13 +282,14 @@ class Trainer:
         """Whether to stop, as some process wants to, and whether it is time to save. Several processes act on what was
         said a step ago, so that no step waits for the news."""
         save = self.main and time.monotonic() > self.saved_at + 60 * self.schedule.options.save_minutes
-        stopped, time_to_save, self.clock = self.news(stop, save, self.seconds / self.schedule.seconds)
+        clock = self.seconds / self.schedule.seconds if self.ranks > 1 else self.progress
+        stopped, time_to_save, self.clock = self.news(stop, save, clock)
         return stopped > 0, time_to_save > 0
 
     @property
     def seconds(self) -> float:
         """Of learning and evaluating, also before the training was stopped and started again."""
-        return self.seconds_before + time.monotonic() - self.started
+        return self.seconds_before + self.schedule.clock() - self.started
 
     @property
     def steps(self) -> int:

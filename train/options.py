@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from igpt.config import DEFAULT_MODEL, check_options, option
@@ -41,6 +42,9 @@ TOKENS_A_SIDE = 12  # a picture has at least so many, if tokens can be that smal
 TOKENS_A_CODE = 256  # of the collection: fewer tokens cannot fill a larger codebook
 MIN_CODES = 64
 MIN_CROP = 32  # pixels: what the discriminator and LPIPS need; smaller pictures are enlarged
+SHARES = {"tokenizer": 0.35, "decoder": 0.15, "gpt": 0.5}  # of the minutes of a training
+SPRITE_MINUTES = 12.0  # of learning, where nothing else is asked for
+SMALL_SPRITE = 40  # pixels a side: larger ones are drawn in cells of 4x4 pixels
 CROPS_A_PICTURE, MIN_CROPS = 100, 4000  # of the tokenizer, for collections too small for those of the preset
 
 
@@ -72,6 +76,16 @@ class TrainOptions(LearningOptions):
         DEFAULT_MODEL, "a model whose encoder compares pictures, a folder with LPIPS weights, or none"
     )
     tokenizer: str | None = option(None, "take the tokenizer from this model instead of training one")
+    tokens: str = option(
+        "auto",
+        "vq: learned codes; palette: a colour a pixel; auto: as the pictures are",
+        choices=("auto", "vq", "palette"),
+    )
+    palette: str | None = option(None, "a colour a pixel, of so many colours or of a .gpl or .hex file")
+    grid: int | None = option(None, "pixels a side of the sprites into which larger pictures are cut", low=16, high=64)
+    minutes: float | None = option(
+        None, f"how long to learn in all (default for sprites: {SPRITE_MINUTES:g})", low=0.05, high=100_000
+    )
     tokenizer_crops: int | None = option(None, "training crops seen by the tokenizer (default: from the preset)", low=1)
     decoder_crops: int | None = option(None, "then by its decoder alone (default: from the preset)", low=0)
     downsample: int | None = option(
@@ -113,6 +127,18 @@ class TrainOptions(LearningOptions):
         }
         names = ("tokenizer_crops", "decoder_crops", "gpt_samples", "codes")
         return replace(preset, **fitted | {name: value for name in names if (value := getattr(self, name)) is not None})
+
+    def suited_to_sprites(self, side: int) -> Preset:
+        """The preset for sprites of so many pixels a side at most: cells of 4x4 pixels for large ones."""
+        preset, cell = PRESETS[self.preset], 2 if side <= SMALL_SPRITE else 4
+        samples = self.gpt_samples or preset.gpt_samples
+        return replace(preset, downsample=1, cell=cell, cells=math.ceil(side / cell) ** 2, gpt_samples=samples)
+
+    def limits(self, stages: Sequence[str], sprites: bool) -> dict[str, float]:
+        """Of each stage the seconds that it may take; none where numbers of samples decide."""
+        minutes = self.minutes or (SPRITE_MINUTES if sprites and self.gpt_samples is None else None)
+        whole = sum(SHARES[stage] for stage in stages)
+        return {stage: 60 * minutes * SHARES[stage] / whole for stage in stages} if minutes else {}
 
 
 PEAK_RATES = {"lora": 2e-3, "full": 3e-4}  # peak learning rates of the methods

@@ -34,6 +34,15 @@ def shared_out(items: Sequence[Item]) -> Sequence[Item]:
     return items[here.process_index :: here.num_processes]
 
 
+def micro_batches(batch: Any, count: int) -> list[Any]:
+    """A batch (a dict of tensors, where it is to be cut) in `count` parts at most."""
+    if count == 1:
+        return [batch]
+    size = len(next(iter(batch.values())))
+    parts = {name: value.tensor_split(min(count, size)) for name, value in batch.items()}
+    return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
+
+
 def total(values: Tensor) -> Tensor:
     """Sums over all processes, on the device of this one."""
     here = processes()
@@ -55,6 +64,7 @@ class News:
     said: Tensor | None = None
 
     def __call__(self, *values: float) -> list[float]:
+        """What was said at the call before."""
         here = processes()
         if here.num_processes == 1:
             return list(values)
@@ -72,9 +82,9 @@ def together(act: Callable[[], Found], only_main: bool = False) -> Found:
             found = act()
     except UserError as error:
         sentence = str(error)
-    told = gather_object([sentence])
-    if any(told):
-        raise UserError(next(each for each in told if each))
+    sentences = gather_object([sentence])
+    if any(sentences):
+        raise UserError(next(each for each in sentences if each))
     return cast(Found, found)
 
 

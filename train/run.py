@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
@@ -13,19 +14,23 @@ from igpt.cpu import keep_freed_memory
 from igpt.evaluation.perceptual import LPIPS, Distance, EncoderDistance, GradientSSIM, perceptual
 from igpt.model import GPT
 from tokenizer_vq.base import UserError
+from tokenizer_vq.dataset import ArtFolder
+from tokenizer_vq.palette import PaletteTokenizer
 from tokenizer_vq.vq import VQTokenizer
 
 from .card import model_card
 from .decoder import DecoderTask
-from .folder import Run, command_line, weights_fingerprint, work_folder
+from .folder import Run, claimed, command_line, weights_fingerprint, work_folder
 from .gpt import GPTTask, new_gpt
-from .options import TrainOptions
+from .options import SHARES, Preset, TrainOptions
 from .processes import check_same_start, processes, together
-from .shards import open_art
+from .shards import ArtShards, open_art
+from .sprites import LARGEST_LEARNED, palette_for
 from .state import load_state
 from .tokenizer import TokenizerTask
 from .tokens import encode
 
+TASKS_OF_STAGE = {"tokenizer": ("tokenizer", "decoder"), "decoder": ("decoder",), "gpt": ("gpt",), None: tuple(SHARES)}
 RECONSTRUCTIONS = "reconstructions.png"  # in it: held-out pictures above what the finished tokenizer makes of them
 
 
@@ -40,7 +45,7 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     keep_freed_memory()
     out = Path(out).expanduser()
     work = work_folder(out, stage)
-    collection = together(lambda: open_art(art, options.manifest))
+    collection = together(lambda: open_art(art, options.manifest, options.grid))
     check_same_start({"stage": stage, "art": collection.fingerprint, **asdict(options)})
     train_ids, val_ids = collection.split()
     if len(train_ids) < 2 or collection.different < 3:
@@ -48,39 +53,59 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     # Whatever is wrong with other models or weights is said before anything is written.
     source = options.tokenizer or (str(out) if stage == "gpt" else None)
     found = checkpoint.load(source) if source else None
-    side = int(median(min(size) for size in collection.sizes))
-    preset = options.suited(len(train_ids), side, found.tokenizer.downsample if found else None)
+    sprites = None if source or isinstance(collection, ArtShards) else palette_for(collection, options)
+    preset = _preset(options, collection, len(train_ids), found, sprites is not None)
     start: VQTokenizer | None = None  # whose decoder goes on learning
     if stage == "decoder":
         if not (found and isinstance(found.tokenizer, VQTokenizer) and preset.decoder_crops):
             raise UserError("train decoder wants a model with a VQ tokenizer, --tokenizer MODEL, and --decoder-crops")
         start = found.tokenizer
-    distance = perceptual(options.perceptual) if start or not found else GradientSSIM()
-    run = Run(collection, train_ids, val_ids, options, work, preset)
+    distance = perceptual(options.perceptual) if start or not (found or sprites) else GradientSSIM()
+    tasks = TASKS_OF_STAGE["gpt" if stage is None and (found or sprites) else stage]
+    limits = options.limits(tasks, sprites is not None)
+    run = Run(collection, train_ids, val_ids, options, work, preset, limits)
     run.describe(collection.skipped)
-    together(lambda: run.check_same_run(stage), only_main=True)
+    with claimed(work):
+        together(lambda: run.check_same_run(stage), only_main=True)
 
-    provenance = run.provenance()
-    if found and not start:
-        tokenizer = found.tokenizer
-        about = {"from": Path(str(source)).name, "command": found.provenance.get("command", "unknown")}
-        provenance["tokenizer"] = about | found.provenance.get("tokenizer", {})
-        provenance |= {key: value for key, value in found.provenance.items() if key == "decoder"}
-    else:
-        tokenizer, provenance["tokenizer"] = _train_tokenizer(run, distance, start)
-    if found and start:
-        before, numbers = found.provenance.get("tokenizer", {}), provenance["tokenizer"]
-        sums = {name: before.get(name, 0) + numbers[name] for name in ("decoder_samples", "seconds")}
-        provenance = found.provenance | {
-            "decoder": {"trained": date.today().isoformat(), "command": command_line()},
-            "tokenizer": before | numbers | sums,
-        }
-        _save(out, tokenizer, found.gpt, found.labels, provenance)
-    elif stage == "tokenizer":
-        _save(out, tokenizer, None, collection.labels, provenance)
-    else:
-        _train_gpt(run, tokenizer, provenance, out)
-    return out
+        provenance = run.provenance()
+        if found and not start:
+            tokenizer = found.tokenizer
+            about = {"from": Path(str(source)).name, "command": found.provenance.get("command", "unknown")}
+            provenance["tokenizer"] = about | found.provenance.get("tokenizer", {})
+            provenance |= {key: value for key, value in found.provenance.items() if key == "decoder"}
+        elif sprites:
+            run.say(sprites.reason)
+            tokenizer = PaletteTokenizer(sprites.config)
+            provenance["tokenizer"] = {"colours": sprites.colours, "colours_lost": sprites.lost}
+        else:
+            tokenizer, provenance["tokenizer"] = _train_tokenizer(run, distance, start)
+        if found and start:
+            provenance = _with_decoder(found.provenance, provenance["tokenizer"])
+            _save(out, tokenizer, found.gpt, found.labels, provenance)
+        elif stage == "tokenizer":
+            _save(out, tokenizer, None, collection.labels, provenance)
+        else:
+            _train_gpt(run, tokenizer, provenance, out)
+        return out
+
+
+def _preset(
+    options: TrainOptions, art: ArtFolder, pictures: int, found: checkpoint.Checkpoint | None, sprites: bool
+) -> Preset:
+    """What is learned and how much, by the pictures and a tokenizer that there is."""
+    if sprites or (found and isinstance(found.tokenizer, PaletteTokenizer)):
+        return options.suited_to_sprites(min(LARGEST_LEARNED, max(map(max, art.sizes))))
+    side = int(median(min(size) for size in art.sizes))
+    return options.suited(pictures, side, found.tokenizer.downsample if found else None)
+
+
+def _with_decoder(provenance: dict[str, Any], numbers: dict[str, Any]) -> dict[str, Any]:
+    """The provenance of a model whose decoder has learned more, by these numbers."""
+    before = provenance.get("tokenizer", {})
+    sums = {name: before.get(name, 0) + numbers[name] for name in ("decoder_samples", "seconds")}
+    about = {"trained": date.today().isoformat(), "command": command_line()}
+    return provenance | {"decoder": about, "tokenizer": before | numbers | sums}
 
 
 def _save(
@@ -127,7 +152,7 @@ def _train_gpt(run: Run[TrainOptions], tokenizer: checkpoint.Tokenizer, provenan
 
     def save(gpt: GPT) -> None:
         _save(out, tokenizer, gpt, labels, provenance | {"gpt": run.numbers(task.name, batch)})
-        run.say(f"the model is in {out}: draw with `igpt generate --model {out}`")
+        run.say(f"the model is in {out}: draw with `igpt generate --model {shlex.quote(str(out))}`")
 
     try:
         save(run.learn(task, run.preset.gpt_samples, batch, tokens.identity)[0])

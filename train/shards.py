@@ -3,8 +3,8 @@
 A shard is a .tar of pictures: `shard-{0000..0009}.tar`, `shards/*.tar`, `https://host/{00..99}.tar`. Notable choices:
 - a shard is listed when one of its pictures is wanted and not before, a picture is decoded when it is learned from;
 - training sample k is a pure function of (seed, k), so that a run goes on exactly, also with more or fewer processes;
-- LANES shards are read at the same time and mixed, BLOCK samples of each before the next shard has its turn; large
-  shards have more turns, so that pictures are seen equally often whatever shard they lie in;
+- LANES shards are read at the same time and mixed, BLOCK samples of each before the next shard comes in; large
+  shards have more visits, so that pictures are seen equally often whatever shard they lie in;
 - held out are the pictures whose SHA-256 is low, as in a folder: exact copies share a side, wherever they lie.
 """
 
@@ -31,17 +31,21 @@ from torch import Tensor
 
 from igpt.files import atomic_write
 from igpt.token_cache import TokenCache
+from tokenizer_vq.archives import Entry, files_in_archive
 from tokenizer_vq.base import UserError
-from tokenizer_vq.dataset import MIN_SIDE, ArtFolder, Crops, _Entry, _files_in_tar, shuffled
+from tokenizer_vq.dataset import MIN_SIDE, VALIDATION_SHARE, ArtFolder, Crops, shuffled
 from tokenizer_vq.images import PICTURE_SUFFIXES, UnreadablePicture, open_picture, random_crop, to_tensor
 
 from .state import peek
 
 LANES = 8  # shards that are read at the same time
 BLOCK = 1024  # samples in a row of a lane before its next shard
-TURNS = 8  # of the largest shard in a pass over all
-HELD_OUT = 0.05  # share of the pictures
-MEASURED, LOOKED_AT, JUDGED = 96, 4096, 64  # held-out pictures of a tokenizer, among so many; that tell the usual size
+VISITS = 8  # of the largest shard in a pass over all
+HELD_OUT_KEPT, LOOKED_AT, SIZED = (
+    96,
+    4096,
+    64,
+)  # held-out pictures of a tokenizer, among so many; that tell the usual size
 MAPPED = 256  # token files that are mapped at the same time
 INDEX = ("identity", "views", "names", "counts")  # of token shards
 LABEL_SUFFIX = ".cls"  # of the file beside a picture that names its label
@@ -102,23 +106,23 @@ def _on_disk(shard: str) -> Path:
 
 
 @lru_cache(maxsize=2 * LANES)
-def _listed(shard: str) -> tuple[list[_Entry], dict[str, _Entry]]:
+def _listed(shard: str) -> tuple[list[Entry], dict[str, Entry]]:
     """The pictures of a shard in the order of their names, and the files that name their labels."""
-    files = _files_in_tar(_on_disk(shard))
+    files, _ = files_in_archive(_on_disk(shard), None)
     pictures = [entry for entry in files if PurePosixPath(entry.name).suffix.lower() in PICTURE_SUFFIXES]
     if not pictures:
         raise UserError(f"there is no picture in the shard {shard}")
     return pictures, {entry.name: entry for entry in files if entry.name.endswith(LABEL_SUFFIX)}
 
 
-def _opened(entry: _Entry) -> tuple[Image.Image | None, bool]:
+def _opened(entry: Entry) -> tuple[Image.Image | None, bool]:
     """A picture, None where it cannot be used; and whether it is held out."""
     try:
         content = entry.read()
         picture = open_picture(content, entry.name)
     except UnreadablePicture:
         return None, False
-    held_out = int(hashlib.sha256(content).hexdigest()[:16], 16) < HELD_OUT * 2**64
+    held_out = int(hashlib.sha256(content).hexdigest()[:16], 16) < VALIDATION_SHARE * 2**64
     return (picture if min(picture.size) >= MIN_SIDE else None), held_out
 
 
@@ -132,12 +136,12 @@ class ArtShards(ArtFolder):
         self.labels, self.skipped = [], []  # known when all pictures are encoded; not counted
         self.top = PurePosixPath(pattern).parent.name or "pictures"
         bytes_of = [0 if "://" in shard else os.path.getsize(shard) for shard in self.shards]
-        turns = [max(1, round(TURNS * size / max(1, *bytes_of))) for size in bytes_of]
-        self.turns = [(shard, turn, of) for shard, of in enumerate(turns) for turn in range(of)]
+        visits = [max(1, round(VISITS * size / max(1, *bytes_of))) for size in bytes_of]
+        self.visits = [(shard, visit, of) for shard, of in enumerate(visits) for visit in range(of)]
         self.identity = repr([*zip(self.shards, bytes_of, strict=True)])
         first, _ = _listed(self.shards[0])
-        self.about = round(len(first) * len(self.turns) / turns[0])  # pictures in all, told from the first shard
-        self.sizes = [picture.size for picture, _ in map(_opened, first[:JUDGED]) if picture]
+        self.about = round(len(first) * len(self.visits) / visits[0])  # pictures in all, told from the first shard
+        self.sizes = [picture.size for picture, _ in map(_opened, first[:SIZED]) if picture]
 
     @property
     def different(self) -> int:
@@ -149,30 +153,30 @@ class ArtShards(ArtFolder):
         """A SHA-256 over the names and sizes of all shards."""
         return hashlib.sha256(self.identity.encode()).hexdigest()
 
-    def split(self, validation: float = HELD_OUT) -> tuple[Sequence[int], list[int]]:
+    def split(self) -> tuple[Sequence[int], list[int]]:
         """A range as long as there are about pictures, and the numbers of some of the first that are held out; where
         none is, of the first few, which are also learned from."""
         shards = range(len(self.shards))
         numbers = (n * len(shards) + shard for shard in shards for n in range(len(_listed(self.shards[shard])[0])))
         held_out = (n for n in islice(numbers, LOOKED_AT) if _opened(self._entry(n))[1])
-        return range(self.about), list(islice(held_out, MEASURED)) or list(range(min(self.about, 8)))
+        return range(self.about), list(islice(held_out, HELD_OUT_KEPT)) or list(range(min(self.about, 8)))
 
-    def _entry(self, number: int) -> _Entry:
+    def _entry(self, number: int) -> Entry:
         place, shard = divmod(number, len(self.shards))
         pictures, _ = _listed(self.shards[shard])
         return pictures[place % len(pictures)]
 
-    def picture(self, number: int) -> Image.Image:
+    def picture(self, number: int, mode: str = "RGB") -> Image.Image:
         """The picture of a number: its place in its shard * shards + shard. Raises UnreadablePicture."""
         entry = self._entry(number)
-        return open_picture(entry.read(), entry.name)
+        return open_picture(entry.read(), entry.name, mode)
 
     def sample(self, k: int, seed: int) -> Image.Image:
         """The picture of training sample k. Raises UserError where a shard has none to learn from."""
         step, lane = divmod(k, LANES)
         block, place = step // BLOCK * LANES + lane, step % BLOCK
-        shard, turn, of = self.turns[shuffled(len(self.turns), block, seed)]
-        place += (block // len(self.turns) * of + turn) * BLOCK
+        shard, visit, of = self.visits[shuffled(len(self.visits), block, seed)]
+        place += (block // len(self.visits) * of + visit) * BLOCK
         pictures, _ = _listed(self.shards[shard])
         chosen = shuffled(len(pictures), place, seed + shard)
         for entry in pictures[chosen:] + pictures[:chosen]:
@@ -187,17 +191,17 @@ class ArtShards(ArtFolder):
         for entry in pictures:
             picture, held_out = _opened(entry)
             if picture is not None:
-                beside = labels.get(str(PurePosixPath(entry.name).with_suffix(LABEL_SUFFIX)))
-                told = beside.read().decode("utf-8", "replace").strip() if beside else ""
-                yield Labelled(picture, told or entry.name.rpartition("/")[0] or self.top, held_out)
+                label_file = labels.get(str(PurePosixPath(entry.name).with_suffix(LABEL_SUFFIX)))
+                label = label_file.read().decode("utf-8", "replace").strip() if label_file else ""
+                yield Labelled(picture, label or entry.name.rpartition("/")[0] or self.top, held_out)
 
 
-def open_art(art: str | Path, manifest: str | None) -> ArtFolder:
+def open_art(art: str | Path, manifest: str | None = None, grid: int | None = None) -> ArtFolder:
     """What a training learns from: shards where `art` is a pattern or an address, else a folder or one .tar."""
     if os.path.exists(os.path.expanduser(art)) or not re.search(r"[*{]|://", str(art)):
-        return ArtFolder(art, manifest=manifest)
-    if manifest:
-        raise UserError("--manifest names pictures of a folder; in shards their contents decide what is held out")
+        return ArtFolder(art, manifest=manifest, grid=grid)
+    if manifest or grid:
+        raise UserError("--manifest and --grid are for a folder or one archive, not for shards")
     return ArtShards(str(art))
 
 
@@ -248,10 +252,12 @@ class TokenShards(TokenCache):
         return self._mapped(shard_file(self.folder, shard)), place
 
     def label(self, picture: int) -> int:
+        """The number of the label of a picture."""
         file, place = self._find(picture)
         return self.names.index(json.loads(file.metadata()["names"])[int(file.get_slice("labels")[place])])
 
     def grid(self, picture: int, view: int) -> Tensor:
+        """Tokens [h, w] of one view of a picture, int64."""
         file, place = self._find(picture)
         start, h, w = file.get_slice("grids")[place * self.views + view].tolist()
         return file.get_slice("tokens")[start : start + h * w].long().view(h, w)

@@ -27,7 +27,7 @@ from .state import seeded
 WIDEST_CROP = 0.7  # crops are taken from pictures scaled to between this and 1 times their native side
 QUANTIZED_AFTER = 0.05  # share of the run in which the encoder learns to say something before it is quantized
 MEASURED_PICTURES, SHEET_PICTURES = 96, 8  # held-out ones
-PICTURES_AT_ONCE = 8  # when measuring
+MEASURED_AT_ONCE = 8  # when measuring
 JITTER = 4  # pixels: the perceptual distance looks from another corner every time, up to this far in
 COLLAPSED_USAGE = 0.5  # share of the codes in use below which a warning is given
 
@@ -106,8 +106,8 @@ class TokenizerTask(Task[VQTokenizer]):
 
     def _squares(self, pictures: Sequence[int], device: torch.device) -> Iterator[Tensor]:
         """The middles of pictures at the native size, in batches [B, 3, H, W]."""
-        for first in range(0, len(pictures), PICTURES_AT_ONCE):
-            chosen = [self.art.picture(i) for i in pictures[first : first + PICTURES_AT_ONCE]]
+        for first in range(0, len(pictures), MEASURED_AT_ONCE):
+            chosen = [self.art.picture(i) for i in pictures[first : first + MEASURED_AT_ONCE]]
             squares = [to_tensor(fit_cover(picture, self.side, self.side)) for picture in chosen]
             yield torch.stack(squares).to(device)
 

@@ -19,14 +19,16 @@ from tqdm import tqdm
 
 from igpt.bundle import Bundle
 from igpt.checkpoint import Tokenizer
-from igpt.sizes import LARGEST_SPRITE, SMALLEST_SIDE, Grid, Grids
+from igpt.sizes import Grid, Grids
 from igpt.token_cache import TokenCache, window
 from tokenizer_vq.images import fit_cover, to_tensor
+from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
 
 from .folder import Run, weights_fingerprint
 from .options import TrainOptions, TuneOptions
 from .processes import agreed, companions, processes, shared_out, together
 from .shards import ArtShards, Labelled, TokenShards, shard_file, write_index, write_shard
+from .sprites import sprite_view
 from .state import catch_interrupt, peek
 
 PICTURES_A_SHARD = 128  # of a folder
@@ -77,28 +79,6 @@ def free_view(picture: Image.Image, view: int, grids: Grids, flip: bool, rng: Ra
     return to_tensor(ImageOps.mirror(crop) if flip and rng.random() < 0.5 else crop)
 
 
-def true_pixels(picture: Image.Image) -> Image.Image:
-    """The sprite that was enlarged by a whole number to make this picture, which is larger than any sprite; or itself.
-    Pixel art is mostly shared like that."""
-    width, height = picture.size
-    largest = min(picture.size) // SMALLEST_SIDE if max(picture.size) > LARGEST_SPRITE else 1
-    for times in range(largest, 1, -1):
-        if width % times == height % times == 0:
-            small = picture.resize((width // times, height // times), Image.Resampling.NEAREST)
-            if small.resize(picture.size, Image.Resampling.NEAREST).tobytes() == picture.tobytes():
-                return small
-    return picture
-
-
-def sprite_view(picture: Image.Image, cell: int, mirrored: bool) -> Tensor:
-    """The picture pixel by pixel in the middle of whole cells of white, [3, H, W]."""
-    width, height = (-(-side // cell) * cell for side in picture.size)
-    page = Image.new("RGB", (width, height), "white")
-    left, top = (width - picture.width) // 2, (height - picture.height) // 2
-    page.paste(ImageOps.mirror(picture) if mirrored else picture, (left, top))
-    return to_tensor(page)
-
-
 # Tokens
 
 
@@ -107,7 +87,9 @@ def encode(run: Run[TrainOptions], tokenizer: Tokenizer) -> TokenShards:
     its part of the shards. A shard that is on disk stays; Ctrl-C leaves the one that is not finished."""
     art, options, folder, here = run.art, run.options, run.work / "tokens", processes()
     grids = Grids(tokenizer.downsample, run.preset.cell, run.preset.cells)
-    identity = f"{art.fingerprint}/{weights_fingerprint(tokenizer)}/{options.views}/{options.flip}/{grids}"
+    palette = tokenizer.config if isinstance(tokenizer, PaletteTokenizer) else None
+    views = options.views if palette is None else 1 + options.flip
+    identity = f"{art.fingerprint}/{weights_fingerprint(tokenizer)}/{palette}/{views}/{options.flip}/{grids}"
     pictures = len(run.train) + len(run.val)
     shards = len(art.shards) if isinstance(art, ArtShards) else -(-pictures // PICTURES_A_SHARD)
     tokenizer = tokenizer.to(here.device).eval()
@@ -119,7 +101,7 @@ def encode(run: Run[TrainOptions], tokenizer: Tokenizer) -> TokenShards:
         for shard in bar:
             path = shard_file(folder, shard)
             if peek(path).get("identity") != identity and not interrupt.is_set():
-                parts = _encoded(run, tokenizer, shard, interrupt)
+                parts = _encoded(run, tokenizer, shard, views, interrupt)
                 if not interrupt.is_set():
                     write_shard(path, parts, identity)
 
@@ -127,53 +109,60 @@ def encode(run: Run[TrainOptions], tokenizer: Tokenizer) -> TokenShards:
         together(encode_mine)
         if agreed(interrupt.is_set())[0] > 0:
             raise KeyboardInterrupt
-        together(lambda: write_index(folder, shards, options.views, identity, art.labels), only_main=True)
+        together(lambda: write_index(folder, shards, views, identity, art.labels), only_main=True)
     return TokenShards(folder)
 
 
 @torch.inference_mode()
 def _encoded(
-    run: Run[TrainOptions], tokenizer: Tokenizer, shard: int, interrupt: threading.Event
+    run: Run[TrainOptions], tokenizer: Tokenizer, shard: int, views: int, interrupt: threading.Event
 ) -> tuple[list[tuple[list[Tensor], str]], ...]:
     """The tokens of a shard, of what is learned from and what is held out; not all where interrupted."""
-    options, device = run.options, processes().device
+    flip, device = run.options.flip, processes().device
+    palette = tokenizer.config if isinstance(tokenizer, PaletteTokenizer) else None
     grids = Grids(tokenizer.downsample, run.preset.cell, run.preset.cells)
     parts: tuple[list[tuple[list[Tensor], str]], ...] = ([], [])
-    for picture, label, held_out in _pictures(run, shard):
-        images = [view_of(picture, view, grids, options.flip).unsqueeze(0) for view in range(options.views)]
-        with torch.autocast(device.type, torch.bfloat16, enabled=run.bf16):
-            views = [tokenizer.encode(image_BCHW.to(device))[0].to("cpu", torch.uint16) for image_BCHW in images]
-        parts[held_out].append((views, label))
+    for picture, label, held_out in _pictures(run, shard, "RGB" if palette is None else "RGBA"):
+        encoded = []
+        for view in range(views):
+            if palette is None:
+                image_CHW = view_of(picture, view, grids, flip)
+            else:
+                image_CHW = sprite_view(picture, palette, grids.cell, mirrored=view == 1)
+            with torch.autocast(device.type, torch.bfloat16, enabled=run.bf16):
+                encoded.append(tokenizer.encode(image_CHW[None].to(device))[0].to("cpu", torch.uint16))
+        parts[held_out].append((encoded, label))
         if interrupt.is_set():
             break
     return parts
 
 
-def _pictures(run: Run[TrainOptions], shard: int) -> Iterator[Labelled]:
+def _pictures(run: Run[TrainOptions], shard: int, mode: str) -> Iterator[Labelled]:
     """The pictures of one token shard."""
     art, val = run.art, set(run.val)
     if isinstance(art, ArtShards):
         yield from art.unit(shard)
         return
     for i in sorted((*run.train, *run.val))[shard * PICTURES_A_SHARD : (shard + 1) * PICTURES_A_SHARD]:
-        yield Labelled(art.picture(i), art.labels[art.label_of[i]], i in val)
+        yield Labelled(art.picture(i, mode), art.labels[art.label_of[i]], i in val)
 
 
 class Views(TokenCache):
     """The views of the pictures of a run in the tokens of a model, each encoded when it is first asked for."""
 
     def __init__(self, run: Run[TuneOptions], labels: list[int], model: Bundle, flip: bool):
-        self.sprites = model.downsample == 1
-        super().__init__(1 + flip if self.sprites else FREE_VIEWS, labels, [], [])
+        config = model.tokenizer.config
+        self.palette = config if isinstance(config, PaletteConfig) else None
+        super().__init__(FREE_VIEWS if self.palette is None else 1 + flip, labels, [], [])
         self.run, self.model, self.flip = run, model, flip
-        self.plain = 1 if self.sprites else 2  # how many views, the first ones, show a picture as it is
+        self.plain = 2 if self.palette is None else 1  # how many views, the first ones, show a picture as it is
         self.encoded: dict[tuple[int, int], Tensor] = {}
         self._picture = functools.lru_cache(maxsize=CACHED_PICTURES)(self._opened)
 
     def _opened(self, picture: int) -> Image.Image:
+        if self.palette is not None:
+            return self.run.art.picture(picture, "RGBA")
         opened = self.run.art.picture(picture)
-        if self.sprites:
-            return true_pixels(opened)
         scale = CACHED_SIDE / min(opened.size)
         width, height = (round(side * scale) for side in opened.size)
         return opened.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0) if scale < 1 else opened
@@ -184,8 +173,8 @@ class Views(TokenCache):
         view = view if view % 2 else view % (4 if self.flip else 2)  # see `free_view`: other even ones are the same
         if (picture, view) not in self.encoded:
             opened, model = self._picture(picture), self.model
-            if self.sprites:
-                image_CHW = sprite_view(opened, model.grids.cell, mirrored=view == 1)
+            if self.palette is not None:
+                image_CHW = sprite_view(opened, self.palette, model.grids.cell, mirrored=view == 1)
             else:
                 rng = Random(f"view/{self.run.options.seed}/{picture}/{view}")
                 image_CHW = free_view(opened, view, model.grids, self.flip, rng)

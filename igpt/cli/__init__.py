@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+import warnings
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 import igpt
 from tokenizer_vq.base import UserError
@@ -18,17 +22,17 @@ def build_parser() -> Parser:
     parser = Parser(prog="igpt", description="Learns from a folder of art and makes new pictures in its manner.")
     parser.add_argument("--version", action="version", version=f"igpt {igpt.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
-    draw.add_to(commands)
-    learn.add_to(commands)
-    know.add_to(commands)
+    for room in (draw, learn, know):
+        room.add_to(commands)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line and returns the exit status: 0, 2 for what the user can put right, 130 when interrupted."""
-    # Before torch loads: threads that wait for a sibling which a busy machine has put aside sleep instead of spinning,
+    # Before torch loads: threads that wait for another which a busy machine has put aside sleep instead of spinning,
     # or two busy cores are four times slower than one.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    _prepare_process()
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == ["train"] and words[1:2] and words[1] in learn.STAGES:
         words[1] = f"--stage={words[1]}"  # a positional that may be missing is more than argparse can tell apart
@@ -38,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "run" not in args:
             parser.print_help()
             return 0
+        if getattr(args, "threads", None):
+            os.environ["OMP_NUM_THREADS"] = str(args.threads)
         args.run(args)
         sys.stdout.flush()
     except UserError as error:
@@ -49,4 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, as in `igpt show x.png | head -3`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        print(f"igpt: the system refuses: {error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written would fail again
+        return 2
     return 0
+
+
+def _prepare_process() -> None:
+    """Closed streams swallow what is printed, narrow ones escape what they cannot say, and SIGTERM is as Ctrl-C."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))
+        elif isinstance(stream := getattr(sys, name), TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # on damaged files, of which it names none

@@ -1,52 +1,34 @@
-"""Commands that draw pictures, draw on from them, and tell about them."""
+"""Commands that draw pictures, edit them, and say what they carry."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import secrets
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import igpt
-from igpt.config import (
-    ANCHORS,
-    ANY_LABEL,
-    DEFAULT_KEEP,
-    DEFAULT_MIX,
-    DEFAULT_MODEL,
-    DEFAULT_STRENGTH,
-    NO_LABEL,
-    SIDES,
-    check_anchor,
-    check_share,
-    keep_of,
-)
-from igpt.files import Output, plan_output
-from igpt.recipe import check_picture, recipe_of
+from igpt import config
+from igpt.files import plan_output, write_file
+from igpt.recipe import check_picture, check_seeds, is_unchanged, recipe_of
 from igpt.siblings import sibling
 from igpt.sizes import LARGEST_SIDE, SMALLEST_SIDE, parse_size
 from tokenizer_vq.base import UserError
 
-from .flags import (
-    Parser,
-    add_adapter,
-    add_command,
-    add_model,
-    add_output,
-    add_sampling,
-    add_seeds,
-    load_model,
-    number,
-    sampling_of,
-    seed_of,
-)
+from . import flags
+from .flags import Parser, checked, number
 
 if TYPE_CHECKING:
-    from igpt.edit import Edit
+    from igpt.canvas import Task
 
 TIMELAPSES = ("gif", "webp")
 SAID_ABOVE = ("default_labels", "sampling")  # of the provenance, in rows of their own
@@ -54,184 +36,167 @@ SAID_ABOVE = ("default_labels", "sampling")  # of the provenance, in rows of the
 
 def add_to(commands: Any) -> None:
     """All commands of this file."""
-    _add_generate(commands)
+    generate = flags.add_command(commands, "generate", _generate, "draw new pictures")
+    sides = f"{SMALLEST_SIDE} to {LARGEST_SIDE} pixels a side, as 256 or 640x384 (default: the model's native size)"
+    generate.add_argument("--size", type=checked(parse_size), help=sides)
+    generate.add_argument("--tile", action="store_true", help="draw textures that wrap in both directions")
+    timelapse = f"also write an animation of each drawing: {' or '.join(TIMELAPSES)} (default: {TIMELAPSES[0]})"
+    generate.add_argument("--atlas", action="store_true", help="also write all on one PNG, with JSON for game engines")
+    generate.add_argument("--timelapse", nargs="?", const=TIMELAPSES[0], choices=TIMELAPSES, help=timelapse)
+    _add_drawing(generate, f"the seed chooses one that it draws well; {config.ANY_LABEL}: one of all")
     _add_edits(commands)
-    _add_replay(commands)
-    show = add_command(commands, "show", _show, "print the recipe that a picture carries, as JSON")
-    show.add_argument("picture", metavar="PICTURE", help="a PNG made by igpt")
-    info = add_command(commands, "info", _info, "list the models in the box, or describe one model")
+    replay = flags.add_command(commands, "replay", _replay, "draw a picture again from the recipe that it carries")
+    replay.add_argument("pictures", metavar="PICTURE", nargs="+", help="a picture made by igpt")
+    replay.add_argument("--model", metavar="MODEL", help="where the model of the picture is (default: by its name)")
+    flags.add_adapter(replay)
+    replay.add_argument("--from-tokens", action="store_true", help="decode the recorded tokens instead of drawing")
+    flags.add_output(replay)
+    show = flags.add_command(commands, "show", _show, "print the recipe that a picture carries, as JSON")
+    show.add_argument("pictures", metavar="PICTURE", nargs="+", help="a picture made by igpt")
+    palette = flags.add_command(commands, "palette", _palette, "take a palette from pictures, for --palette")
+    palette.add_argument("pictures", metavar="PICTURE", nargs="+", help="a picture; what is transparent does not count")
+    palette.add_argument("--colours", type=number(int), default=16, metavar="N", help="how many at most")
+    palette.add_argument("--out", metavar="FILE", required=True, help="a name in .hex or .gpl")
+    palette.add_argument("--force", action="store_true", help="replace a file of that name")
+    info = flags.add_command(commands, "info", _info, "list the models in the box, or describe one model")
     info.add_argument("model", metavar="MODEL", nargs="?", help="name or folder of a model")
-    add_adapter(info)
-    tokenize = add_command(commands, "tokenize", _tokenize, "show what is left of pictures when they are put in tokens")
-    tokenize.add_argument("pictures", metavar="PICTURE", nargs="+", help="a picture, written anew beside its original")
-    add_model(tokenize, adapter=False)
-    add_output(tokenize, "each beside its original")
+    flags.add_adapter(info)
+    tokenize = flags.add_command(commands, "tokenize", _tokenize, "show what the tokenizer keeps of pictures")
+    tokenize.add_argument("pictures", metavar="PICTURE", nargs="+", help="a picture, shown next to its reconstruction")
+    flags.add_model(tokenize, adapter=False)
+    flags.add_output(tokenize, "each next to its original")
+
+
+def _add_edits(commands: Any) -> None:
+    def add(name: str, help: str, *parameters: str) -> Parser:
+        """An edit: the picture and its own flags are the parameters of the function of that name in igpt.edit."""
+        parser = flags.add_command(commands, name, _edit, help)
+        parser.add_argument("picture", metavar="PICTURE", help="a picture; one made by igpt brings its tokens along")
+        parser.set_defaults(edit=name, parameters=("picture", *parameters), timelapse=None, atlas=False)
+        _add_drawing(parser, "that in the picture's recipe, or the one that fits best to the picture")
+        return parser
+
+    def share(name: str) -> Callable[[str], Any]:
+        return checked(partial(config.check_share, name), number(float))
+
+    complete = add("complete", "keep a part of a picture and draw the rest", "keep")
+    keep = f"{', '.join(config.SIDES)}, or a share between 0 and 1 from the top"
+    complete.add_argument("--keep", type=checked(config.keep_of), default=config.DEFAULT_KEEP, help=keep)
+    inpaint = add("inpaint", "redraw the masked part of a picture", "mask")
+    inpaint.add_argument("mask", metavar="MASK", help="a picture of the same size, white where to redraw")
+    extend = add("extend", "draw around a picture until it has another size", "size", "anchor")
+    extend.add_argument("--size", type=checked(parse_size), required=True, help="in pixels, as 768x256")
+    extend.add_argument("--anchor", choices=config.ANCHORS, default=config.ANCHORS[0], help="where the picture stays")
+    vary = add("vary", "redraw a random share of a picture", "strength")
+    strength = "the share of its cells to redraw: 0 changes nothing, 1 everything"
+    vary.add_argument("--strength", type=share("strength"), default=config.DEFAULT_STRENGTH, help=strength)
+    blend = add("blend", "draw two pictures into one", "other", "mix")
+    blend.add_argument("other", metavar="OTHER", help="the second picture")
+    blend.add_argument("--mix", type=share("mix"), default=config.DEFAULT_MIX, help="the share of the second, 0 to 1")
+
+
+def _add_drawing(parser: Parser, default_label: str) -> None:
+    """The flags of everything that draws."""
+    parser.add_argument("-n", type=number(int), default=1, metavar="N", help="how many pictures")
+    parser.add_argument("--seed", type=number(int), metavar="N", help="picture i has the seed N + i (default: random)")
+    nothing = f'{config.NO_LABEL}, or "" where a label is called so: none in particular'
+    label = f"what to draw, one of the model's labels (default: {default_label}; {nothing})"
+    parser.add_argument("--label", metavar="NAME", help=label)
+    flags.add_model(parser)
+    parser.add_argument("--sheet", action="store_true", help="also write all pictures on one contact sheet")
+    flags.add_sampling(parser)
+    parser.add_argument("--scale", type=number(int), metavar="N", help="make each pixel of a sprite N pixels a side")
+    ground = f"of sprites: {' or '.join(config.GROUNDS)} (default: {config.GROUNDS[0]})"
+    parser.add_argument("--ground", choices=config.GROUNDS, help=ground)
+    parser.add_argument("--palette", metavar="FILE", help="draw sprites in the colours of this .gpl or .hex file")
+    parser.add_argument("--format", choices=("png", "webp", "jpg"), default="png", help="of the files")
+    flags.add_output(parser)
 
 
 # Drawing
 
 
-def _add_generate(commands: Any) -> None:
-    parser = add_command(commands, "generate", _generate, "draw new pictures")
-    sides = f"{SMALLEST_SIDE} to {LARGEST_SIDE} pixels a side, as 256 or 640x384 (default: the model's native size)"
-    parser.add_argument("--size", help=sides)
-    label = (
-        "what to draw, one of the model's labels (default: the seed chooses one that it draws well; "
-        f"{ANY_LABEL}: one of all, {NO_LABEL}: none in particular)"
-    )
-    parser.add_argument("--tile", action="store_true", help="draw textures that wrap in both directions")
-    timelapse = f"also write an animation of each drawing: {' or '.join(TIMELAPSES)} (default: {TIMELAPSES[0]})"
-    parser.add_argument("--timelapse", nargs="?", const=TIMELAPSES[0], choices=TIMELAPSES, help=timelapse)
-    _add_drawing(parser, label)
-
-
-def _add_drawing(parser: Parser, label: str) -> None:
-    """The flags of everything that draws."""
-    add_seeds(parser)
-    parser.add_argument("--label", metavar="NAME", help=label)
-    add_model(parser)
-    parser.add_argument("--sheet", action="store_true", help="also write all pictures on one contact sheet")
-    add_sampling(parser)
-    add_output(parser)
-
-
 def _generate(args: argparse.Namespace) -> None:
-    size = None if args.size is None else parse_size(args.size)
-    model, job = _prepared(args)
-    _say_seed(args, job.seed)
-    sibling("generate.run").generate_files(
-        model, job, model.size(size), args.label, tile=args.tile, timelapse=args.timelapse
-    )
+    _draw(args, lambda model: model.new_picture(args.size, args.tile))
 
 
-def _prepared(args: argparse.Namespace) -> tuple[igpt.ImageGPT, Any]:
-    """The model and the `Job` of a command that draws; what is cheap to check comes before torch loads."""
-    sampling, seed, output = sampling_of(args), seed_of(args), plan_output(args.out, args.n)
-    model = load_model(args)
-    model.label_number(args.label)  # complains here, before anything is said or drawn
-    options = replace(model.sampling, **sampling)
-    job = sibling("generate.run").Job(seed, options, output, args.n, args.sheet, args.force, args.quiet)
-    return model, job
+def _edit(args: argparse.Namespace) -> None:
+    parameters = {name: getattr(args, name) for name in args.parameters}
+    for name in {"picture", "mask", "other"} & parameters.keys():
+        if parameters[name] is not None:
+            check_picture(parameters[name])
+
+    def task_for(model: igpt.ImageGPT) -> Task:
+        from igpt import edit  # loads torch
+
+        return getattr(edit, args.edit)(model, **parameters)
+
+    _draw(args, task_for, f"{Path(args.picture).stem}-{args.edit}")
 
 
-def _say_seed(args: argparse.Namespace, seed: int) -> None:
-    """Where it was drawn by lot."""
+def _draw(args: argparse.Namespace, task_for: Callable[[igpt.ImageGPT], Task], title: str | None = None) -> None:
+    """Draws a task and writes what comes of it; what is cheap to check comes before torch loads."""
+    seed = secrets.randbelow(2**31) if args.seed is None else args.seed
+    check_seeds(seed, args.n)
+    sampling, output = flags.sampling_of(args), plan_output(args.out, args.n, f".{args.format}")
+    sprites = {name: value for name in ("scale", "ground", "palette") if (value := getattr(args, name)) is not None}
+    model = flags.load_model(args)
+    task = task_for(model)
+    label, at_once = model.label_for(task, args.label), 1 if args.timelapse else None
+    batches = model.batches(task, args.n, at_once=at_once, label=label, seed=seed, **sampling, **sprites)
     if args.seed is None and not args.quiet:
         print(f"seed {seed}", file=sys.stderr)
+    if label not in (args.label, task.label) and not args.quiet:
+        print(f"label {label}, the best fit to the picture; --label chooses another", file=sys.stderr)
+    run, title = sibling("generate.run"), title or args.label or model.name
+    run.draw_files(batches, run.Target(output, title, args.sheet, args.atlas, args.timelapse, args.force, args.quiet))
 
 
-# Drawing on from a picture
+# Saying what there is
 
 
-def _add_edits(commands: Any) -> None:
-    label = (
-        "what to draw, one of the model's labels (default: that in the picture's recipe, or the one that fits best to "
-        f"the picture; {NO_LABEL}: none in particular)"
-    )
-
-    def add(name: str, run: Callable[[argparse.Namespace], None], help: str) -> Parser:
-        parser = add_command(commands, name, run, help)
-        parser.add_argument("picture", metavar="PICTURE", help="a picture; one made by igpt brings its tokens along")
-        _add_drawing(parser, label)
-        return parser
-
-    complete = add("complete", _complete, "keep a part of a picture and draw the rest")
-    sides = f"{', '.join(SIDES)}, or a share between 0 and 1 from the top (default: {DEFAULT_KEEP})"
-    complete.add_argument("--keep", default=DEFAULT_KEEP, metavar="PART", help=sides)
-
-    inpaint = add("inpaint", _inpaint, "draw a part of a picture anew")
-    inpaint.add_argument("mask", metavar="MASK", help="a picture of the same size, white where to draw")
-
-    extend = add("extend", _extend, "draw around a picture until it has another size")
-    extend.add_argument("--size", required=True, help="in pixels, as 768x256")
-    anchors = f"where the picture stays: {', '.join(ANCHORS)} (default: {ANCHORS[0]})"
-    extend.add_argument("--anchor", default=ANCHORS[0], metavar="PLACE", help=anchors)
-
-    vary = add("vary", _vary, "draw some cells of a picture anew, wherever they lie")
-    strength = f"the share that is drawn anew: 0 changes nothing, 1 everything (default: {DEFAULT_STRENGTH})"
-    vary.add_argument("--strength", type=number(float), default=DEFAULT_STRENGTH, metavar="X", help=strength)
-
-    blend = add("blend", _blend, "draw two pictures into one")
-    blend.add_argument("other", metavar="OTHER", help="the second picture")
-    mix = f"the share of the second picture, 0 to 1 (default: {DEFAULT_MIX})"
-    blend.add_argument("--mix", type=number(float), default=DEFAULT_MIX, metavar="X", help=mix)
-
-
-def _complete(args: argparse.Namespace) -> None:
-    keep_of(args.keep)
-    _draw_edit(args, "complete", [args.picture], lambda edit, _, source: edit.complete(source, args.keep))
-
-
-def _inpaint(args: argparse.Namespace) -> None:
-    pictures = [args.picture, args.mask]
-    _draw_edit(args, "inpaint", pictures, lambda edit, _, source, mask: edit.inpaint(source, mask))
-
-
-def _extend(args: argparse.Namespace) -> None:
-    size = parse_size(args.size)
-    check_anchor(args.anchor)
-    _draw_edit(
-        args, "extend", [args.picture], lambda edit, model, one: edit.extend(one, size, args.anchor, model.downsample)
-    )
-
-
-def _vary(args: argparse.Namespace) -> None:
-    check_share("strength", args.strength)
-    _draw_edit(args, "vary", [args.picture], lambda edit, model, source: edit.vary(model, source, args.strength))
-
-
-def _blend(args: argparse.Namespace) -> None:
-    check_share("mix", args.mix)
-    pictures = [args.picture, args.other]
-    _draw_edit(args, "blend", pictures, lambda edit, model, a, b: edit.blend(model, a, b, args.mix))
-
-
-def _draw_edit(args: argparse.Namespace, name: str, paths: list[str], make: Callable[..., Edit]) -> None:
-    """Everything that the five have in common. `make` is given the module igpt.edit, the model and its sources."""
-    for path in paths:
-        check_picture(path)
-    model, job = _prepared(args)
-    from igpt import edit as module  # loads torch
-
-    edit = make(module, model, *(module.open_source(model, path) for path in paths))
-    guessed = args.label is None and edit.label is None
-    edit = module.labelled(model, edit, args.label)
-    _say_seed(args, job.seed)
-    if guessed and edit.label is not None and not args.quiet:
-        print(f"label {edit.label}, which fits best to what is given; --label draws another", file=sys.stderr)
-    sibling("generate.run").edit_files(model, job, edit, f"{Path(args.picture).stem}-{name}")
-
-
-# Telling
-
-
-def _add_replay(commands: Any) -> None:
-    parser = add_command(commands, "replay", _replay, "draw a picture again from the recipe that it carries")
-    parser.add_argument("picture", metavar="PICTURE", help="a PNG made by igpt")
-    parser.add_argument("--model", metavar="MODEL", help="where the model of the picture is (default: by its name)")
-    add_adapter(parser)
-    parser.add_argument("--from-tokens", action="store_true", help="decode the recorded tokens, draw nothing anew")
-    add_output(parser)
+def _files(patterns: Sequence[str]) -> list[str]:
+    """The files of names that may be patterns, which not every shell resolves."""
+    return [
+        path for name in patterns for path in (sorted(glob(name)) if not os.path.lexists(name) else [name]) or [name]
+    ]
 
 
 def _replay(args: argparse.Namespace) -> None:
-    recipe = recipe_of(args.picture)
-    output = plan_output(args.out, 1)
-    # A picture of a stranger may name anything, also a path or an address: only a bare name is looked up.
-    if args.model is None and Path(recipe.model).name != recipe.model:
-        raise UserError(f"the picture names the model {recipe.model!r}; say with --model where it is")
-    sibling("generate.run").replay(
-        load_model(args, args.model or recipe.model),
-        recipe,
-        output.picture(f"{Path(args.picture).stem}-replay"),
-        from_tokens=args.from_tokens,
-        force=args.force,
-        quiet=args.quiet,
-    )
+    paths = _files(args.pictures)
+    recipes, output = [recipe_of(path) for path in paths], plan_output(args.out, len(paths))
+    models: dict[str, igpt.ImageGPT] = {}
+    for path, recipe in zip(paths, recipes, strict=True):
+        # A picture of a stranger may name anything, also a path or an address: only a bare name is looked up.
+        if args.model is None and Path(recipe.model).name != recipe.model:
+            raise UserError(f"the picture names the model {recipe.model!r}; say with --model where it is")
+        name = args.model or recipe.model
+        model = models[name] = models.get(name) or flags.load_model(args, name)
+        how = {"from_tokens": args.from_tokens, "force": args.force, "quiet": args.quiet}
+        sibling("generate.run").replay(model, recipe, output.picture(f"{Path(path).stem}-replay"), **how)
 
 
 def _show(args: argparse.Namespace) -> None:
-    print(recipe_of(args.picture).to_json(indent=2))
+    recipes = {path: recipe_of(path) for path in _files(args.pictures)}
+    for path, recipe in recipes.items():
+        if not is_unchanged(path, recipe):
+            print(f"{path}: its pixels were changed since it was drawn", file=sys.stderr)
+    if len(recipes) == 1:
+        print(recipe.to_json(indent=2))
+    else:
+        print(json.dumps({path: json.loads(each.to_json()) for path, each in recipes.items()}, indent=2))
+
+
+def _palette(args: argparse.Namespace) -> None:
+    path = Path(args.out)
+    if path.suffix.lower() not in (".hex", ".gpl"):
+        raise UserError(f"got {path} for a palette, wanted a name in .hex or .gpl")
+    for picture in args.pictures:
+        check_picture(picture)
+    from igpt.sprites import palette_of_pictures
+
+    text = palette_of_pictures([Path(picture) for picture in args.pictures], args.colours, path.suffix.lower())
+    print(write_file(text.encode(), path, force=args.force))
 
 
 def _tokenize(args: argparse.Namespace) -> None:
@@ -239,18 +204,16 @@ def _tokenize(args: argparse.Namespace) -> None:
     from igpt.device import pick_device
 
     sources = [Path(picture) for picture in args.pictures]
-    out: Output | None = None if args.out is None else plan_output(args.out, len(sources))
+    out = None if args.out is None else plan_output(args.out, len(sources))
     device = pick_device(args.device)
     tokenizer = checkpoint.load(args.model).tokenizer.to(device)
-    sibling("generate.tokenize").tokenize_files(
-        tokenizer, sources, out, device=device, force=args.force, quiet=args.quiet
-    )
+    how = {"device": device, "force": args.force, "quiet": args.quiet}
+    sibling("generate.tokenize").tokenize_files(tokenizer, sources, out, **how)
 
 
 def _info(args: argparse.Namespace) -> None:
     if args.model is not None or args.adapter is not None:
-        _print_table(_description(load_model(args, args.model or DEFAULT_MODEL)))
-        return
+        return _print_table(_description(flags.load_model(args, args.model or config.DEFAULT_MODEL)))
     from igpt.checkpoint import in_the_box
 
     for name in in_the_box():
@@ -259,18 +222,18 @@ def _info(args: argparse.Namespace) -> None:
         print(f"{name}: {about['parameters']}, {len(model.labels)} labels, {about['picture']}")
     if not in_the_box():
         print("no model is in the box")
-    print("igpt info MODEL tells more, also of a model folder of your own", file=sys.stderr)
+    print("igpt info MODEL says more, also of a model folder of your own", file=sys.stderr)
 
 
 def _description(model: igpt.ImageGPT) -> list[tuple[str, str]]:
     """What `igpt info` says of a model, row by row."""
-    (rows, columns), (width, height) = model.grids.native, model.grids.native_size
-    side, about = model.downsample, model.info()
-    parameters = " + ".join(f"{count / 1e6:.2f} M {part}" for part, count in about["parameters"].items())
+    (rows, columns), (width, height), side = model.grids.native, model.grids.native_size, model.downsample
+    parameters = " + ".join(f"{count / 1e6:.2f} M {part}" for part, count in model.info()["parameters"].items())
+    well = model.default_labels if model.default_labels != model.labels else []
     return [
         ("name", model.name),
         ("labels", f"{len(model.labels)}: {', '.join(model.labels)}" if model.labels else "none"),
-        *([("drawn best", ", ".join(well))] if (well := model.default_labels) != model.labels else []),
+        *([("drawn best", ", ".join(well))] if well else []),
         ("parameters", parameters),
         ("tokenizer", f"{model.tokenizer.kind}, {model.tokenizer.vocab_size} tokens of {side}x{side} pixels"),
         ("picture", f"{rows}x{columns} tokens, {width}x{height} pixels"),
@@ -291,6 +254,6 @@ def _in_words(value: Any) -> str:
 def _print_table(rows: list[tuple[str, str]]) -> None:
     indent = max(len(key) for key, _ in rows) + 2
     width = max(shutil.get_terminal_size().columns, indent + 40)
+    table = textwrap.TextWrapper(width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
     for key, value in rows:
-        wrapped = textwrap.wrap(value, width - indent, break_long_words=False, break_on_hyphens=False)
-        print(f"{key:{indent}}" + f"\n{'':{indent}}".join(wrapped))
+        print(table.fill(f"{key:{indent}}{value}"))

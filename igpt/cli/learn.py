@@ -10,7 +10,7 @@ from igpt.config import DEFAULT_MODEL
 from igpt.files import check_writable
 from igpt.siblings import sibling
 
-from .flags import add_command, add_options, check_art, options_of
+from .flags import add_command, add_options, add_threads, check_art, options_of
 
 STAGES = ("tokenizer", "decoder", "gpt")
 
@@ -29,9 +29,10 @@ def _add_train(commands: Any) -> None:
         "--tokenizer, whose codes and GPT stay. Started again, it goes on."
     )
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
-    art = "a folder whose sub-folders are labels, a .tar like it, or several: 'shard-{0000..0009}.tar'"
+    art = "a folder whose sub-folders are labels, an archive like it, or several: 'shard-{0000..0009}.tar'"
     parser.add_argument("art", metavar="ART", help=art)
     parser.add_argument("--out", metavar="MODEL", required=True, help="the folder of the new model")
+    add_threads(parser)
     add_options(parser, sibling("train.options").TrainOptions)
 
 
@@ -40,16 +41,19 @@ def _train(args: argparse.Namespace) -> None:
     options = options_of(args, sibling("train.options").TrainOptions)
     options.check()
     check_writable(args.out)
-    sibling("train.run").train(args.stage, args.art, Path(args.out), options)
+    print(sibling("train.run").train(args.stage, args.art, Path(args.out), options))
 
 
 def _add_finetune(commands: Any) -> None:
     parser = add_command(commands, "finetune", _finetune, "teach a model the pictures of a folder of your own")
     parser.epilog = "Started again with the same words, it goes on. Ctrl-C leaves a model of the best so far."
-    parser.add_argument("art", metavar="ART", help="a folder of pictures, sub-folders are labels, or a .tar like it")
+    parser.add_argument(
+        "art", metavar="ART", help="a folder of pictures, sub-folders are labels, or an archive like it"
+    )
     parser.add_argument("--out", metavar="FOLDER", required=True, help="the folder of the new model")
     base = f"name or folder of the model to start from (default: {DEFAULT_MODEL})"
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help=base)
+    add_threads(parser)
     add_options(parser, sibling("train.options").TuneOptions)
 
 
@@ -58,4 +62,4 @@ def _finetune(args: argparse.Namespace) -> None:
     options = options_of(args, sibling("train.options").TuneOptions)
     options.check()
     check_writable(args.out)
-    sibling("train.finetune").finetune(args.art, args.out, args.model, options)
+    print(sibling("train.finetune").finetune(args.art, args.out, args.model, options))

@@ -1,9 +1,7 @@
-"""Is it a copy? The nearest training pictures in three spaces, and what that distance is for pictures never seen.
+"""Is a picture a copy? Its nearest training pictures in three spaces, as a number and in words (`igpt audit`).
 
-Notable choices:
-- every training picture is looked at in its square crops (both ends and the middle of its long side), every picture in
-  question also mirrored, so a shifted or mirrored copy is still found;
-- held-out pictures are the measure: how near does art of this kind come to the training set without having seen it?
+Training pictures are compared in square crops (the middle and both ends), the others also mirrored, so that shifted and
+mirrored copies are found. The baseline is how near held-out pictures come, which nobody has learned from.
 """
 
 from __future__ import annotations
@@ -14,31 +12,35 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from einops import rearrange, reduce
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from igpt.bundle import Bundle
+from igpt.sheet import sheet
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
-from tokenizer_vq.images import fit_cover
+from tokenizer_vq.images import fit_cover, open_picture
 
-from .features import Extractor, MetricSpace
+from .features import Extractor, MetricSpace, nets
 from .options import AuditOptions
 
 NEARLY_SQUARE = 1.1  # up to this aspect the crops of a picture would be the same picture
 SAME = 1e-3  # distances up to here are those of a copy: mirrored and resampled, a few pixels are rounded otherwise
-PERCENTILE = 0.01  # of the held-out pictures' distances: what is nearer counts as copied
+PERCENTILE = 0.01  # of the distances of held-out pictures: what is nearer counts as copied
 THUMBNAIL = 16  # pixels a side of the pictures that are compared pixel by pixel
 QUERIES = 16  # pictures that are compared with all training pictures at once
+NEIGHBOURS, NAMED = 10, 3  # nearest training pictures that are found, and that an audit names
+AUDIT_TILE = (192, 192)  # pixels of a picture on its sheet, at most
 
 
 def metric_spaces(model: Bundle, net: MetricSpace) -> list[MetricSpace]:
-    """The tokens of pictures of native size, their pixels, and their features by a net."""
+    """The pixels of pictures, their tokens at native size, and their features by a net."""
     (side, _), encode = model.grids.native_size, model.tokenizer.encode
     return [
+        MetricSpace(f"pixels {THUMBNAIL}x{THUMBNAIL}", THUMBNAIL, "none", lambda x_BCHW: x_BCHW.flatten(1), "pixels"),
         # Tokens are whole numbers below 65536, which survive as floats.
         MetricSpace("tokens", side, model.weights_hash, lambda x_BCHW: encode(x_BCHW).flatten(1).float(), "tokens"),
-        MetricSpace(f"pixels {THUMBNAIL}x{THUMBNAIL}", THUMBNAIL, "none", lambda x_BCHW: x_BCHW.flatten(1), "pixels"),
         net,
     ]
 
@@ -46,16 +48,16 @@ def metric_spaces(model: Bundle, net: MetricSpace) -> list[MetricSpace]:
 # Pictures
 
 
-class SplitArt(NamedTuple):
-    """A collection, and which of its pictures are looked at."""
+class Split(NamedTuple):
+    """A collection, and which of its pictures are compared."""
 
     art: ArtFolder
     train: list[int]
-    val: list[int]  # pictures that the model did not learn from
+    val: list[int]
 
     @classmethod
-    def of(cls, path: str | Path, options: AuditOptions, rng: random.Random) -> SplitArt:
-        """The collection at `path`. Raises UserError where it cannot be used or no picture is for training."""
+    def load(cls, path: str | Path, options: AuditOptions, rng: random.Random) -> Split:
+        """The collection at `path`. Raises UserError where it cannot be used or has no training picture."""
         art = ArtFolder(path, manifest=options.manifest)
         train, val = art.split()
         if not train:
@@ -63,112 +65,135 @@ class SplitArt(NamedTuple):
         limit = options.limit or len(art)
         return cls(art, *(sorted(rng.sample(part, min(limit, len(part)))) for part in (train, val)))
 
-    def key(self, indices: Sequence[int], how: str) -> str:
-        """Under which vectors of some of its pictures are kept."""
-        return f"{self.art.fingerprint}/{how}/{list(indices)}"
+
+def square_boxes(width: int, height: int) -> list[tuple[float, float, float, float]]:
+    """Boxes of the middle square and of those at both ends, or of the middle one alone where they nearly coincide."""
+    short, x, y = min(width, height), max(0, width - height), max(0, height - width)
+    offsets = [0.5, 0, 1] if max(width, height) > NEARLY_SQUARE * short else [0.5]
+    return [(a * x, a * y, a * x + short, a * y + short) for a in offsets]
 
 
-def crops(picture: Image.Image, side: int) -> list[Image.Image]:
-    """The middle square of a picture, and where it is longer than wide the squares at its two ends, each `side`."""
-    ends = (picture.resize((side, side), Image.Resampling.LANCZOS, box) for box in end_squares(*picture.size))
-    return [fit_cover(picture, side, side), *ends]
+def square_crops(picture: Image.Image, side: int) -> list[Image.Image]:
+    """The `square_boxes` of a picture, resampled to `side` pixels."""
+    return [picture.resize((side, side), Image.Resampling.LANCZOS, box) for box in square_boxes(*picture.size)]
 
 
-def end_squares(width: int, height: int) -> list[tuple[int, int, int, int]]:
-    """Boxes of the squares at the two ends; none where they would be the same picture."""
-    short = min(width, height)
-    if max(width, height) <= NEARLY_SQUARE * short:
-        return []
-    return [(0, 0, short, short), (width - short, height - short, width, height)]
+# Nearest training pictures
 
 
-# The comparison
+class Neighbours(NamedTuple):
+    """The K training pictures nearest to each of Q pictures, the nearest first."""
 
-
-class Compared(NamedTuple):
-    """Pictures and their nearest training pictures, the nearest first."""
-
-    vectors_QD: Tensor  # of the pictures as they are, unmirrored
     distance_QK: Tensor  # float64
-    crop_QK: Tensor  # which crop of each training picture is nearest: an index of `Baseline.crops`
+    picture_QK: Tensor  # indices of the collection
 
 
 class Baseline:
-    """The training pictures in one space, and how near pictures come to them that nobody has learned from."""
+    """The training pictures in one space, and how near held-out pictures come to them. All become squares of `side`
+    pixels first. Raises UserError where features are NaN or infinite."""
 
-    def __init__(self, space: MetricSpace, split: SplitArt, side: int, extract: Extractor):
-        """All is compared in squares of `side` pixels. Raises UserError where features are NaN or infinite."""
-        self.space, self.art, self.side, self.extract = space, split.art, side, extract
-        self.crops = [(i, crop) for i in split.train for crop in range(1 + len(end_squares(*self.art.sizes[i])))]
-        squares = (square for i in split.train for square in crops(self.art.picture(i), side))
-        key = split.key(split.train, f"crops of {side}")
-        self.train_ND = extract(space, squares, len(self.crops), "training", key)
-        pictures, key = (self.art.picture(i) for i in split.val), split.key(split.val, f"mirrored squares of {side}")
-        self.val = self.compare(pictures, len(split.val), what="held-out", key=key)
+    def __init__(self, space: MetricSpace, split: Split, side: int, extract: Extractor):
+        self.space, self.split, self.side, self.extract = space, split, side, extract
+        art, train, val = split
+        self.owners = [i for i in train for _ in square_boxes(*art.sizes[i])]
+        crops = (crop for i in train for crop in square_crops(art.picture(i), side))
+        self.train_ND = extract(space, crops, len(self.owners), f"{art.fingerprint}/crops of {side}/{train}")
+        self.val = self.compare(map(art.picture, val), len(val), f"{art.fingerprint}/squares of {side}/{val}")
         self.val_N = self.val.distance_QK[:, 0]
 
-    def compare(
-        self, pictures: Iterable[Image.Image], count: int, k: int = 1, what: str = "pictures", key: str = ""
-    ) -> Compared:
-        """The middle squares of `count` pictures with all training pictures; the nearer of two mirror images counts.
-
-        They become squares of the native side first, as the crops of training pictures do: resampled otherwise, copies
-        would not be quite the same.
-        """
+    def compare(self, pictures: Iterable[Image.Image], count: int, key: str = "") -> Neighbours:
+        """The training pictures nearest to the middle squares of `count` pictures or to their mirror images."""
         squares = (fit_cover(picture, self.side, self.side) for picture in pictures)
         views = (view for square in squares for view in (square, ImageOps.mirror(square)))
-        vectors_MD = self.extract(self.space, views, 2 * count, what, key)
-        vectors_Q2D = vectors_MD.view(count, 2, vectors_MD.shape[1])
-        owners = [picture for picture, _ in self.crops]
-        return Compared(vectors_Q2D[:, 0], *nearest(self.space, vectors_Q2D, self.train_ND, owners, k))
-
-    def crop(self, index: int) -> Image.Image:
-        """One of `crops` as a picture."""
-        picture, crop = self.crops[index]
-        return crops(self.art.picture(picture), self.side)[crop]
+        vectors_MD = self.extract(self.space, views, 2 * count, key) if count else self.train_ND[:0]
+        return nearest(self.space, rearrange(vectors_MD, "(q v) d -> q v d", v=2), self.train_ND, self.owners)
 
 
 def nearest(
-    space: MetricSpace, queries_Q2D: Tensor, train_ND: Tensor, owners: Sequence[int], k: int
-) -> tuple[Tensor, Tensor]:
-    """Distances [Q, k], ascending, and rows [Q, k] of `train_ND`, each of another owner; fewer if there are fewer.
-    Raises UserError where features are NaN or infinite."""
-    if not bool(train_ND.isfinite().all() and queries_Q2D.isfinite().all()):
+    space: MetricSpace, views_QVD: Tensor, train_ND: Tensor, owners: Sequence[int], k: int = NEIGHBOURS
+) -> Neighbours:
+    """The k nearest owners of rows of `train_ND`, or all if they are fewer, by the nearest views of each query. Raises
+    UserError where features are NaN or infinite."""
+    if not bool(train_ND.isfinite().all() and views_QVD.isfinite().all()):
         raise UserError(f"some features hold NaN or infinity ({space.name})")
-    k = min(k, len(set(owners)))
-    distances, rows = [torch.zeros(0, k, dtype=torch.float64)], [torch.zeros(0, k, dtype=torch.long)]
-    queries_MD, train_ND = space.scaled(queries_Q2D.flatten(0, 1)), space.scaled(train_ND)
-    for start in range(0, len(queries_MD), 2 * QUERIES):
-        distance_MN = space.distances(queries_MD[start : start + 2 * QUERIES], train_ND)
-        distance_QN = distance_MN.view(-1, 2, len(train_ND)).amin(1)
-        chosen = []
-        for near in distance_QN.topk(min(3 * k, len(train_ND)), largest=False).indices.tolist():
-            first: dict[int, int] = {}  # the nearest row of each owner, who has three at most
-            for row in near:
-                first.setdefault(owners[row], row)
-            chosen.append(list(first.values())[:k])
-        rows.append(torch.tensor(chosen))
-        distances.append(distance_QN.gather(1, rows[-1]))
-    return torch.cat(distances), torch.cat(rows)
+    found, owner_N, k = [], torch.tensor(owners), min(k, len(set(owners)))
+    for part_QVD in torch.split(views_QVD, QUERIES):
+        distance_MN = space.distances(part_QVD.flatten(0, 1), train_ND)
+        distance_QN = reduce(distance_MN, "(q v) n -> q n", "min", v=views_QVD.shape[1])
+        distance_QP = distance_QN.new_full((len(part_QVD), max(owners) + 1), torch.inf)
+        distance_QP.scatter_reduce_(1, owner_N.expand_as(distance_QN), distance_QN, "amin")
+        found.append(distance_QP.topk(k, largest=False))
+    return Neighbours(torch.cat([part.values for part in found]), torch.cat([part.indices for part in found]))
 
 
-# What it comes to
-
-
-def copied(distance_N: Tensor, val_M: Tensor) -> Tensor:
-    """Which pictures, bool [N], lie nearer to the training set than one in a hundred held-out ones, or are the same.
+def copied(distance_N: Tensor, val_M: Tensor) -> float:
+    """The share of pictures that lie nearer to the training set than one in a hundred held-out ones, or are the same.
     Raises UserError where none is held out."""
     if not len(val_M):
         raise UserError("no picture is held out, so nothing says how near is too near")
-    return (distance_N < float(val_M.double().quantile(PERCENTILE))) | (distance_N <= SAME)
+    return float(((distance_N < val_M.double().quantile(PERCENTILE)) | (distance_N <= SAME)).double().mean())
 
 
 def novelty(distance_N: Tensor, val_M: Tensor) -> float:
-    """Median distance to the nearest training picture, in units of that of held-out pictures: 0 for copies, 1 for what
-    is as new as unseen art. Raises UserError where no picture is held out, or all of them are copies themselves."""
-    if not len(val_M) or not len(distance_N):
-        raise UserError("novelty wants one picture or more, and one held out")
-    usual = float(val_M.median())
-    if usual <= SAME:
+    """Median distance to the training set over that of held-out pictures: 0 for copies, 1 for what is as new as unseen
+    art. Raises UserError where no picture is held out, or most of them are copies themselves."""
+    if not len(val_M):
+        raise UserError("no picture is held out, so nothing says how far is new")
+    if (usual := float(val_M.median())) <= SAME:
         raise UserError("most held-out pictures are in the training set too, so novelty has no measure")
     return float(distance_N.median()) / usual
+
+
+# Audit
+
+
+class Audit(NamedTuple):
+    """What was found about one picture."""
+
+    lines: list[str]  # a conclusion, then the nearest training pictures in every space
+    sheet: Image.Image
+
+
+def audit(
+    model: Bundle, sources: Sequence[Path], art: str | Path, options: AuditOptions, *, quiet: bool = False
+) -> list[Audit]:
+    """Compares the middle squares of pictures with ART. Raises UserError where a picture or ART cannot be used."""
+    pictures, extract = [open_picture(source) for source in sources], Extractor(model.device, quiet)
+    split, found = Split.load(art, options, random.Random("audit/0")), []
+    for space in metric_spaces(model, nets(options.features, model)[0]):
+        baseline = Baseline(space, split, model.grids.native_size[0], extract)
+        found.append((baseline, baseline.compare(pictures, len(pictures))))
+    audits = []
+    for i, source in enumerate(sources):
+        lines, rows = [f"{source}: {_conclusion(i, found)}"], []
+        for baseline, near in found:
+            pairs = list(zip(near.picture_QK[i].tolist(), near.distance_QK[i].tolist(), strict=True))[:NAMED]
+            names = [f"{split.art.names[j]} ({distance:.3f})" for j, distance in pairs]
+            lines.append(f"  nearest in {baseline.space.name}: {', '.join(names)}")
+            tiles = [(split.art.picture(j), f"{baseline.space.kind} {distance:.3f}") for j, distance in pairs]
+            rows.append([(pictures[i], source.name), *tiles])
+        fitted = [[(ImageOps.contain(picture, AUDIT_TILE), caption) for picture, caption in row] for row in rows]
+        audits.append(Audit(lines, sheet(fitted)))
+    return audits
+
+
+def _conclusion(i: int, found: Sequence[tuple[Baseline, Neighbours]]) -> str:
+    """On picture i, from the space in which it looks most like a copy: where it counts as copied, or else where the
+    fewest held-out pictures lie nearer. Its copy score is 1 - novelty, not below 0."""
+    ranked = []
+    for baseline, near in found:
+        distance_1, val_N, kind = near.distance_QK[i, :1], baseline.val_N, baseline.space.kind
+        name = baseline.split.art.names[int(near.picture_QK[i, 0])]
+        if kind == "pixels" and float(distance_1) <= SAME:
+            return f"this is {name}, whole, cropped or mirrored; copy score 1.00"
+        try:
+            distinct, score = copied(distance_1, val_N) == 0, max(0.0, 1 - novelty(distance_1, val_N))
+        except UserError as error:
+            return str(error)
+        nearer = float((val_N < distance_1 - SAME).double().mean())
+        ranked.append((distinct, nearer, -score, name, kind))
+    distinct, nearer, score, name, kind = min(ranked)
+    conclusion = "no copy: as far from the training pictures as unseen art is"
+    if not distinct:
+        conclusion = f"nearer to {name} than unseen art comes to anything in {kind}: look closely"
+    return f"{conclusion}; copy score {-score:.2f}, {nearer:.0%} of the {len(val_N)} held-out pictures are nearer"

@@ -1,7 +1,7 @@
 """Pictures to feature vectors: pretrained nets from a folder, or the model's own tokenizer.
 
-A net is named in full wherever its numbers appear: a distance on 1280 features of MobileNetV2 is no "FID". Vectors of
-a collection are kept on disk for the next time. torchvision takes 2.5 s to import, so only functions import it.
+A net is named in full wherever its numbers appear: a distance on 1280 features of MobileNetV2 is no "FID". torchvision
+takes 2.5 s to import, so only functions import it.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -31,9 +30,11 @@ from tokenizer_vq.base import UserError
 from tokenizer_vq.images import fit_cover, to_tensor
 from tokenizer_vq.vq import VQTokenizer
 
+from .perceptual import load_weights
+
 MOBILENET = "mobilenet_v2.safetensors"
 INCEPTION = "inception_v3_2015_trunk_fp16.safetensors"
-BATCH = 16
+BATCH = 8  # pictures in memory at once: LPIPS takes 50 MB for each
 
 
 @dataclass(frozen=True)
@@ -42,53 +43,77 @@ class MetricSpace:
 
     name: str  # in full, as it stands in reports
     side: int  # of the squares, in pixels
-    weights_hash: str
+    weights_hash: str  # "" for weights that were never saved: their vectors are not cached
     vectors: Callable[[Tensor], Tensor]  # [B, 3, side, side] in [-1, 1] to [B, D]
     kind: str = "features"  # or "tokens" or "pixels"
 
-    def scaled(self, x_ND: Tensor) -> Tensor:
-        """What `distances` compares."""
-        if self.kind == "tokens":
-            return x_ND
-        return x_ND.double() / (2 * math.sqrt(x_ND.shape[1])) if self.kind == "pixels" else F.normalize(x_ND.double())
-
     def distances(self, a_MD: Tensor, b_ND: Tensor) -> Tensor:
-        """[M, N]. Tokens: share of places that differ. Pixels: root mean square difference, pictures in [0, 1].
-        Features: the Euclidean distance of vectors brought to unit length, 0 to 2."""
+        """[M, N] in float64. Tokens: share of places that differ. Pixels: root mean square difference, of pictures in
+        [0, 1]. Features: Euclidean distance of vectors scaled to unit length, 0 to 2."""
         if self.kind == "tokens":
             return torch.cdist(a_MD, b_ND, p=0).double() / a_MD.shape[1]
-        return torch.cdist(a_MD, b_ND, compute_mode="donot_use_mm_for_euclid_dist")
+        a_MD, b_ND = (F.normalize(x.double()) if self.kind == "features" else x.double() for x in (a_MD, b_ND))
+        distance_MN = torch.cdist(a_MD, b_ND, compute_mode="donot_use_mm_for_euclid_dist")  # 0 for equal vectors
+        return distance_MN / (2 * math.sqrt(a_MD.shape[1])) if self.kind == "pixels" else distance_MN
 
 
-# Nets
+def batches(pictures: Iterable[Image], side: int, device: torch.device) -> Iterator[Tensor]:
+    """The largest centred squares of pictures, [B, 3, side, side]. Reads no more than a batch ahead."""
+    stream = (to_tensor(fit_cover(picture, side, side)) for picture in pictures)
+    while batch := list(islice(stream, BATCH)):
+        yield torch.stack(batch).to(device)
+
+
+@dataclass(frozen=True)
+class Extractor:
+    """Makes vectors of pictures, with a progress bar unless `quiet`."""
+
+    device: torch.device
+    quiet: bool = False
+
+    @torch.inference_mode()
+    def __call__(self, space: MetricSpace, pictures: Iterable[Image], count: int, key: str = "") -> Tensor:
+        """[N, D] in float32 on the CPU. `count` is for the progress bar. Vectors of pictures with a `key`, which says
+        what they are, are cached on disk, and those pictures are not read again."""
+        name = hashlib.sha256(f"{space.name}/{space.side}/{space.weights_hash}/{key}".encode()).hexdigest()[:32]
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igpt" / "features"
+        path = folder / f"{name}.safetensors" if key and space.weights_hash else None
+        with suppress(OSError, SafetensorError):
+            if path:
+                return load_file(path)["features"]
+        title, quiet = space.name.partition(" (")[0], self.quiet or None
+        stream = batches(pictures, space.side, self.device)
+        rows = [space.vectors(x).float().cpu() for x in tqdm(stream, title, -(-count // BATCH), False, disable=quiet)]
+        features_ND = torch.cat(rows) if rows else torch.zeros(0, 0)
+        with suppress(OSError, SafetensorError):  # without a cache the next run extracts again, that is all
+            if path:
+                folder.mkdir(parents=True, exist_ok=True)
+                with atomic_write(path) as tmp:
+                    save_file({"features": features_ND}, tmp)
+        return features_ND
 
 
 def nets(folder: str | None, model: Bundle) -> list[MetricSpace]:
     """The nets in `folder`, the main one first; without a folder the tokenizer of the model. Nothing is downloaded.
-
-    Raises UserError where the folder holds none of the files, or damaged ones.
-    """
+    Raises UserError where the folder holds none of the files, or damaged ones."""
     if folder is None:
         return [own_tokenizer(model)]
-    kinds = {Path(folder) / MOBILENET: mobilenet, Path(folder) / INCEPTION: inception}
-    found = [build(file, model.device) for file, build in kinds.items() if file.is_file()]
+    builders = {Path(folder) / MOBILENET: mobilenet, Path(folder) / INCEPTION: inception}
+    found = [build(file, model.device) for file, build in builders.items() if file.is_file()]
     if not found:
         raise UserError(f"the folder of feature nets {folder!r} has neither {MOBILENET} nor {INCEPTION}")
     return found
 
 
 def own_tokenizer(model: Bundle) -> MetricSpace:
-    """The model's own encoder, pooled: mean and spread of every channel. (A palette has only colours, on 8x8 places.)
-
-    It sees what this model sees, so its numbers can be compared with nobody else's.
-    """
+    """The model's own encoder: mean and standard deviation of every channel. A palette has none, so its features are
+    the colours of 8x8 places. The numbers can be compared with those of no other model."""
     tokenizer = model.tokenizer
 
     def vectors(images_BCHW: Tensor) -> Tensor:
-        if not isinstance(tokenizer, VQTokenizer):
-            return F.adaptive_avg_pool2d(images_BCHW, 8).flatten(1)
-        encoded = tokenizer.encoder(images_BCHW)
-        return torch.cat([encoded.mean((2, 3)), encoded.std((2, 3), correction=0)], dim=1)
+        if isinstance(tokenizer, VQTokenizer):
+            return torch.cat(torch.std_mean(tokenizer.encoder(images_BCHW), (2, 3), correction=0), dim=1)
+        return F.adaptive_avg_pool2d(images_BCHW, 8).flatten(1)
 
     width = 2 * tokenizer.config.channels[-1] if isinstance(tokenizer, VQTokenizer) else 192
     name = f"own tokenizer {width}-d (not to be compared with other models or papers)"
@@ -127,61 +152,14 @@ def inception(file: Path, device: torch.device) -> MetricSpace:
 
 def inside_averages(averages_BCHW: Tensor) -> Tensor:
     """Turns torchvision's 3x3 averages into TensorFlow's, which count only the pixels inside the picture."""
-    ones = averages_BCHW.new_ones(1, 1, *averages_BCHW.shape[2:])
-    return averages_BCHW / F.avg_pool2d(ones, 3, stride=1, padding=1)
+    return averages_BCHW / F.avg_pool2d(torch.ones_like(averages_BCHW[:1, :1]), 3, stride=1, padding=1)
 
 
 def _load(net: nn.Module, file: Path, device: torch.device) -> str:
-    """Load weights (stored in any precision) strictly, for use only; their hash."""
+    """Loads weights strictly, for inference. Returns their hash."""
     try:
-        tensors = {k: v.float() if v.is_floating_point() else v for k, v in load_file(file).items()}
-        net.load_state_dict(tensors, strict=True)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"the feature net {file} cannot be read: {str(error).splitlines()[0]}") from error
+        net.load_state_dict({name: weight.float() for name, weight in load_weights(file).items()}, strict=True)
+    except RuntimeError as error:
+        raise UserError(f"the weights {file} do not fit: {str(error).splitlines()[0]}") from error
     net.to(device).eval().requires_grad_(False)
     return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-# Extraction
-
-
-def cache_folder() -> Path:
-    """Where features are kept: igpt/features in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igpt" / "features"
-
-
-@dataclass(frozen=True)
-class Extractor:
-    """Makes vectors of pictures, with a progress line where somebody is watching."""
-
-    device: torch.device
-    quiet: bool = False
-
-    @torch.inference_mode()
-    def __call__(
-        self, space: MetricSpace, pictures: Iterable[Image], count: int, what: str = "pictures", key: str = ""
-    ) -> Tensor:
-        """[count, D] in float32 on the CPU, of the largest centred squares of `count` pictures.
-
-        `pictures` is gone through once, a small batch at a time, and no further than it must; not at all where vectors
-        were kept under the same `key`, which says what the pictures are. Without one, or a hash of weights, none are.
-        """
-        name = hashlib.sha256(f"{space.name}/{space.side}/{space.weights_hash}/{key}".encode()).hexdigest()[:32]
-        path, keep = cache_folder() / f"{name}.safetensors", bool(key and space.weights_hash)
-        with suppress(OSError, SafetensorError, KeyError):
-            if keep:
-                return load_file(path)["features"]
-        stream, rows, title = iter(pictures), [], f"{space.name.split(' (')[0]}: {what}"
-        for first in tqdm(range(0, count, BATCH), desc=title, disable=self.quiet or None, leave=False):
-            squares = [fit_cover(x, space.side, space.side) for x in islice(stream, min(BATCH, count - first))]
-            images_BCHW = torch.stack([to_tensor(square) for square in squares]).to(self.device)
-            rows.append(space.vectors(images_BCHW).float().cpu())
-        features_ND = torch.cat(rows) if rows else torch.zeros(0, 0)
-        try:
-            if keep:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_write(path) as tmp:
-                    save_file({"features": features_ND}, tmp)
-        except (OSError, SafetensorError) as error:  # the next run has to extract again, that is all
-            print(f"igpt: features are not kept for next time: {error}", file=sys.stderr)
-        return features_ND

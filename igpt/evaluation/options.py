@@ -1,10 +1,10 @@
-"""What `igpt evaluate` and `igpt audit` can be told. Every default is written here, once; imports no torch."""
+"""The flags of the commands that measure. Every default is written here, once; imports no torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from igpt.config import check_options, option
+from igpt.config import option
 
 
 @dataclass(frozen=True)
@@ -13,13 +13,7 @@ class AuditOptions:
 
     features: str | None = option(None, "folder with feature nets (default: the model's own tokenizer)")
     manifest: str | None = option(None, "CSV with columns id and split (train, val): the held-out pictures")
-    limit: int | None = option(
-        None, "look at so many training and so many held-out pictures at most (default: all)", low=1
-    )
-
-    def check(self) -> None:
-        """Raises UserError, with the value received, on options that cannot be meant."""
-        check_options(self)
+    limit: int | None = option(None, "training and held-out pictures compared, at most (default: all)", low=1)
 
 
 @dataclass(frozen=True)
@@ -31,3 +25,11 @@ class EvaluateOptions(AuditOptions):
     )
     seed: int = option(0, "every random draw of the evaluation follows from it", low=0, high=2**31 - 1)
     perceptual: str | None = option(None, "folder with LPIPS weights; without it a weight-free distance is used")
+
+
+@dataclass(frozen=True)
+class SurpriseOptions:
+    """Flags of `igpt surprise`; each field is one."""
+
+    orders: int = option(8, "mean over so many random drawing orders", low=1, high=1000)
+    seed: int = option(0, "of those orders", low=0, high=2**31 - 1)

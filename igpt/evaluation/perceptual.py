@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,6 +22,15 @@ from tokenizer_vq.vq import Encoder, VQTokenizer
 SQUEEZENET = "squeezenet1_1_features.safetensors"
 LPIPS_LINEAR = "lpips_squeeze_lin.safetensors"
 NO_WEIGHTS = "none"  # asks for the distance that needs none
+
+
+def load_weights(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises UserError where there is none or it is damaged."""
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"the weights {file} cannot be read: {error}") from error
+
 
 # Pixels
 
@@ -57,6 +67,7 @@ class GradientSSIM(nn.Module):
     name = "gradient-ssim"
 
     def forward(self, a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
+        """The distance of pictures, [B]."""
         distance_B = 1 - ssim(a_BCHW, b_BCHW)
         error = a_BCHW.float() - b_BCHW.float()  # the difference of edges is the edge of the difference
         for _ in range(3):
@@ -77,10 +88,8 @@ def normalize_channels(y_BCHW: Tensor, eps: float) -> Tensor:
 
 
 class LPIPS(nn.Module):
-    """LPIPS v0.1 with SqueezeNet (Zhang et al. 2018, arXiv 1801.03924, equation 1).
-
-    `folder` holds the SqueezeNet 1.1 features and the linear weights as safetensors. Raises UserError if it does not.
-    """
+    """LPIPS v0.1 with SqueezeNet (Zhang et al. 2018, arXiv 1801.03924, equation 1). `folder` holds the SqueezeNet 1.1
+    features and the linear weights as safetensors. Raises UserError if it does not."""
 
     name = "lpips-squeeze"
     LAYERS = (1, 4, 7, 9, 10, 11, 12)
@@ -91,15 +100,12 @@ class LPIPS(nn.Module):
         super().__init__()
         from torchvision.models import squeezenet1_1  # 2.5 s to import: only when a training asks for it
 
-        for name in (SQUEEZENET, LPIPS_LINEAR):
-            if not (Path(folder) / name).is_file():
-                raise UserError(f"the folder of perceptual weights {str(folder)!r} has no file {name}")
+        weights, linear = (load_weights(Path(folder) / name) for name in (SQUEEZENET, LPIPS_LINEAR))
         self.net = squeezenet1_1().features
-        self.net.load_state_dict(load_file(Path(folder) / SQUEEZENET), strict=True)
+        self.net.load_state_dict(weights, strict=True)
         for module in self.net.modules():
             if isinstance(module, nn.ReLU):
                 module.inplace = False  # the features taken here must survive the next layer
-        linear = load_file(Path(folder) / LPIPS_LINEAR)
         self.linear = nn.ParameterList(linear[f"lin{i}"].view(1, -1, 1, 1) for i in range(len(self.LAYERS)))
         self.register_buffer("mean", torch.tensor([-0.030, -0.088, -0.188]).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor([0.458, 0.448, 0.450]).view(1, 3, 1, 1))
@@ -115,17 +121,17 @@ class LPIPS(nn.Module):
         return features
 
     def between(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
-        """The distance of pictures whose feature maps these are."""
+        """The distance [B] of pictures with these feature maps."""
         parts = [F.conv2d((x - y).square(), weights) for x, y, weights in zip(a, b, self.linear, strict=True)]
         return torch.stack([part.float().mean((1, 2, 3)) for part in parts]).sum(0)
 
     def forward(self, a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
+        """The distance of pictures, [B]."""
         return self.between(self.features(a_BCHW), self.features(b_BCHW))
 
 
 class EncoderDistance(nn.Module):
-    """The features of a trained tokenizer's encoder, compared as LPIPS does, with all channels alike: what it keeps of
-    a painting is what a painting is known by. For those who have no LPIPS weights."""
+    """As LPIPS, but with the features of a trained tokenizer's encoder, all channels weighted alike."""
 
     name = "encoder"
     WEIGHT = 2.0  # about as large as LPIPS for the same pictures
@@ -146,11 +152,12 @@ class EncoderDistance(nn.Module):
         return features
 
     def between(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
-        """The distance of pictures whose feature maps these are."""
+        """The distance [B] of pictures with these feature maps."""
         distances = [(x - y).float().square().sum(1).mean((1, 2)) for x, y in zip(a, b, strict=True)]
         return self.WEIGHT * torch.stack(distances).mean(0)
 
     def forward(self, a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
+        """The distance of pictures, [B]."""
         return self.between(self.features(a_BCHW), self.features(b_BCHW))
 
 
@@ -158,15 +165,15 @@ Distance = LPIPS | EncoderDistance | GradientSSIM
 
 
 def perceptual(source: str | None) -> Distance:
-    """LPIPS from the weights in the folder `source`, or what the encoder of the model `source` sees; without one, or
-    for NO_WEIGHTS, the substitute that needs no weights. Raises UserError where there is neither."""
+    """LPIPS from the weights in the folder `source`, or the distance by the encoder of the model `source`; without one,
+    or for NO_WEIGHTS, the substitute that needs no weights. Raises UserError where `source` is neither."""
     if source in (None, NO_WEIGHTS):
         return GradientSSIM()
     if Path(source).is_dir() and not (Path(source) / checkpoint.CONFIG).is_file():
         return LPIPS(source)
     tokenizer = checkpoint.load(source).tokenizer
     if not isinstance(tokenizer, VQTokenizer):
-        raise UserError(f"the model {source!r} has no encoder that could judge pictures: its tokens are colours")
+        raise UserError(f"the model {source!r} has no encoder to compare pictures with: its tokens are colours")
     return EncoderDistance(tokenizer.encoder)
 
 
@@ -174,41 +181,29 @@ def perceptual(source: str | None) -> Distance:
 
 
 def edge_profile(images_BCHW: Tensor, period: int) -> Tensor:
-    """How strong edges are at each of the `period` places between neighbouring pixels, [period], mean over both axes.
-
-    Flat for a picture; a grid of `period` pixels or a part of it makes it uneven. Sides are multiples of `period`.
-    """
+    """Mean strength of edges at each of the `period` places between neighbouring pixels, [period], over both axes: flat
+    for a picture, uneven where there is a grid of `period` pixels. Sides are multiples of `period`."""
     profile = images_BCHW.new_zeros(period, dtype=torch.float32)
     for x in (images_BCHW.float(), images_BCHW.float().transpose(-1, -2)):
-        edges_W = x.diff(dim=-1).abs().mean((0, 1, 2))
-        # The last pixel has no neighbour: its place is left out of the mean.
-        profile += torch.cat([edges_W, edges_W.new_full((1,), torch.nan)]).view(-1, period).nanmean(0) / 2
+        edges_W = F.pad(x.diff(dim=-1).abs().mean((0, 1, 2)), (0, 1), value=torch.nan)  # the last has no neighbour
+        profile += edges_W.view(-1, period).nanmean(0) / 2
     return profile
 
 
 @torch.no_grad()
 def reconstruction(tokenizer: ImageTokenizer, batches: Iterable[Tensor], distance: Distance) -> dict[str, float]:
-    """Mean PSNR, SSIM and perceptual distance of pictures against their decoded tokens, the use of the codes, and the
-    `grid`: the relative deviation of edges over the pixels of a token (`edge_profile`; that of pictures is about 0.02).
-
-    Reconstructions are clamped to [-1, 1] first, as a picture file would be.
-    """
-    rows: list[Tensor] = []
-    tokens: list[Tensor] = []
-    profile = torch.zeros(tokenizer.downsample)
+    """Mean PSNR, SSIM and perceptual distance of pictures to their decoded tokens, clamped to [-1, 1] as in a file; the
+    use of the codes; and `grid`, the relative deviation of their `edge_profile` (about 0.02 for real pictures)."""
+    scores, tokens, profile = [], [], torch.zeros(tokenizer.downsample)
     for images_BCHW in batches:
-        tokens_Bhw = tokenizer.encode(images_BCHW)
-        recon_BCHW = tokenizer.decode(tokens_Bhw).float().clamp(-1, 1)
-        scores = [measure(images_BCHW, recon_BCHW) for measure in (psnr, ssim, distance)]
-        rows.append(torch.stack([score.cpu() for score in scores]))
-        tokens.append(tokens_Bhw.flatten().cpu())
+        tokens.append(tokenizer.encode(images_BCHW))
+        recon_BCHW = tokenizer.decode(tokens[-1]).float().clamp(-1, 1)
+        scores.append(torch.stack([measure(images_BCHW, recon_BCHW).cpu() for measure in (psnr, ssim, distance)]))
         profile += edge_profile(recon_BCHW, tokenizer.downsample).cpu() * len(images_BCHW)
-    means = torch.cat(rows, dim=1).mean(1)
-    usage = codebook_usage(torch.cat(tokens), tokenizer.vocab_size)
+    means = torch.cat(scores, dim=1).mean(1).tolist()
+    usage = codebook_usage(torch.cat([tokens_Bhw.flatten() for tokens_Bhw in tokens]), tokenizer.vocab_size)
     return {
-        "psnr": float(means[0]),
-        "ssim": float(means[1]),
-        distance.name: float(means[2]),
+        **dict(zip(("psnr", "ssim", distance.name), means, strict=True)),
         "codes_used": usage.used,
         "perplexity": usage.perplexity,
         "grid": float(profile.std(correction=0) / profile.mean()),

@@ -1,10 +1,9 @@
-"""What an evaluation found, from one record: tables for a terminal, Markdown with pictures, JSON to compute with."""
+"""The report of an evaluation: tables for a terminal, Markdown with pictures, JSON to compute with."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
@@ -14,31 +13,31 @@ from typing import Any
 
 from PIL import Image
 
-from igpt.files import atomic_write
+from igpt.files import write_file, write_picture
 from tokenizer_vq.base import UserError
 
 
 @dataclass
 class Section:
-    """Numbers that belong together."""
+    """Numbers that belong together, by measure and column, and how to read them."""
 
-    title: str
-    about: str  # how to read them
-    columns: tuple[str, ...]
-    rows: dict[str, dict[str, float]] = field(default_factory=dict)  # by measure, then by column
+    about: str
+    rows: dict[str, dict[str, float]] = field(default_factory=dict)
 
-    def add(self, measure: str, column: str, value: float) -> None:
-        self.rows.setdefault(measure, {})[column] = value
+    def add(self, column: str, values: Mapping[str, float]) -> None:
+        """Sets measures of one column."""
+        for measure, value in values.items():
+            self.rows.setdefault(measure, {})[column] = value
 
     def table(self) -> str:
-        """Markdown that is a table to the eye, too."""
-        lines = [["", *self.columns]]
-        for measure, values in self.rows.items():
-            lines.append([measure, *(_number(values.get(column)) for column in self.columns)])
+        """Markdown, padded so that it can be read as it is."""
+        columns = dict.fromkeys(column for row in self.rows.values() for column in row)
+        lines = [["", *columns]]
+        for measure, row in self.rows.items():
+            lines.append([measure, *(f"{row[column]:.4g}" if column in row else "" for column in columns)])
         widths = [max(3, *map(len, cells)) for cells in zip(*lines, strict=True)]
-        lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-        padded = ([f"{cell:{'>' if i else '<'}{widths[i]}}" for i, cell in enumerate(line)] for line in lines)
-        return "\n".join(f"| {' | '.join(cells)} |" for cells in padded)
+        lines.insert(1, ["-" * width for width in widths])
+        return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
 
 
 @dataclass
@@ -46,65 +45,52 @@ class Report:
     """Everything that was found out about a model."""
 
     title: str
-    facts: dict[str, Any]
-    sections: list[Section] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # what a reader must know
+    info: dict[str, Any]  # how it was made
+    sections: dict[str, Section] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)  # what could not be measured, and why
     pictures: dict[str, tuple[str, Image.Image]] = field(default_factory=dict)  # by file name: title, picture
 
-    def section(self, title: str, about: str, *columns: str) -> Section:
-        self.sections.append(Section(title, about, columns))
-        return self.sections[-1]
+    def section(self, title: str, about: str) -> Section:
+        """A new section."""
+        return self.sections.setdefault(title, Section(about))
 
     @contextmanager
     def attempt(self, what: str) -> Iterator[None]:
-        """Where the block says what is missing, that is noted and the rest goes on."""
+        """A UserError inside the block is listed as skipped, and the rest goes on."""
         try:
             yield
         except UserError as error:
             self.skipped.append(f"{what}: {error}")
 
     def to_json(self) -> str:
-        """Facts and numbers, without pictures. What is not finite (the PSNR of equal pictures) becomes null."""
-        measures = {section.title: section.rows for section in self.sections}
-        record = {**self.facts, "measures": measures, "notes": self.notes, "skipped": self.skipped}
-        record = json.loads(json.dumps(record), parse_constant=lambda infinite: None)
-        return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        """All but the pictures. What is not finite (the PSNR of equal pictures) becomes null."""
+        measures = {title: section.rows for title, section in self.sections.items()}
+        record = {**self.info, "measures": measures, "notes": self.notes, "skipped": self.skipped}
+        finite = json.loads(json.dumps(record), parse_constant=lambda _: None)
+        return json.dumps(finite, indent=2, ensure_ascii=False) + "\n"
 
-    def to_markdown(self, brief: bool = False) -> str:
-        """All there is; `brief` is for a terminal: numbers, notes and what was skipped."""
-        parts = [] if brief else [f"# {escape(self.title)}"]
-        for section in self.sections:
-            if section.rows:
-                parts += [f"## {section.title}", *([] if brief else [section.about]), section.table()]
-        remarks = [f"- note: {note}" for note in self.notes] + [f"- skipped: {what}" for what in self.skipped]
-        parts += ["\n".join(remarks if brief else map(escape, remarks))] if remarks else []
-        if not brief:
-            parts += [f"## {title}\n\n![{title}]({file})" for file, (title, _) in self.pictures.items()]
-            parts.append(f"## How it was made\n\n```json\n{json.dumps(self.facts, indent=2, ensure_ascii=False)}\n```")
-        return "\n\n".join(parts) + "\n"
+    def to_text(self) -> str:
+        """Tables, how to read them, notes and what was skipped, in Markdown that can be read as it is."""
+        measured = {title: section for title, section in self.sections.items() if section.rows}
+        parts = [f"## {title}\n\n{section.about}\n\n{section.table()}" for title, section in measured.items()]
+        remarks = [*(f"- note: {note}" for note in self.notes), *(f"- skipped: {what}" for what in self.skipped)]
+        return "\n\n".join([*parts, "\n".join(remarks)]).strip() + "\n"
+
+    def to_markdown(self) -> str:
+        """The same between the title and the pictures, and how all was made."""
+        pictures = "".join(f"## {title}\n\n![{title}]({file})\n\n" for file, (title, _) in self.pictures.items())
+        info = json.dumps(self.info, indent=2, ensure_ascii=False)
+        text = escape(f"# {self.title}\n\n{self.to_text()}", quote=False)
+        return f"{text}\n{pictures}## How it was made\n\n```json\n{info}\n```\n"
 
     def write(self, folder: Path) -> Path:
-        """report.md, its pictures and report.json in `folder`, or in one with a new number where there is one already.
-
-        Returns the path of report.md. Raises UserError where the disk refuses.
-        """
+        """Writes report.md, its pictures and report.json into `folder`, or into a folder with a new number where there
+        is a report already. Returns the path of report.md. Raises UserError where the disk refuses."""
         names = (folder if number == 1 else folder.with_name(f"{folder.name}-{number}") for number in count(1))
         folder = next(name for name in names if not (name / "report.json").exists())
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for file, (_, picture) in self.pictures.items():
-                with atomic_write(folder / file) as tmp:
-                    picture.save(tmp, "PNG")
-            for file, text in (("report.md", self.to_markdown()), ("report.json", self.to_json())):
-                with atomic_write(folder / file) as tmp:
-                    tmp.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"the report cannot be written to {folder}: {error.strerror}") from error
-        return folder / "report.md"
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:.0f}" if math.isfinite(value) and value == round(value) and abs(value) >= 10 else f"{value:.4g}"
+        for file, (_, picture) in self.pictures.items():
+            write_picture(picture, folder / file, force=True)
+        page = write_file(self.to_markdown().encode(), folder / "report.md", force=True)
+        write_file(self.to_json().encode(), folder / "report.json", force=True)
+        return page
