@@ -338,3 +338,36 @@ def test_two_processes_make_a_model_and_share_out_its_encoding(art: Path, tmp_pa
         scores.append([line["score"] for line in metrics_in(out / "training") if "score" in line])
         assert ImageGPT.load(out, "cpu").labels == ["blue", "red"]
     assert scores[0] == pytest.approx(scores[1], rel=0.02)
+
+
+# They draw together
+
+
+def draw(model: Path, out: Path) -> int:
+    """Forty pictures by `igpt generate`."""
+    how = ["--size", "16", "--steps", "2", "--seed", "3", "-n", "40"]
+    return main(["generate", "--model", str(model), "--out", str(out), *how])
+
+
+def test_processes_share_out_the_pictures_and_go_on_where_they_were_stopped(tiny_folder: Path, tmp_path: Path) -> None:
+    out, alone = tmp_path / "shared", tmp_path / "alone"
+    for _ in range(2):
+        with started(draw, *[(tiny_folder, out)] * 3) as processes:
+            found = [each.ended() for each in processes]
+        assert [code for code, _ in found] == [0] * 3, found
+        paths = sorted(out.glob("*.png"))
+        assert len(paths) == 40 and sorted(int(path.stem.split("-")[1]) for path in paths) == list(range(3, 43))
+        paths[5].unlink()  # its batch is drawn again
+    assert draw(tiny_folder, alone) == 0
+    assert all((alone / path.name).read_bytes() == path.read_bytes() for path in paths if path.exists())
+
+
+def test_without_a_seed_they_would_draw_pictures_that_do_not_fit_together(tiny_folder: Path, tmp_path: Path) -> None:
+    with started(cli_generate, *[(tiny_folder, tmp_path)] * 2) as processes:
+        found = [each.ended() for each in processes]
+    assert [(code, "draw from one --seed" in words) for code, words in found] == [(2, True)] * 2
+
+
+def cli_generate(model: Path, out: Path) -> int:
+    """Without a seed."""
+    return main(["generate", "--model", str(model), "--out", str(out)])

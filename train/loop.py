@@ -117,8 +117,7 @@ def run(task: Task[Model], schedule: Schedule, folder: Path, identity: str = "")
     """Train, going on from `folder` if a state of that identity lies there; the averaged model that scored best.
 
     Writes `<task>-state.safetensors`, `<task>-best.safetensors`, `metrics.jsonl` and `<task>-<step>.png` there. On
-    Ctrl-C and SIGTERM the state is saved before KeyboardInterrupt goes on. Raises UserError where memory or disk is too
-    small, or another process has ended.
+    Ctrl-C or SIGTERM the state is saved, then KeyboardInterrupt goes on. UserError where memory, disk or another fails.
     """
     trainer = Trainer(task, schedule, folder, identity)
     with catch_interrupt() as interrupt, seeded(schedule.options.seed), trainer.bar, companions():
