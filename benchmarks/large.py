@@ -17,7 +17,7 @@ from benchmarks.settings import Judge, decoded, print_row
 from igpt.config import DEFAULT_MODEL
 from igpt.image_gpt import ImageGPT
 from igpt.sheet import sheet
-from igpt.token_cache import TokenCache
+from train.shards import TokenShards
 
 
 def squares(picture: Image, side: int) -> list[Image]:
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1024, help="pixels a side (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="also write enlarged and drawn pictures side by side here")
     args = parser.parse_args()
-    model, (cache, _) = ImageGPT.load(args.model, "cpu"), TokenCache.load(args.tokens)
+    model, cache = ImageGPT.load(args.model, "cpu"), TokenShards(args.tokens)
     judge, (side, _) = Judge(args.features, model), model.grids.native_size
     large: list[Image] = []
     enlarged: list[Image] = []

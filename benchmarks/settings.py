@@ -1,7 +1,7 @@
 """How well each way of drawing, or each label, comes out: distances between drawn and decoded training pictures.
 
-TOKENS is the token cache that a training left (`tokens.safetensors` in its work folder): decoded, its pictures are what
-a perfect GPT would draw, so the loss of the tokenizer is left out. All settings draw the same labels, as often as the
+TOKENS is the folder that a training left (`training/tokens` in the model folder): decoded, its pictures are what a
+perfect GPT would draw, so the loss of the tokenizer is left out. All settings draw the same labels, as often as the
 training has them, with the same seeds; the row "training" compares other training pictures. Names of settings are those
 of `SamplingOptions`: `--settings guidance=5 steps=32,top_p=1` tries two. With `--by-label N` every label is drawn N
 times in the default way and compared with decoded pictures of its own. No times.
@@ -25,7 +25,7 @@ from igpt.evaluation.features import Extractor, nets
 from igpt.evaluation.metrics import kid, neighbourhoods
 from igpt.image_gpt import ImageGPT
 from igpt.sampling import generators, sample
-from igpt.token_cache import TokenCache
+from train.shards import TokenShards
 
 TRIED = ("", "steps=8", "steps=32", "guidance=1.5", "guidance=5", "top_p=0.9", "temperature=0.9")
 BATCH = 16
@@ -48,7 +48,7 @@ def drawn(model: ImageGPT, labels: list[int], options: SamplingOptions) -> Itera
         yield from model.decode(last.tokens_Bhw)
 
 
-def decoded(model: ImageGPT, cache: TokenCache, pictures: Iterable[int]) -> Iterator[Image]:
+def decoded(model: ImageGPT, cache: TokenShards, pictures: Iterable[int]) -> Iterator[Image]:
     """The middle of training pictures, through the decoder; too small ones are left out."""
     side, _ = model.grids.native
     for picture in pictures:
@@ -77,23 +77,23 @@ class Judge:
         return [*kids, *(near[name] for name in ("precision", "recall", "coverage"))]
 
 
-def compare_settings(model: ImageGPT, cache: TokenCache, judge: Judge, samples: int, settings: list[str]) -> None:
+def compare_settings(model: ImageGPT, cache: TokenShards, judge: Judge, samples: int, settings: list[str]) -> None:
     """A row a setting."""
     pictures = random.Random(0).sample(range(len(cache)), min(len(cache), 4 * samples))
     stream = decoded(model, cache, pictures[samples:])
     real, others = (judge.look(islice(stream, samples)) for _ in range(2))
-    labels = [cache.labels[i] for i in pictures[:samples]]
+    labels = [cache.label(i) for i in pictures[:samples]]
     print(f"{samples} pictures a side\nsetting | {' | '.join(judge.columns)}")
     print_row("training", judge.row(real, others))
     for setting in settings:
         print_row(setting or "defaults", judge.row(real, judge.look(drawn(model, labels, parsed(setting)))))
 
 
-def compare_labels(model: ImageGPT, cache: TokenCache, judge: Judge, each: int) -> None:
+def compare_labels(model: ImageGPT, cache: TokenShards, judge: Judge, each: int) -> None:
     """A row a label."""
     print(f"{each} drawn pictures a label\nlabel | {' | '.join(judge.columns)} | training pictures")
     for label, name in enumerate(model.labels):
-        own = [i for i in range(len(cache)) if cache.labels[i] == label]
+        own = [i for i in range(len(cache)) if cache.label(i) == label]
         random.Random(0).shuffle(own)
         real = judge.look(islice(decoded(model, cache, own), each))
         print_row(name, [*judge.row(real, judge.look(drawn(model, [label] * each, SamplingOptions()))), len(own)])
@@ -112,7 +112,7 @@ def main() -> None:
     parser.add_argument("--settings", nargs="*", default=list(TRIED))
     parser.add_argument("--by-label", type=int, metavar="N", help="compare labels instead, N pictures each")
     args = parser.parse_args()
-    model, (cache, _) = ImageGPT.load(args.model, "cpu"), TokenCache.load(args.tokens)
+    model, cache = ImageGPT.load(args.model, "cpu"), TokenShards(args.tokens)
     judge = Judge(args.features, model, count=1 if args.by_label else 2)
     if args.by_label:
         compare_labels(model, cache, judge, args.by_label)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from igpt.canvas import Batch, Task
 from igpt.files import Output, stem_for, write_file, write_picture
 from igpt.fitting import PartialGrid, canvas_for
 from igpt.image_gpt import ImageGPT
-from igpt.recipe import Recipe
+from igpt.recipe import Recipe, recipe_of
 from igpt.sheet import square_sheet
 from tokenizer_vq.base import UserError
 
@@ -67,6 +68,15 @@ def draw_files(batches: Iterable[Batch], target: Target) -> list[Path]:
         text = atlas(sprites, written.name)[1].encode()
         paths.append(_say(write_file(text, described, force=target.force)))
     return paths
+
+
+def shared_out(batches: Iterable[Batch], target: Target, process: int, processes: int) -> Iterator[Batch]:
+    """The batches that fall to one of several processes, without those that are on disk already, by this model."""
+    for batch in islice(batches, process, None, processes):
+        stems = [stem_for(label or batch.model.name, s) for label, s in zip(batch.labels, batch.seeds, strict=True)]
+        places = [target.output.picture(stem) for stem in stems]
+        if not all(place.is_file() and recipe_of(place).weights_hash == batch.model.weights_hash for place in places):
+            yield batch
 
 
 def replay(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -25,9 +26,11 @@ def pick_device(asked: str | None = None) -> torch.device:
     """
     present = [kind for kind in ("cuda", "mps", "cpu") if devices(kind)]
     kind, _, number = (asked or present[0]).partition(":")
+    if not asked and kind == "cuda":  # of several processes on a machine each has one of its own
+        number = os.environ.get("LOCAL_RANK", "")
     if not (number or "0").isdecimal() or int(number or 0) >= devices(kind):
         raise UserError(f"there is no device {asked!r} here; there is {', '.join(present)}")
-    return torch.device(asked or kind)
+    return torch.device(f"{kind}:{number}" if number else kind)
 
 
 @contextmanager

@@ -6,12 +6,9 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -19,7 +16,6 @@ from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import shuffled
 
 from .config import GPTConfig
-from .files import atomic_write
 from .model import cell_positions, to_cells
 
 
@@ -41,30 +37,9 @@ class TokenCache:
         """Pictures that are encoded in full."""
         return len(self.grids) // self.views
 
-    def save(self, path: Path, notes: dict[str, str]) -> None:
-        """Write the cache, and notes that `load` gives back. Raises UserError where the disk refuses."""
-        tensors = {
-            "tokens": torch.cat([torch.zeros(0, dtype=torch.uint16), *self.grids]),
-            "shapes": torch.tensor(self.shapes, dtype=torch.int32).view(-1, 2),
-            "labels": torch.tensor(self.labels, dtype=torch.int32),
-        }
-        try:
-            with atomic_write(path) as part:
-                save_file(tensors, part, notes | {"views": str(self.views)})
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"the token cache cannot be written to {path}: {error}") from error
-
-    @classmethod
-    def load(cls, path: Path) -> tuple[TokenCache, dict[str, str]]:
-        """The cache and the notes it was saved with. Raises UserError if the file is damaged."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                notes = dict(file.metadata())
-                tokens, shapes, labels = (file.get_tensor(key) for key in ("tokens", "shapes", "labels"))
-        except (OSError, SafetensorError, TypeError) as error:
-            raise UserError(f"the token cache {path} cannot be read ({error}); delete it to encode again") from error
-        grids = list(tokens.split(shapes.prod(1).tolist()))
-        return cls(int(notes["views"]), labels.tolist(), [(h, w) for h, w in shapes.tolist()], grids), notes
+    def label(self, picture: int) -> int:
+        """The number of the label of a picture."""
+        return self.labels[picture]
 
 
 @dataclass(eq=False)
@@ -96,7 +71,7 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
             targets_Ln, positions_L2 = targets_Ln[order], positions_L2[order]
         noisy_Ln = torch.rand(targets_Ln.shape, generator=generator) < self.noise
         random_Ln = torch.randint(config.vocab_size, targets_Ln.shape, generator=generator)
-        label = config.labels if rng.random() < self.label_dropout else self.cache.labels[picture]
+        label = config.labels if rng.random() < self.label_dropout else self.cache.label(picture)
         padding = (0, 0, 0, config.cells - len(targets_Ln))
         return {
             "cells": F.pad(torch.where(noisy_Ln, random_Ln, targets_Ln), padding),

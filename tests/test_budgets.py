@@ -16,6 +16,7 @@ MOST_LINES = {  # of product code, and what each later part may add
     "sprites": 640,
     "hardening": 597,
     "studio": 987,
+    "cluster": 521,
 }
 MOST_FILES, LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 80, 350, 60, 6
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in FILES}

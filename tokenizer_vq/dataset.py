@@ -12,6 +12,7 @@ import csv
 import hashlib
 import os
 import random
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from itertools import repeat
@@ -28,6 +29,7 @@ from .base import UserError
 from .images import PICTURE_SUFFIXES, UnreadablePicture, open_picture, random_crop, to_tensor
 
 MIN_SIDE = 16  # pixels; smaller pictures are skipped
+LISTED, ROUNDS = 65536, 6  # items whose order is kept as a list; rounds of the network that shuffles more
 VALIDATION_SHARE = 0.05  # of the pictures, where no manifest says which
 SPLITS = ("train", "val", "test")
 
@@ -152,7 +154,7 @@ class ArtFolder:
         labels = [self.labels[label] for label in self.label_of]
         return hashlib.sha256(repr(list(zip(self.names, labels, self._digests, strict=True))).encode()).hexdigest()
 
-    def split(self) -> tuple[list[int], list[int]]:
+    def split(self) -> tuple[Sequence[int], Sequence[int]]:
         """The indices of the pictures to train on and of those to validate on, both ascending.
 
         Without a manifest about VALIDATION_SHARE of them are for validation, and at least one if two differ.
@@ -189,8 +191,25 @@ def _permutation(n: int, epoch: int, seed: int) -> list[int]:
 
 
 def shuffled(n: int, k: int, seed: int) -> int:
-    """Which of n items is sample k, when the items are shuffled anew for every pass over them."""
-    return _permutation(n, k // n, seed)[k % n]
+    """Which of n items is sample k, when the items are shuffled anew for every pass over them. Takes no memory for
+    more than LISTED items."""
+    epoch, place = divmod(k, n)
+    return _permutation(n, epoch, seed)[place] if n <= LISTED else _permuted(n, place, seed * 1_000_003 + epoch)
+
+
+def _permuted(n: int, place: int, key: int) -> int:
+    """A permutation of range(n) that is no list: a Feistel network over a power of four, walked until it is below n
+    (Black & Rogaway 2002, "Ciphers with arbitrary finite domains", section 4)."""
+    half = (n.bit_length() + 1) // 2
+    below = (1 << half) - 1
+    while True:
+        for turn in range(ROUNDS):
+            left, right = place >> half, place & below
+            mixed = (right + key * ROUNDS + turn + 1) * 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+            mixed = (mixed ^ mixed >> 32) * 0xD6E8FEB86659FD93 & 0xFFFFFFFFFFFFFFFF
+            place = right << half | left ^ (mixed >> 32 & below)
+        if place < n:
+            return place
 
 
 class Crops(Dataset[Tensor]):
@@ -200,7 +219,7 @@ class Crops(Dataset[Tensor]):
     """
 
     def __init__(
-        self, art: ArtFolder, indices: list[int], size: int, seed: int, scales: tuple[float, float], flip: bool
+        self, art: ArtFolder, indices: Sequence[int], size: int, seed: int, scales: tuple[float, float], flip: bool
     ):
         self.art, self.indices, self.size, self.seed, self.scales, self.flip = art, indices, size, seed, scales, flip
 

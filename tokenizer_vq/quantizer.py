@@ -47,6 +47,7 @@ class EMACodebook(nn.Module):
         self.register_buffer("sums_KE", codebook_KE.clone(), persistent=False)
         self.register_buffer("counts_K", torch.ones(codes), persistent=False)
         self.register_buffer("started", torch.zeros((), dtype=torch.bool), persistent=False)
+        self.surely_started = False
 
     def forward(self, z_BEhw: Tensor, generator: Generator | None = None, bypass: bool = False) -> Quantized:
         """Inputs [B, E, h, w] of any length and dtype to codes and tokens. In training mode the codebook learns;
@@ -56,8 +57,10 @@ class EMACodebook(nn.Module):
             if bypass:
                 return Quantized(z_BhwE.movedim(-1, 1), self.nearest(z_BhwE), z_BhwE.new_zeros(()))
             flat_ME = z_BhwE.detach().flatten(0, 2)
-            if self.training and not self.started:
-                self.start(flat_ME, generator)
+            if self.training and not self.surely_started:  # asked of the device once, as it would wait for the answer
+                if not self.started:
+                    self.start(flat_ME, generator)
+                self.surely_started = True
             tokens_Bhw = self.nearest(z_BhwE)
             codes_BhwE = self.codebook_KE[tokens_Bhw]
             if self.training:
@@ -85,10 +88,11 @@ class EMACodebook(nn.Module):
 
     @torch.no_grad()
     def start(self, flat_ME: Tensor, generator: Generator | None) -> None:
-        """Spherical k-means over the inputs of the first batch, initialised with inputs drawn at random."""
-        codes = len(self.codebook_KE)
-        several = flat_ME.repeat(-(-codes // len(flat_ME)), 1)  # where the first batch is smaller than the codebook
-        self.codebook_KE.copy_(several[torch.randperm(len(several), generator=generator)[:codes]])
+        """Spherical k-means over the inputs of the first batch, initialised with inputs drawn at random: different ones
+        where there are enough."""
+        inputs, codes = int(summed(flat_ME.new_tensor(len(flat_ME)))), len(self.codebook_KE)
+        chosen_K = torch.cat([torch.randperm(inputs, generator=generator) for _ in range(-(-codes // inputs))])[:codes]
+        self.codebook_KE.copy_(inputs_of_all(flat_ME, chosen_K.to(flat_ME.device)))
         for _ in range(KMEANS_ROUNDS):
             sums_KE, counts_K = self.cluster_sums(flat_ME, self.nearest(flat_ME))
             self.codebook_KE.copy_(torch.where(counts_K[:, None] > 0, F.normalize(sums_KE, dim=-1), self.codebook_KE))
@@ -103,24 +107,46 @@ class EMACodebook(nn.Module):
         Sums and counts are relative to the mean count of a code, so they do not depend on the batch size.
         """
         sums_KE, counts_K = self.cluster_sums(flat_ME, tokens_M)
-        mean = float(counts_K.mean())
-        step = min(1 / EMA_STEPS, mean / EMA_INPUTS)
+        mean = counts_K.mean()
+        step = (mean / EMA_INPUTS).clamp(max=1 / EMA_STEPS)
         self.counts_K.lerp_(counts_K / mean, step)
         self.sums_KE.lerp_(sums_KE / mean, step)
         dead_K = self.counts_K < DEAD_BELOW
-        chosen = torch.randint(len(flat_ME), (int(dead_K.sum()),), generator=generator)
-        self.sums_KE[dead_K] = flat_ME[chosen] * REVIVED_AT
-        self.counts_K[dead_K] = REVIVED_AT
+        # One for every code, needed or not: how many are dead only the device knows.
+        places_K = torch.rand(len(dead_K), generator=generator, dtype=torch.float64).to(flat_ME.device)
+        revived_KE = inputs_of_all(flat_ME, (places_K * counts_K.sum()).long()) * REVIVED_AT
+        self.sums_KE.copy_(torch.where(dead_K[:, None], revived_KE, self.sums_KE))
+        self.counts_K.masked_fill_(dead_K, REVIVED_AT)
         self.codebook_KE.copy_(F.normalize(self.sums_KE, dim=-1))
 
     def cluster_sums(self, flat_ME: Tensor, tokens_M: Tensor) -> tuple[Tensor, Tensor]:
         """Sum [K, E] and count [K] of the inputs that chose each code, over all processes."""
         sums_KE = torch.zeros_like(self.codebook_KE).index_add_(0, tokens_M, flat_ME)
         counts_K = torch.bincount(tokens_M, minlength=len(self.codebook_KE)).to(sums_KE)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(sums_KE)
-            torch.distributed.all_reduce(counts_K)
-        return sums_KE, counts_K
+        return summed(sums_KE), summed(counts_K)
+
+
+def several_processes() -> bool:
+    """Whether a training shares its batches among processes."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def summed(values: Tensor) -> Tensor:
+    """Sums over all processes, in place."""
+    if several_processes():
+        torch.distributed.all_reduce(values)
+    return values
+
+
+def inputs_of_all(flat_ME: Tensor, places_K: Tensor) -> Tensor:
+    """The inputs [K, E] at these places of the inputs of all processes, one process after another."""
+    own_K = places_K
+    if several_processes():
+        rank, counts = torch.distributed.get_rank(), flat_ME.new_zeros(torch.distributed.get_world_size())
+        counts[rank] = len(flat_ME)
+        own_K = places_K - summed(counts)[:rank].sum().long()
+    here_K = (own_K >= 0) & (own_K < len(flat_ME))
+    return summed(torch.where(here_K[:, None], flat_ME[own_K.clamp(0, len(flat_ME) - 1)], 0.0))
 
 
 class Usage(NamedTuple):

@@ -9,7 +9,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import date
@@ -30,6 +30,7 @@ from tokenizer_vq.dataset import ArtFolder
 from . import loop
 from .loop import Model, Schedule, Task
 from .options import PRESETS, LearningOptions, Preset
+from .processes import processes
 from .state import peek
 
 WORK = "training"  # the folder inside the model folder that a training can resume from
@@ -44,8 +45,8 @@ class Run(Generic[Options]):
     """What one `igpt train` or `igpt finetune` is about, for all its stages."""
 
     art: ArtFolder
-    train: list[int]  # numbers of the pictures to learn from
-    val: list[int]  # and of those that are held out
+    train: Sequence[int]  # numbers of the pictures to learn from
+    val: Sequence[int]  # and of those that are held out
     options: Options
     work: Path
     preset: Preset = PRESETS["small"]
@@ -53,10 +54,10 @@ class Run(Generic[Options]):
 
     def say(self, sentence: str) -> None:
         """On the screen, unless it is to be quiet."""
-        if not self.options.quiet:
+        if not self.options.quiet and processes().is_main_process:
             print(sentence, file=sys.stderr)
 
-    def describe(self, skipped: list[Skipped]) -> None:
+    def describe(self, skipped: Sequence[Skipped]) -> None:
         """Say how many pictures there are, and which files were passed over and why."""
         train, val, labels = len(self.train), len(self.val), len(self.art.labels)
         counts = f"{train} to learn from, {val} held out, {labels} labels; {len(skipped)} skipped"

@@ -26,6 +26,7 @@ from .folder import Run
 from .loop import Task
 from .muon import muon
 from .options import LearningOptions, Preset
+from .processes import shared_out, total
 from .state import seeded
 from .tokens import Views, Window
 
@@ -33,6 +34,7 @@ LABEL_DROPOUT = 0.1  # share of samples without their label, which guidance and 
 WEIGHT_DECAY = 0.1
 TABLES = ("tokens.weight", "labels.weight", "head.weight")  # of the GPT: a row for each token or label
 SHEET_SAMPLES, SHEET_SEED = 16, 0
+MEASURED_GRIDS = 1024  # held-out ones, at most
 
 
 class GPTTask(Task[GPT]):
@@ -49,14 +51,20 @@ class GPTTask(Task[GPT]):
         self.dataset: Dataset[Any] = TokenWindows(
             cache, run.train, model.config, seed, random_orders=self.random_orders, **noise
         )
+        held_out = run.val or run.train[:64]
+        held_out = held_out[:: -(-len(held_out) // MEASURED_GRIDS)]
         self.held_out = {
-            order: TokenWindows(cache, run.val or run.train[:64], model.config, seed + 1, random_orders=share)
+            order: TokenWindows(cache, held_out, model.config, seed + 1, random_orders=share)
             for order, share in (("random", 1), ("raster", 0))
         }
 
     def optimizer(self, name: str) -> torch.optim.Optimizer:
         """Muon, and AdamW for what is no matrix."""
         return muon(self.modules[name], self.lr, WEIGHT_DECAY, TABLES)
+
+    def weight(self, batch: dict[str, Tensor]) -> Tensor:
+        """How many tokens are asked for."""
+        return (batch["targets"] >= 0).sum()
 
     def loss(
         self, modules: dict[str, nn.Module], batch: dict[str, Tensor], progress: float, generator: torch.Generator
@@ -71,9 +79,14 @@ class GPTTask(Task[GPT]):
         """Bits per token of held-out pictures in random and in raster order, the label given."""
         bits = {}
         for order, windows in self.held_out.items():
-            batch = default_collate([windows[i] for i in range(len(windows.pictures))])
-            nats_BLn = token_nats(model, batch["cells"], batch["positions"], batch["label"])
-            bits[f"bits_{order}"] = float(nats_BLn[batch["targets"] >= 0].mean()) / math.log(2)
+            sums = torch.zeros(2, dtype=torch.float64)  # of nats, and how many
+            if numbers := shared_out(range(len(windows.pictures))):
+                batch = default_collate([windows[i] for i in numbers])
+                nats_BLn = token_nats(model, batch["cells"], batch["positions"], batch["label"]).cpu()
+                asked_BLn = batch["targets"] >= 0
+                sums += torch.stack([nats_BLn[asked_BLn].double().sum(), asked_BLn.sum()])
+            nats, count = total(sums).tolist()
+            bits[f"bits_{order}"] = nats / count / math.log(2)
         share = self.random_orders
         return bits | {"score": share * bits["bits_random"] + (1 - share) * bits["bits_raster"]}
 

@@ -5,8 +5,8 @@ the weights, log; and now and then evaluate (measure, paint a sheet, keep the be
 
 What is learned is a `Task`. Its samples are numbered, and sample k is a pure function of (seed, k), as dropout is of
 (seed, step). So all that a training has to remember beside its weights is the step, and a run that was killed goes on
-to the same weights, bit for bit on the CPU. With several processes (`accelerate launch`, `torchrun`) each has samples
-of its own, and gradients are averaged over all (DistributedDataParallel).
+to the same weights, bit for bit on the CPU. Several processes share every batch out, and gradients are averaged over
+all (DistributedDataParallel), each part by what it weighs: so they see and learn what one would.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import reduce, send_to_device
+from accelerate.utils import send_to_device
 from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -32,11 +32,11 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from igpt.device import pick_device
 from igpt.files import write_picture
 from tokenizer_vq.base import UserError
 
 from .options import LearningOptions
+from .processes import News, agreed, check_same_start, companions, micro_batches, processes, together, total
 from .state import catch_interrupt, load_state, save_state, seeded
 
 EMA_DECAY = 0.999
@@ -54,7 +54,11 @@ class Task(Protocol[Measured]):
     name: str
     modules: dict[str, nn.Module]
     dataset: Dataset[Any]
-    divisible: bool  # whether the gradient of a batch is the mean of those of its parts, so that it may come in parts
+    divisible: bool  # whether a batch may come in parts, one after another
+
+    def weight(self, batch: Any) -> Tensor:
+        """Of how many things the loss of a batch is the mean."""
+        return torch.tensor(len(batch))
 
     def optimizer(self, name: str) -> torch.optim.Optimizer:
         """For modules[name], at its peak learning rate."""
@@ -110,25 +114,14 @@ def average(averaged: nn.Module, model: nn.Module, step: int) -> None:
         mine.copy_(theirs)
 
 
-def micro_batches(batch: Any, count: int) -> Iterator[tuple[Any, float]]:
-    """A batch (a dict of tensors, where it is to be cut) in `count` parts at most, each with its share of it."""
-    if count == 1:
-        yield batch, 1.0
-        return
-    size = len(next(iter(batch.values())))
-    parts = {name: value.tensor_split(min(count, size)) for name, value in batch.items()}
-    for values in zip(*parts.values(), strict=True):
-        yield dict(zip(parts, values, strict=True)), len(values[0]) / size
-
-
 def run(task: Task[Model], schedule: Schedule, folder: Path, identity: str = "") -> Model:
     """Train, going on from `folder` if a state of that identity lies there; the averaged model that scored best.
 
     Writes `<task>-state.safetensors`, `<task>-best.safetensors`, `metrics.jsonl` and `<task>-<step>.png` there. On
-    Ctrl-C the state is saved before KeyboardInterrupt goes on.
+    Ctrl-C or SIGTERM the state is saved, then KeyboardInterrupt goes on. UserError where memory, disk or another fails.
     """
     trainer = Trainer(task, schedule, folder, identity)
-    with catch_interrupt() as interrupt, seeded(schedule.options.seed), trainer.bar:
+    with catch_interrupt() as interrupt, seeded(schedule.options.seed), trainer.bar, companions():
         for batch in trainer.batches():
             metrics = trainer.gradients(batch)
             metrics |= trainer.clip_and_step(rate(trainer.progress))
@@ -141,19 +134,16 @@ def run(task: Task[Model], schedule: Schedule, folder: Path, identity: str = "")
             if last or trainer.step >= trainer.evaluated_at + trainer.evaluate_every:
                 trainer.evaluate(last)
 
-            overfits = trainer.evals_since_best >= schedule.options.patience
-            overfits, stopped = (vote > 0 for vote in trainer.agreed(overfits, interrupt.is_set()))
-            if overfits:  # the best weights are on disk
+            if trainer.evals_since_best >= schedule.options.patience:  # the best weights are on disk
                 trainer.progress, last = 1.0, True
-            if last or stopped or time.monotonic() > trainer.saved_at + 60 * schedule.options.save_minutes:
+            stopped, time_to_save = trainer.vote(interrupt.is_set())
+            if last or stopped or time_to_save:
                 trainer.save()
             if stopped:
                 trainer.say(f"stopped at step {trainer.step} of {trainer.steps}; the same command goes on from there")
-                trainer.processes.wait_for_everyone()  # the end of one would interrupt the saving of another
                 raise KeyboardInterrupt
             if last:
                 break
-    trainer.processes.wait_for_everyone()  # until the best weights are on disk
     load_state(trainer.best_path, {"model": trainer.averaged})
     return trainer.averaged
 
@@ -163,22 +153,28 @@ class Trainer:
 
     def __init__(self, task: Task[Any], schedule: Schedule, folder: Path, identity: str):
         self.task, self.schedule, self.folder, self.identity = task, schedule, folder, identity
-        self.processes = PartialState(cpu=pick_device().type == "cpu")
-        self.device, self.main = self.processes.device, self.processes.is_main_process
+        self.rank, self.ranks = processes().process_index, processes().num_processes
+        self.device, self.main = processes().device, processes().is_main_process
+        if schedule.batch < self.ranks:
+            raise UserError(
+                f"a batch of {schedule.batch} is too small for {self.ranks} processes: one sample each, or more"
+            )
         self.modules = {name: module.to(self.device) for name, module in task.modules.items()}
         self.averaged: Any = copy.deepcopy(self.modules["model"]).requires_grad_(False).eval()
         self.optimizers = {name: task.optimizer(name) for name in self.modules}
         self.step, self.progress, self.evaluated_at, self.micro_batches = 0, 0.0, 0, 1
-        self.best_score, self.evals_since_best = math.inf, 0
-        self.latest: dict[str, float] = {}  # metrics
+        self.best_score, self.evals_since_best, self.latest = math.inf, 0, dict[str, float]()  # the last are metrics
         self.seconds_before = 0.0  # of learning, when the training was last stopped
         self.started, self.saved_at = schedule.clock(), time.monotonic()
-        folder.mkdir(parents=True, exist_ok=True)
+        together(lambda: folder.mkdir(parents=True, exist_ok=True))
         self.state_path, self.best_path = (folder / f"{task.name}-{which}.safetensors" for which in ("state", "best"))
         if self.state_path.is_file():
             self._resume()
+        check_same_start({"saved step": self.step, "identity": identity})  # else they see folders of their own
+        self.news, self.clock = News(), self.progress  # share of the time that has gone, as all see it
         self.ddp = {name: module.train() for name, module in self.modules.items()}
-        if self.processes.num_processes > 1:
+        self.fits = self.ranks == 1  # whether all know that their part of a batch does
+        if not self.fits:
             ids = [self.device] if self.device.type == "cuda" else None
             self.ddp = {name: DistributedDataParallel(module, ids) for name, module in self.ddp.items()}
         silent = schedule.options.quiet or not self.main
@@ -197,47 +193,65 @@ class Trainer:
         """The batches of the steps that are still to be done, and more: `run` knows when to stop."""
         if self.progress >= 1:
             return []
-        batch, rank, ranks = self.schedule.batch, self.processes.process_index, self.processes.num_processes
-        firsts = ((step * ranks + rank) * batch for step in itertools.count(self.step))
-        samples: Any = (list(range(first, first + batch)) for first in firsts)
+        size = self.schedule.batch
+        low, high = (size * rank // self.ranks for rank in (self.rank, self.rank + 1))
+        samples: Any = (list(range(step * size + low, step * size + high)) for step in itertools.count(self.step))
         workers, pin = self.schedule.workers, self.device.type == "cuda"
         return DataLoader(self.task.dataset, batch_sampler=samples, num_workers=workers, pin_memory=pin)
 
     def gradients(self, batch: Any) -> dict[str, Tensor]:
         """Leave the gradients of a batch in the weights, and return the metrics of its loss.
 
-        Where a batch does not fit into memory, it goes through in halves from here on: the same steps, only slower.
-        Raises UserError where it cannot be halved.
+        Where a batch does not fit into memory, it goes through in halves from here on. Of several processes each tries
+        its first batch alone: one that fails inside of a step would hold up all. UserError where it cannot be halved.
         """
         batch = send_to_device(batch, self.device, non_blocking=True)
+        if not self.fits and self.task.divisible:
+            self._halve_until_it_fits(batch, alone=True)
+        self.fits = True
+        return self._halve_until_it_fits(batch, alone=self.ranks == 1)
+
+    def _halve_until_it_fits(self, batch: Any, alone: bool) -> dict[str, Tensor]:
         while True:
+            metrics: dict[str, Tensor] | None = None
             try:
-                return self._gradients(batch)
+                metrics = self._gradients(batch, alone)
             except RuntimeError as error:
                 if "out of memory" not in str(error):
                     raise
-                size, alone = self.schedule.batch // self.micro_batches, self.processes.num_processes == 1
-                if not (self.task.divisible and size > 1 and alone):  # one process with other parts would hold up all
-                    raise UserError(
-                        f"{self.device} has too little memory for {size} samples at once; "
-                        "a smaller batch, a smaller model or the CPU is wanted"
-                    ) from None
+            failed = agreed(metrics is None)[0] > 0 if alone else metrics is None
+            if metrics is not None and not failed:
+                return metrics
+            size = -(-self.schedule.batch // (self.micro_batches * self.ranks))
+            if not (self.task.divisible and size > 1 and alone):
+                raise UserError(
+                    f"{self.device} has too little memory for {size} samples at once; "
+                    "a smaller batch, a smaller model or the CPU is wanted"
+                )
             self.micro_batches *= 2
             if self.device.type == "cuda":  # outside the handler, which still holds the tensors of the failed step
                 torch.cuda.empty_cache()
-            print(f"out of memory: going on with {size // 2} samples at once", file=sys.stderr)
+            print(f"out of memory: going on with {-(-size // 2)} samples at once", file=sys.stderr)
 
-    def _gradients(self, batch: Any) -> dict[str, Tensor]:
+    def _gradients(self, batch: Any, alone: bool) -> dict[str, Tensor]:
+        """`alone`: without talking to other processes."""
         seed = self.schedule.options.seed * 1_000_003 + self.step
         generator = torch.Generator().manual_seed(seed)
-        torch.manual_seed(seed * 131 + self.processes.process_index)  # of dropout
+        torch.manual_seed(seed * 131 + self.rank)  # of dropout
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
+        parts = micro_batches(batch, self.micro_batches)
+        weights = torch.stack([self.task.weight(part) for part in parts]).to(self.device, torch.float32)
+        shares = weights * (self.ranks / total(weights.sum()))  # as gradients are averaged over processes
         metrics: dict[str, Tensor] = {}
-        for part, share in micro_batches(batch, self.micro_batches):
-            with self.autocast():
-                loss, found = self.task.loss(self.ddp, part, self.progress, generator)
-            (loss * share).backward()  # type: ignore[no-untyped-call]
+        for i, (part, share) in enumerate(zip(parts, shares, strict=True), 1):
+            with ExitStack() as quiet:
+                for module in self.ddp.values():
+                    if isinstance(module, DistributedDataParallel) and (alone or i < len(parts)):
+                        quiet.enter_context(module.no_sync())
+                with self.autocast():
+                    loss, found = self.task.loss(self.ddp, part, self.progress, generator)
+                (loss * share).backward()
             metrics = {name: metrics.get(name, 0) + value.detach() * share for name, value in found.items()}
         return metrics
 
@@ -260,16 +274,17 @@ class Trainer:
         self.step += 1
         self.progress = self.step / self.schedule.steps
         if self.schedule.seconds < math.inf:
-            (self.progress,) = self.agreed(self.seconds / self.schedule.seconds)
+            self.progress = self.seconds / self.schedule.seconds if self.ranks == 1 else self.clock
             self.bar.total = self.steps
         self.bar.update()
 
-    def agreed(self, *values: float) -> list[float]:
-        """Their means over all processes: where one alone went on or left, the others would wait for it."""
-        if self.processes.num_processes == 1:
-            return list(values)
-        means: list[float] = reduce(torch.tensor(values, dtype=torch.float32, device=self.device), "mean").tolist()
-        return means
+    def vote(self, stop: bool) -> tuple[bool, bool]:
+        """Whether to stop, as some process wants to, and whether it is time to save. Several processes act on what was
+        said a step ago, so that no step waits for the news."""
+        save = self.main and time.monotonic() > self.saved_at + 60 * self.schedule.options.save_minutes
+        clock = self.seconds / self.schedule.seconds if self.ranks > 1 else self.progress
+        stopped, time_to_save, self.clock = self.news(stop, save, clock)
+        return stopped > 0, time_to_save > 0
 
     @property
     def seconds(self) -> float:
@@ -287,8 +302,9 @@ class Trainer:
         return max(self.schedule.log_every, self.steps // self.schedule.evaluations)
 
     def log(self, metrics: dict[str, Any]) -> None:
-        """One line of metrics.jsonl."""
-        values = {name: round(float(value), 5) for name, value in metrics.items()}
+        """One line of metrics.jsonl: means over all processes."""
+        found = agreed(*(float(value) for value in metrics.values()))
+        values = {name: round(value, 5) for name, value in zip(metrics, found, strict=True)}
         self.latest |= values
         if self.main:
             line = {"stage": self.task.name, "step": self.step, "time": round(time.time(), 1)} | values
@@ -306,25 +322,28 @@ class Trainer:
         self.evaluated_at = self.step
         with self.autocast():
             metrics = self.task.measure(self.averaged, self.progress)
+        metrics = dict(zip(metrics, agreed(*metrics.values()), strict=True))  # to the last bit
         better = metrics.get("score", math.inf) < self.best_score or (last and self.best_score == math.inf)
         if "score" in metrics:
             self.evals_since_best = 0 if better else self.evals_since_best + 1
             self.best_score = min(self.best_score, metrics["score"])
-        if self.main:
+
+        def keep() -> None:
             if (sheet := self.task.sheet(self.averaged)) is not None:
                 write_picture(sheet, self.folder / f"{self.task.name}-{self.step:07d}.png", force=True)
             if better:
                 found = json.dumps({name: round(value, 5) for name, value in metrics.items()})
                 save_state(self.best_path, {"model": self.averaged}, {}, self._metadata() | {"metrics": found})
+
+        together(keep, only_main=True)
         self.log(metrics)
         for sentence in self.task.warnings(self.progress, self.latest):
             self.say(f"warning: {sentence}")
 
     def save(self) -> None:
         """Write down all that is needed to go on from here."""
-        if self.main:
-            modules = {**self.modules, "averaged": self.averaged}
-            save_state(self.state_path, modules, self.optimizers, self._metadata())
+        modules = {**self.modules, "averaged": self.averaged}
+        together(lambda: save_state(self.state_path, modules, self.optimizers, self._metadata()), only_main=True)
         self.saved_at = time.monotonic()
 
     def _metadata(self) -> dict[str, str]:

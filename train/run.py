@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 from statistics import median
@@ -23,6 +24,8 @@ from .decoder import DecoderTask
 from .folder import Run, claimed, command_line, weights_fingerprint, work_folder
 from .gpt import GPTTask, new_gpt
 from .options import SHARES, Preset, TrainOptions
+from .processes import check_same_start, processes, together
+from .shards import ArtShards, open_art
 from .sprites import LARGEST_LEARNED, palette_for
 from .state import load_state
 from .tokenizer import TokenizerTask
@@ -43,14 +46,15 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     keep_freed_memory()
     out = Path(out).expanduser()
     work = work_folder(out, stage)
-    collection = ArtFolder(art, manifest=options.manifest, grid=options.grid)
+    collection = together(lambda: open_art(art, options.manifest, options.grid))
+    check_same_start({"stage": stage, "art": collection.fingerprint, **asdict(options)})
     train_ids, val_ids = collection.split()
     if len(train_ids) < 2 or collection.different < 3:
         raise UserError(f"{art} has {collection.different} different usable pictures; 3 or more are wanted")
     # Whatever is wrong with other models or weights is said before anything is written.
     source = options.tokenizer or (str(out) if stage == "gpt" else None)
     found = checkpoint.load(source) if source else None
-    sprites = None if source else palette_for(collection, options)
+    sprites = None if source or isinstance(collection, ArtShards) else palette_for(collection, options)
     preset = _preset(options, collection, len(train_ids), found, sprites is not None)
     start: VQTokenizer | None = None  # whose decoder goes on learning
     if stage == "decoder":
@@ -63,7 +67,7 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     run = Run(collection, train_ids, val_ids, options, work, preset, limits)
     run.describe(collection.skipped)
     with claimed(work):
-        run.check_same_run(stage)
+        together(lambda: run.check_same_run(stage), only_main=True)
 
         provenance = run.provenance()
         if found and not start:
@@ -109,7 +113,7 @@ def _save(
     out: Path, tokenizer: checkpoint.Tokenizer, gpt: GPT | None, labels: list[str], provenance: dict[str, Any]
 ) -> None:
     card = model_card(out.name, provenance, labels) if gpt else None
-    checkpoint.save(out, tokenizer, gpt, labels, provenance, card)
+    together(lambda: checkpoint.save(out, tokenizer, gpt, labels, provenance, card), only_main=True)
 
 
 def _train_tokenizer(
@@ -135,23 +139,24 @@ def _train_tokenizer(
         task = DecoderTask(run, distance, tokenizer)
         tokenizer, later = run.learn(task, preset.decoder_crops, preset.tokenizer_batch, identity)
         numbers |= {"decoder_samples": later["samples"], "seconds": numbers["seconds"] + later["seconds"]}
-    write_picture(task.sheet(tokenizer), run.work / RECONSTRUCTIONS, force=True)
+    if processes().is_main_process:
+        write_picture(task.sheet(tokenizer), run.work / RECONSTRUCTIONS, force=True)
     return tokenizer, numbers | task.reconstruction(tokenizer, task.held_out)
 
 
 def _train_gpt(run: Run[TrainOptions], tokenizer: checkpoint.Tokenizer, provenance: dict[str, Any], out: Path) -> None:
     """The GPT on the tokens of all pictures, and the finished model in `out`; Ctrl-C leaves the model so far."""
-    cache, identity = encode(run, tokenizer)
-    labels, batch = run.art.labels, run.preset.gpt_batch
+    tokens = encode(run, tokenizer)
+    labels, batch = tokens.names, run.preset.gpt_batch
     gpt = new_gpt(tokenizer, len(labels), run.preset, run.options)
-    task = GPTTask(run, cache, tokenizer, gpt, run.options.gpt_lr)
+    task = GPTTask(replace(run, train=tokens.train, val=tokens.val), tokens, tokenizer, gpt, run.options.gpt_lr)
 
     def save(gpt: GPT) -> None:
         _save(out, tokenizer, gpt, labels, provenance | {"gpt": run.numbers(task.name, batch)})
         run.say(f"the model is in {out}: draw with `igpt generate --model {shlex.quote(str(out))}`")
 
     try:
-        save(run.learn(task, run.preset.gpt_samples, batch, identity)[0])
+        save(run.learn(task, run.preset.gpt_samples, batch, tokens.identity)[0])
     except KeyboardInterrupt:
         if (best := run.state_file(task.name, "best")).is_file():  # what was learned so far can be drawn with
             load_state(best, {"model": gpt})

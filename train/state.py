@@ -102,13 +102,15 @@ def peek(path: Path) -> dict[str, str]:
 
 @contextmanager
 def catch_interrupt() -> Iterator[threading.Event]:
-    """A block in which the first Ctrl-C, or the SIGTERM of a batch system, only sets the event; a second one interrupts
-    at once, as usual."""
-    interrupt = threading.Event()
+    """A block in which the first Ctrl-C only sets the event, as does SIGTERM, which launchers of several processes and
+    cluster schedulers send; a second Ctrl-C interrupts at once, as usual."""
+    interrupt, pressed = threading.Event(), threading.Event()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if interrupt.is_set():
+        if pressed.is_set() and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if number == signal.SIGINT:
+            pressed.set()
         interrupt.set()
 
     if threading.current_thread() is not threading.main_thread():  # signals cannot be caught elsewhere

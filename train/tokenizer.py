@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from tokenizer_vq.vq import VQConfig, VQTokenizer
 from .folder import Run
 from .loop import Task
 from .options import TrainOptions
+from .shards import ArtShards, ShardCrops
 from .state import seeded
 
 WIDEST_CROP = 0.7  # crops are taken from pictures scaled to between this and 1 times their native side
@@ -50,7 +51,8 @@ class TokenizerTask(Task[VQTokenizer]):
         self.side, _ = Grids(tokenizer.downsample, run.preset.cell, run.preset.cells).native_size
         crop = run.preset.crop
         scales = (max(1.0, WIDEST_CROP * self.side / crop), max(1.0, self.side / crop))
-        self.dataset: Dataset[Any] = Crops(run.art, run.train, crop, run.options.seed, scales, run.options.flip)
+        crops = ShardCrops if isinstance(run.art, ArtShards) else Crops
+        self.dataset: Dataset[Any] = crops(run.art, run.train, crop, run.options.seed, scales, run.options.flip)
         self.structure = distance if isinstance(distance, GradientSSIM) else GradientSSIM()
         self.used_K = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)  # codes chosen since the last warnings
         self.held_out = run.val or run.train[:SHEET_PICTURES]
@@ -97,12 +99,12 @@ class TokenizerTask(Task[VQTokenizer]):
         metrics = self.reconstruction(model, spread(self.held_out, MEASURED_PICTURES))
         return metrics | {"score": metrics[self.distance.name]}
 
-    def reconstruction(self, model: VQTokenizer, pictures: list[int]) -> dict[str, float]:
+    def reconstruction(self, model: VQTokenizer, pictures: Sequence[int]) -> dict[str, float]:
         """`perceptual.reconstruction` of some pictures."""
         device = model.quantizer.codebook_KE.device
         return reconstruction(model, self._squares(pictures, device), self.distance.to(device))
 
-    def _squares(self, pictures: list[int], device: torch.device) -> Iterator[Tensor]:
+    def _squares(self, pictures: Sequence[int], device: torch.device) -> Iterator[Tensor]:
         """The middles of pictures at the native size, in batches [B, 3, H, W]."""
         for first in range(0, len(pictures), MEASURED_AT_ONCE):
             chosen = [self.art.picture(i) for i in pictures[first : first + MEASURED_AT_ONCE]]
@@ -135,6 +137,6 @@ def adamw(module: nn.Module, lr: float, beta: float = 0.9) -> torch.optim.Optimi
     return torch.optim.AdamW(parameters, lr=lr, betas=(beta, 0.95), weight_decay=0.01, fused=fused)
 
 
-def spread(pictures: list[int], n: int) -> list[int]:
+def spread(pictures: Sequence[int], n: int) -> Sequence[int]:
     """At most `n` of them, from all over the list: neighbours share a label."""
     return pictures[:: max(1, len(pictures) // n)][:n]

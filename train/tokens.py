@@ -7,9 +7,9 @@ which there is no time; and where a token is a pixel a view is the sprite itself
 from __future__ import annotations
 
 import functools
-import time
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from random import Random
 
 import torch
@@ -19,7 +19,6 @@ from tqdm import tqdm
 
 from igpt.bundle import Bundle
 from igpt.checkpoint import Tokenizer
-from igpt.device import pick_device
 from igpt.sizes import Grid, Grids
 from igpt.token_cache import TokenCache, window
 from tokenizer_vq.images import fit_cover, to_tensor
@@ -27,9 +26,12 @@ from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
 
 from .folder import Run, weights_fingerprint
 from .options import TrainOptions, TuneOptions
+from .processes import agreed, companions, processes, shared_out, together
+from .shards import ArtShards, Labelled, TokenShards, shard_file, write_index, write_shard
 from .sprites import sprite_view
-from .state import catch_interrupt
+from .state import catch_interrupt, peek
 
+PICTURES_A_SHARD = 128  # of a folder
 LONGEST_VIEW = 2.0  # a view shows at most this many times its short side
 FIXED_ZOOM = 1.12  # views beyond the first four come closer, up to this
 CLOSEST_VIEW = 1.35  # a free view shows at least the short side of a picture over this
@@ -80,39 +82,69 @@ def free_view(picture: Image.Image, view: int, grids: Grids, flip: bool, rng: Ra
 # Tokens
 
 
-@torch.inference_mode()
-def encode(run: Run[TrainOptions], tokenizer: Tokenizer) -> tuple[TokenCache, str]:
-    """The tokens of all pictures, made or completed in the folder of the run, and what names them: these pictures, this
-    tokenizer, these views. Ctrl-C saves first."""
-    art, options, path, device = run.art, run.options, run.work / "tokens.safetensors", pick_device()
+def encode(run: Run[TrainOptions], tokenizer: Tokenizer) -> TokenShards:
+    """The tokens of all pictures to learn from and held out, made or completed in the folder of the run, every process
+    its part of the shards. A shard that is on disk stays; Ctrl-C leaves the one that is not finished."""
+    art, options, folder, here = run.art, run.options, run.work / "tokens", processes()
     grids = Grids(tokenizer.downsample, run.preset.cell, run.preset.cells)
     palette = tokenizer.config if isinstance(tokenizer, PaletteTokenizer) else None
     views = options.views if palette is None else 1 + options.flip
     identity = f"{art.fingerprint}/{weights_fingerprint(tokenizer)}/{palette}/{views}/{options.flip}/{grids}"
-    cache, notes = TokenCache.load(path) if path.is_file() else (None, {})
-    if cache is None or notes.get("identity") != identity:
-        cache = TokenCache(views, [], [], [])
-    tokenizer, saved_at = tokenizer.to(device).eval(), time.monotonic()
-    bar = tqdm(desc="encoding", total=len(art), initial=len(cache), disable=options.quiet, mininterval=1)
-    with catch_interrupt() as interrupt, bar, torch.autocast(device.type, torch.bfloat16, enabled=run.bf16):
-        for i in range(len(cache), len(art)):
-            picture = art.picture(i, "RGB" if palette is None else "RGBA")
-            for view in range(views):
-                if palette is None:
-                    image_CHW = view_of(picture, view, grids, options.flip)
-                else:
-                    image_CHW = sprite_view(picture, palette, grids.cell, mirrored=view == 1)
-                tokens_hw = tokenizer.encode(image_CHW.unsqueeze(0).to(device))[0].cpu()
-                cache.shapes.append((tokens_hw.shape[0], tokens_hw.shape[1]))
-                cache.grids.append(tokens_hw.flatten().to(torch.uint16))
-            cache.labels.append(art.label_of[i])
-            bar.update()
-            if i + 1 == len(art) or interrupt.is_set() or time.monotonic() > saved_at + 60 * options.save_minutes:
-                cache.save(path, {"identity": identity})
-                saved_at = time.monotonic()
-            if interrupt.is_set():
-                raise KeyboardInterrupt
-    return cache, identity
+    pictures = len(run.train) + len(run.val)
+    shards = len(art.shards) if isinstance(art, ArtShards) else -(-pictures // PICTURES_A_SHARD)
+    tokenizer = tokenizer.to(here.device).eval()
+    silent = options.quiet or not here.is_main_process
+    bar = tqdm(shared_out(range(shards)), desc="encoding", unit="shard", disable=silent)
+
+    def encode_mine() -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for shard in bar:
+            path = shard_file(folder, shard)
+            if peek(path).get("identity") != identity and not interrupt.is_set():
+                parts = _encoded(run, tokenizer, shard, views, interrupt)
+                if not interrupt.is_set():
+                    write_shard(path, parts, identity)
+
+    with catch_interrupt() as interrupt, companions():
+        together(encode_mine)
+        if agreed(interrupt.is_set())[0] > 0:
+            raise KeyboardInterrupt
+        together(lambda: write_index(folder, shards, views, identity, art.labels), only_main=True)
+    return TokenShards(folder)
+
+
+@torch.inference_mode()
+def _encoded(
+    run: Run[TrainOptions], tokenizer: Tokenizer, shard: int, views: int, interrupt: threading.Event
+) -> tuple[list[tuple[list[Tensor], str]], ...]:
+    """The tokens of a shard, of what is learned from and what is held out; not all where interrupted."""
+    flip, device = run.options.flip, processes().device
+    palette = tokenizer.config if isinstance(tokenizer, PaletteTokenizer) else None
+    grids = Grids(tokenizer.downsample, run.preset.cell, run.preset.cells)
+    parts: tuple[list[tuple[list[Tensor], str]], ...] = ([], [])
+    for picture, label, held_out in _pictures(run, shard, "RGB" if palette is None else "RGBA"):
+        encoded = []
+        for view in range(views):
+            if palette is None:
+                image_CHW = view_of(picture, view, grids, flip)
+            else:
+                image_CHW = sprite_view(picture, palette, grids.cell, mirrored=view == 1)
+            with torch.autocast(device.type, torch.bfloat16, enabled=run.bf16):
+                encoded.append(tokenizer.encode(image_CHW[None].to(device))[0].to("cpu", torch.uint16))
+        parts[held_out].append((encoded, label))
+        if interrupt.is_set():
+            break
+    return parts
+
+
+def _pictures(run: Run[TrainOptions], shard: int, mode: str) -> Iterator[Labelled]:
+    """The pictures of one token shard."""
+    art, val = run.art, set(run.val)
+    if isinstance(art, ArtShards):
+        yield from art.unit(shard)
+        return
+    for i in sorted((*run.train, *run.val))[shard * PICTURES_A_SHARD : (shard + 1) * PICTURES_A_SHARD]:
+        yield Labelled(art.picture(i, mode), art.labels[art.label_of[i]], i in val)
 
 
 class Views(TokenCache):

@@ -10,7 +10,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from glob import glob
 from pathlib import Path
@@ -136,6 +136,9 @@ def _edit(args: argparse.Namespace) -> None:
 
 def _draw(args: argparse.Namespace, task_for: Callable[[igpt.ImageGPT], Task], title: str | None = None) -> None:
     """Draws a task and writes what comes of it; what is cheap to check comes before torch loads."""
+    process, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if processes > 1 and (args.seed is None or args.sheet or args.atlas):
+        raise UserError("several processes draw from one --seed, and without --sheet or --atlas")
     seed = secrets.randbelow(2**31) if args.seed is None else args.seed
     check_seeds(seed, args.n)
     sampling, output = flags.sampling_of(args), plan_output(args.out, args.n, f".{args.format}")
@@ -149,7 +152,11 @@ def _draw(args: argparse.Namespace, task_for: Callable[[igpt.ImageGPT], Task], t
     if label not in (args.label, task.label) and not args.quiet:
         print(f"label {label}, the best fit to the picture; --label chooses another", file=sys.stderr)
     run, title = sibling("generate.run"), title or args.label or model.name
-    run.draw_files(batches, run.Target(output, title, args.sheet, args.atlas, args.timelapse, args.force, args.quiet))
+    target = run.Target(output, title, args.sheet, args.atlas, args.timelapse, args.force, args.quiet)
+    if processes > 1:  # a picture of the same seed is the same: what is there may be replaced
+        batches = run.shared_out(batches, target, process, processes)
+        target = replace(target, force=True)
+    run.draw_files(batches, target)
 
 
 # Saying what there is

@@ -115,8 +115,9 @@ def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def check_art(art: str) -> None:
-    """Raises UserError where there is nothing at the path: said before a model is loaded or a folder made."""
-    if not Path(art).expanduser().exists():
+    """Raises UserError where there is nothing at the path: said before a model is loaded or a folder made. Of a pattern
+    or an address `train.shards` says it."""
+    if not (Path(art).expanduser().exists() or any(sign in art for sign in ("*", "{", "://"))):
         raise UserError(f"there is no art at {art!r}; a folder of pictures or a .tar is wanted")
 
 

@@ -29,7 +29,8 @@ def _add_train(commands: Any) -> None:
         "--tokenizer, whose codes and GPT stay. Started again, it goes on."
     )
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
-    parser.add_argument("art", metavar="ART", help="a folder whose sub-folders are labels, or an archive like it")
+    art = "a folder whose sub-folders are labels, an archive like it, or several: 'shard-{0000..0009}.tar'"
+    parser.add_argument("art", metavar="ART", help=art)
     parser.add_argument("--out", metavar="MODEL", required=True, help="the folder of the new model")
     add_threads(parser)
     add_identity(parser)
@@ -41,7 +42,7 @@ def _train(args: argparse.Namespace) -> None:
     options = options_of(args, sibling("train.options").TrainOptions)
     options.check()
     check_writable(args.out)
-    print(sibling("train.run").train(args.stage, Path(args.art), Path(args.out), options))
+    print(sibling("train.run").train(args.stage, args.art, Path(args.out), options))
 
 
 def _add_finetune(commands: Any) -> None:

@@ -1,0 +1,270 @@
+"""What a GPU reaches, in about three minutes: trains, draws and measures itself, checks itself, prints one table.
+
+    python -m benchmarks.gpu                        # on any CUDA machine; art is painted here, no file is needed
+    python -m benchmarks.gpu --device cpu --tiny    # the same code path in seconds, to see that it runs
+
+Rows: steps of the tokenizer on crops cut on the device, steps of the GPT on grids, both eager and compiled (static
+shapes, one graph a stage), the product of two matrices that stands for the peak, drawing with guidance, decoding in
+batches. Every row runs for --seconds after a warm-up; the device is waited for at its start and its end alone.
+Checked: losses are finite and fall, compiled steps give the eager loss, drawn tokens are the same twice, no operation
+inside a step of the GPT waits for the device. What it cannot tell: how good anything looks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.timing import flops_of
+from igpt.config import GPTConfig, SamplingOptions
+from igpt.device import fast_bf16, pick_device
+from igpt.model import GPT, cell_positions
+from igpt.sampling import generators, sample
+from tokenizer_vq.vq import VQConfig, VQTokenizer
+from train.muon import muon
+from train.tokenizer import adamw
+
+PICTURES, SIDE = 256, 288  # painted ones, and pixels a side of them
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is."""
+
+    vq: VQConfig
+    gpt: GPTConfig
+    crops: int
+    crop: int  # pixels a side
+    grids: int
+    drawn: int
+    matrix: int  # rows of the matrices whose product stands for the peak
+
+
+FULL = Sizes(VQConfig(), GPTConfig(4096, 67), crops=64, crop=192, grids=256, drawn=256, matrix=8192)
+TINY = Sizes(
+    VQConfig(channels=(32,), codes=64, encoder_blocks=1, decoder_blocks=1),
+    GPTConfig(64, 3, layers=2, width=64, heads=2, cells=16),
+    crops=4,
+    crop=32,
+    grids=4,
+    drawn=4,
+    matrix=256,
+)
+
+
+def painted(count: int, side: int, device: torch.device) -> Tensor:
+    """Smooth coloured noise as bytes on the device, [N, 3, side, side]."""
+    noise = torch.rand(count, 3, 9, 9, generator=torch.Generator().manual_seed(0)).to(device)
+    return (F.interpolate(noise, size=(side, side), mode="bicubic").clamp(0, 1) * 255).to(torch.uint8)
+
+
+def crops_of(pictures_NCHW: Tensor, count: int, side: int, generator: torch.Generator) -> Tensor:
+    """Random crops in [-1, 1], cut on the device: no loader, no copy from the host."""
+    device, (n, _, height, width) = pictures_NCHW.device, pictures_NCHW.shape
+    chosen_B = torch.randint(n, (count,), device=device, generator=generator)
+    y_B = torch.randint(height - side + 1, (count,), device=device, generator=generator)
+    x_B = torch.randint(width - side + 1, (count,), device=device, generator=generator)
+    ahead = torch.arange(side, device=device)
+    rows, columns = (y_B[:, None] + ahead)[:, None, :, None], (x_B[:, None] + ahead)[:, None, None, :]
+    channels = torch.arange(3, device=device)[None, :, None, None]
+    crops = pictures_NCHW[chosen_B[:, None, None, None], channels, rows, columns]
+    return (crops.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+class Bench:
+    """A device, and how work on it is timed."""
+
+    def __init__(self, device: torch.device, seconds: float):
+        self.device, self.seconds = device, seconds
+        self.bf16 = fast_bf16(device) or device.type == "cuda"
+
+    def wait(self) -> None:
+        """Until the device has done all it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def time(self, work: Callable[[], object]) -> float:
+        """Seconds of one call, after three that warm up."""
+        for _ in range(3):
+            work()
+        self.wait()
+        calls, start = 0, time.perf_counter()
+        while not calls or time.perf_counter() - start < self.seconds:
+            for _ in range(3):
+                work()
+            self.wait()
+            calls += 3
+        return (time.perf_counter() - start) / calls
+
+
+def tokenizer_step(bench: Bench, sizes: Sizes, compiled: bool) -> Callable[[], Tensor]:
+    """One step of encoder, codebook and decoder on crops; the loss."""
+    torch.manual_seed(0)
+    generator = torch.Generator(bench.device).manual_seed(1)
+    tokenizer = VQTokenizer(sizes.vq).to(bench.device).to(memory_format=torch.channels_last).train()
+    optimizer, pictures = adamw(tokenizer, 4e-4), painted(PICTURES, SIDE, bench.device)
+    if compiled:
+        for part in (tokenizer.encoder, tokenizer.decoder):
+            part.compile(dynamic=False)
+
+    def step() -> Tensor:
+        images = crops_of(pictures, sizes.crops, sizes.crop, generator)
+        with bench.autocast():
+            recon, quantized = tokenizer(images, torch.Generator().manual_seed(0))
+        loss = F.l1_loss(recon.float(), images) + quantized.loss
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def gpt_step(bench: Bench, sizes: Sizes, compiled: bool) -> tuple[Callable[[], Tensor], GPT]:
+    """One step of the GPT on grids whose tokens go up from cell to cell; the loss in nats."""
+    torch.manual_seed(0)
+    config, generator = sizes.gpt, torch.Generator(bench.device).manual_seed(1)
+    gpt = GPT(config).to(bench.device).train()
+    optimizer = muon(gpt, 3e-3, 0.1, ("tokens.weight", "labels.weight", "head.weight"))
+    side = round(config.cells**0.5)
+    positions_L2 = cell_positions(side, side).to(bench.device)
+    if compiled:
+        gpt.compile(dynamic=False)
+
+    def step() -> Tensor:
+        shape = (sizes.grids, config.cells)
+        first_B11 = torch.randint(config.vocab_size, (sizes.grids, 1, 1), device=bench.device, generator=generator)
+        order_BL = torch.rand(shape, device=bench.device, generator=generator).argsort(1)
+        cells_BLn = (first_B11 + order_BL[..., None]).expand(*shape, config.cell**2) % config.vocab_size
+        labels_B = first_B11.flatten() % config.labels
+        with bench.autocast():
+            logits = gpt(cells_BLn, positions_L2[order_BL], labels_B)
+        loss = F.cross_entropy(logits.float().flatten(0, 2), cells_BLn.flatten())
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(gpt.parameters(), 1.0)
+        optimizer.step()
+        return loss.detach()
+
+    return step, gpt
+
+
+def learns(step: Callable[[], Tensor], steps: int) -> tuple[float, float]:
+    """The first loss, and the mean of the last five of so many; both must be finite, the second lower."""
+    losses = torch.stack([step() for _ in range(steps)]).tolist()
+    first, last = losses[0], sum(losses[-5:]) / 5
+    assert first == first and last < first, f"the loss went from {first} to {last}"
+    return first, last
+
+
+def waits_for_nothing(bench: Bench, step: Callable[[], Tensor]) -> str:
+    """Whether a step runs without waiting for the device; only CUDA can tell."""
+    if bench.device.type != "cuda":
+        return "not seen, no CUDA"
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return "no" if not seen else f"{len(seen)} times: {seen[0].message}"
+
+
+def draw_row(bench: Bench, sizes: Sizes, gpt: GPT) -> tuple[float, Tensor]:
+    """Seconds to draw `drawn` grids with guidance, and the tokens of the last time."""
+    side = round(sizes.gpt.cells**0.5) * sizes.gpt.cell
+    labels_B = torch.arange(sizes.drawn) % sizes.gpt.labels
+    found: list[Tensor] = []
+
+    def draw() -> None:
+        with bench.autocast():
+            *_, last = sample(gpt, labels_B, (side, side), SamplingOptions(), generators(0, sizes.drawn))
+        found.append(last.tokens_Bhw)
+
+    seconds = bench.time(draw)
+    assert torch.equal(found[0], found[-1]), "the same seeds drew other tokens"
+    return seconds, found[-1]
+
+
+def rows(bench: Bench, sizes: Sizes, compiled: tuple[bool, ...], steps: int) -> list[tuple[str, str]]:
+    """The table."""
+    table: list[tuple[str, str]] = []
+    dtype = torch.bfloat16 if bench.bf16 else torch.float32
+    square = torch.randn(sizes.matrix, sizes.matrix, device=bench.device, dtype=dtype)
+    peak = 2 * sizes.matrix**3 / bench.time(lambda: square @ square)
+    table.append((f"product of {sizes.matrix}^3 in {dtype}".replace("torch.", ""), f"{peak / 1e12:.3g} TFLOP/s"))
+    first_losses: dict[str, list[float]] = {"tokenizer": [], "GPT": []}
+    for on in compiled:
+        name, start = "compiled" if on else "eager", time.perf_counter()
+        step = tokenizer_step(bench, sizes, on)
+        first, last = learns(step, steps)
+        first_losses["tokenizer"].append(first)
+        ready = time.perf_counter() - start
+        speed = sizes.crops / bench.time(step)
+        losses = f"loss {first:.3f} to {last:.3f}"
+        table.append((f"tokenizer, {name}", f"{speed:,.0f} crops/s, {losses}, {ready:.0f} s before"))
+    for on in compiled:
+        name, start = "compiled" if on else "eager", time.perf_counter()
+        step, gpt = gpt_step(bench, sizes, on)
+        if not on:
+            flops = flops_of(step)
+        first, last = learns(step, steps)
+        first_losses["GPT"].append(first)
+        ready, seconds = time.perf_counter() - start, bench.time(step)
+        share = f"{flops / seconds / 1e12:.3g} TFLOP/s = {flops / seconds / peak:.0%} of the product"
+        table.append((f"GPT, {name}", f"{sizes.grids / seconds:,.0f} grids/s, {share}, {ready:.0f} s before"))
+        table.append((f"GPT, {name}, waits for the device", waits_for_nothing(bench, step)))
+    for name, firsts in first_losses.items():
+        assert max(firsts) - min(firsts) < 0.02 * max(firsts), f"{name}: eager and compiled losses differ: {firsts}"
+    seconds, tokens_Bhw = draw_row(bench, sizes, gpt.eval())
+    table.append(("drawing with guidance, 16 steps", f"{sizes.drawn / seconds:,.1f} grids/s"))
+    tokenizer = VQTokenizer(sizes.vq).to(bench.device).to(memory_format=torch.channels_last).eval()
+    batches = tokens_Bhw.to(bench.device).split(64)
+
+    def decode() -> None:
+        with torch.inference_mode(), bench.autocast():
+            for batch in batches:
+                tokenizer.decode(batch)
+
+    decoding = bench.time(decode)
+    table.append(("decoding in batches of 64", f"{sizes.drawn / decoding:,.1f} pictures/s"))
+    table.append(("drawing and decoding", f"{sizes.drawn / (seconds + decoding):,.1f} pictures/s"))
+    if bench.device.type == "cuda":
+        table.append(("peak of GPU memory", f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"))
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", help="default: the best there is")
+    parser.add_argument("--tiny", action="store_true", help="models and batches of a test")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of each row (default: %(default)s)")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU")
+    args = parser.parse_args()
+    device, start = pick_device(args.device), time.perf_counter()
+    if device.type == "cpu" and not args.tiny:
+        sys.exit("this is for a GPU; --tiny shows on a CPU that it runs")
+    torch.set_float32_matmul_precision("high")
+    compiled = device.type == "cuda" if args.compile is None else args.compile
+    bench = Bench(device, min(args.seconds, 0.2) if args.tiny else args.seconds)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
+    print(f"{name}, torch {torch.__version__}")
+    for row, found in rows(bench, TINY if args.tiny else FULL, (False, True) if compiled else (False,), steps=30):
+        print(f"{row:44}{found}")
+    print(f"all checks passed; {time.perf_counter() - start:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()

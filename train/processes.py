@@ -1,0 +1,113 @@
+"""Several processes that learn together: what each does, and what they agree on. With one process all of it is free.
+
+Notable choices: nobody leaves alone. What only one process finds out (a wrong option, a full disk, a signal) is told to
+all before any acts on it; a process that is killed is noticed by the others, which end with a sentence.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar, cast
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object, reduce
+from torch import Tensor
+
+from igpt.device import pick_device
+from tokenizer_vq.base import UserError
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
+def processes() -> PartialState:
+    """This process among those of its training, and its device."""
+    return PartialState(cpu=pick_device().type == "cpu")
+
+
+def shared_out(items: Sequence[Item]) -> Sequence[Item]:
+    """The part of a sequence that falls to this process: every n-th item."""
+    here = processes()
+    return items[here.process_index :: here.num_processes]
+
+
+def micro_batches(batch: Any, count: int) -> list[Any]:
+    """A batch (a dict of tensors, where it is to be cut) in `count` parts at most."""
+    if count == 1:
+        return [batch]
+    size = len(next(iter(batch.values())))
+    parts = {name: value.tensor_split(min(count, size)) for name, value in batch.items()}
+    return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
+
+
+def total(values: Tensor) -> Tensor:
+    """Sums over all processes, on the device of this one."""
+    here = processes()
+    return reduce(values.to(here.device), "sum") if here.num_processes > 1 else values
+
+
+def agreed(*values: float) -> list[float]:
+    """Means over all processes: where one alone went on or left, the others would wait for it."""
+    here = processes()
+    if here.num_processes == 1:
+        return list(values)
+    return reduce(torch.tensor(values, dtype=torch.float64, device=here.device), "mean").tolist()
+
+
+class News:
+    """Means over all processes of what each says, told a call later, so that no step waits for the news; at the first
+    call and with one process at once."""
+
+    said: Tensor | None = None
+
+    def __call__(self, *values: float) -> list[float]:
+        """What was said at the call before."""
+        here = processes()
+        if here.num_processes == 1:
+            return list(values)
+        now = reduce(torch.stack([torch.full((), float(value), device=here.device) for value in values]), "mean")
+        said, self.said = now if self.said is None else self.said, now
+        return said.tolist()
+
+
+def together(act: Callable[[], Found], only_main: bool = False) -> Found:
+    """What `act` returns; with `only_main` only the first process acts, and gets that. Where one raises UserError, all
+    raise it, with the first one's sentence."""
+    here, found, sentence = processes(), None, ""
+    try:
+        if here.is_main_process or not only_main:
+            found = act()
+    except UserError as error:
+        sentence = str(error)
+    sentences = gather_object([sentence])
+    if any(sentences):
+        raise UserError(next(each for each in sentences if each))
+    return cast(Found, found)
+
+
+def check_same_start(facts: dict[str, Any]) -> None:
+    """Raises UserError, in all processes, where one was started with other facts than the first."""
+    first, *others = gather_object([facts])
+    for number, theirs in enumerate(others, 1):
+        for name, value in first.items():
+            if theirs.get(name) != value:
+                raise UserError(
+                    f"process {number} was started with {name.replace('_', '-')} {theirs.get(name)!r}, process 0 with "
+                    f"{value!r}; the same are wanted"
+                )
+
+
+@contextmanager
+def companions() -> Iterator[None]:
+    """A block in which the end of another process is a UserError: what it was needed for cannot be had any more."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, torch.distributed.DistError) or re.search(r"peer|gloo|nccl", str(error), re.IGNORECASE)
+        if processes().num_processes == 1 or not lost:
+            raise
+        sentence = "another process of this training has ended; the same command goes on from the last save"
+        raise UserError(sentence) from error
