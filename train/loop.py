@@ -156,9 +156,7 @@ class Trainer:
         self.rank, self.ranks = processes().process_index, processes().num_processes
         self.device, self.main = processes().device, processes().is_main_process
         if schedule.batch < self.ranks:
-            raise UserError(
-                f"a batch of {schedule.batch} is too small for {self.ranks} processes; one sample each is wanted"
-            )
+            raise UserError(f"a batch of {schedule.batch} is too small for {self.ranks} processes: give each a sample")
         self.modules = {name: module.to(self.device) for name, module in task.modules.items()}
         self.averaged: Any = copy.deepcopy(self.modules["model"]).requires_grad_(False).eval()
         self.optimizers = {name: task.optimizer(name) for name in self.modules}
