@@ -12,7 +12,7 @@ import igpt
 from tests.imports import FILES, MODULES, ROOT, imports_of
 
 MOST_LINES = 8718  # of product code; the aim was 6,800 and 300 for sprites
-STUDIO_LINES = 986  # of igpt studio, on top of those
+STUDIO_LINES = 987  # of igpt studio, on top of those
 MOST_FILES, LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 80, 350, 60, 6
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in FILES}
 TREES = {path: ast.parse(source) for path, source in SOURCES.items()}
