@@ -256,7 +256,7 @@ def test_two_tabs_draw_in_turn(browser: Any, page: Any, studio: Studio) -> None:
     with opened(browser, studio.address) as other:
         settings(page, seed=31)
         settings(other, "sprites", seed=32)
-        draw(page, "512")
+        draw(page, "384")
         draw(other, "16")
         found = drawn(page, studio, before, 2)
         said(other, "1 drawn, in")
@@ -266,7 +266,7 @@ def test_two_tabs_draw_in_turn(browser: Any, page: Any, studio: Studio) -> None:
 def test_a_reload_in_the_middle_finds_the_drawing_again(page: Any, studio: Studio) -> None:
     before = len(studio.pictures())
     settings(page)
-    draw(page, "512")
+    draw(page, "384")
     said(page, r"\d%")
     begin(page, studio.address)
     assert not said(page, "1 new by tiny").endswith("drawn")

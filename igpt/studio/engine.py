@@ -97,11 +97,12 @@ class Engine(Jobs):
             return self._models[name]
 
     def card(self, name: str) -> str:
-        """The card of a model as Markdown, without its pictures. Raises UserError where there is none."""
+        """The card of a model as Markdown, without pictures and links to files. Raises UserError where it has none."""
         path = checkpoint.find(self.places[name][0]) / checkpoint.CARD
         if self.places[name][1] or not path.is_file():
             raise UserError(f"the model {name!r} has no card")
-        return re.sub(r"!\[[^]]*\]\([^)]*\)", "", path.read_text(encoding="utf-8"))
+        text = re.sub(r"!\[[^]]*\]\([^)]*\)", "", path.read_text(encoding="utf-8"))
+        return re.sub(r"\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
 
     def examples(self, name: str, label: str | None) -> Image.Image | None:
         """A strip of pictures of a label, from the sheet of a model in the box."""

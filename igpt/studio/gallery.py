@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from igpt.config import DEFAULT_STRENGTH
-from igpt.recipe import read_recipe
+from igpt.recipe import recipe_of
 from tokenizer_vq.base import UserError
 
 from .page import QUIET, Page, said
@@ -78,9 +78,10 @@ def add_to(page: Page) -> None:
 
 def _story(path: str) -> str:
     """How a picture was made, in one paragraph."""
-    recipe = read_recipe(path)
-    if recipe is None:
-        return f"**{Path(path).name}** carries no recipe."
+    try:
+        recipe = recipe_of(path)
+    except UserError as error:
+        return str(error)
     size = "x".join(map(str, recipe.size)) + " pixels, a texture" * recipe.tile
     facts = {"model": recipe.model, "label": recipe.label or "none", "seed": recipe.seed, "size": size}
     facts |= {"made by": recipe.command} | asdict(recipe.options)
