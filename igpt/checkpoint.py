@@ -89,8 +89,8 @@ def find(name: str | Path) -> Path:
     try:
         return Path(snapshot_download(text, allow_patterns=[CONFIG, WEIGHTS, CARD]))
     except Exception as error:  # network, access and naming errors have no common parent
-        reason = f"the model could not be had from the Hub ({type(error).__name__})"
-        raise UserError(f"there is no folder {text!r}, and {reason}") from error
+        hub = "could not be had from the Hub either: is it spelled right, and is there a connection?"
+        raise UserError(f"there is no folder {text!r}, and a model of that name {hub}") from error
 
 
 # Reading
