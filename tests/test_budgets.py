@@ -15,7 +15,7 @@ MOST_LINES = {  # of product code, and what each later part may add
     "the house": 8_000,  # the aim is 6,800
     "sprites": 640,
     "hardening": 345,
-    "cluster": 521,
+    "cluster": 540,
 }
 MOST_FILES, LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 70, 350, 60, 6
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in FILES}
