@@ -26,7 +26,7 @@ from tokenizer_vq.images import to_picture
 from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
 from train.options import TrainOptions
 from train.run import train
-from train.sprites import palette_for, sprite, sprite_view, with_colours_of
+from train.sprites import advice, palette_for, sprite, sprite_view, with_colours_of
 
 Capture = pytest.CaptureFixture[str]
 RED, WHITE, GREEN = "#d03030", "#ffffff", "#30a030"
@@ -220,6 +220,15 @@ def test_what_a_token_is_can_be_said_and_goes_by_the_pictures_otherwise(tmp_path
         and of_file.config.colours[:2] == ("#000000", "#ffffff")
         and len(of_file.config.colours) == 3
     )
+
+
+def test_large_pictures_of_few_colours_are_said_to_be_cut_or_learned_smaller(tmp_path: Path) -> None:
+    for size in ((96, 80), (32, 32)):
+        folder = tmp_path / str(size[0])
+        folder.mkdir()
+        for i in range(3):
+            ImageOps.posterize(paint(i, (200, 40, 40), size), 1).save(folder / f"{i}.png")
+    assert "--grid" in advice(ArtFolder(tmp_path / "96")) and not advice(ArtFolder(tmp_path / "32"))
 
 
 def test_a_sheet_is_cut_into_the_sprites_that_are_on_it(tmp_path: Path) -> None:

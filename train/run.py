@@ -26,7 +26,7 @@ from .gpt import GPTTask, new_gpt
 from .options import SHARES, Preset, TrainOptions
 from .processes import check_same_start, processes, together
 from .shards import ArtShards, open_art
-from .sprites import LARGEST_LEARNED, palette_for
+from .sprites import LARGEST_LEARNED, advice, palette_for
 from .state import load_state
 from .tokenizer import TokenizerTask
 from .tokens import encode
@@ -66,6 +66,8 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     limits = options.limits(tasks, sprites is not None)
     run = Run(collection, train_ids, val_ids, options, work, preset, limits)
     run.describe(collection.skipped)
+    if not (source or sprites) and (sentence := advice(collection)):
+        run.say(sentence)
     with claimed(work):
         together(lambda: run.check_same_run(stage), only_main=True)
 

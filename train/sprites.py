@@ -32,6 +32,7 @@ LARGEST_LEARNED = 64  # pixels a side of a sprite that is learned as a whole
 FEW_COLOURS = 1024  # in all pictures of a folder: with more it is no pixel art
 MOST_COLOURS = 254  # with a ground and an entry for what is transparent they fit into an indexed picture
 FREE_COLOURS = ("#ffffff", "#ff00ff", "#00ff00", "#00ffff", "#fe01fe")  # the first that is free stands for transparency
+EXAMINED = 8  # pictures, to see whether a folder has few colours
 PLAIN = 0.5  # share of the pixels at the edges which is one colour: that is the ground then
 
 
@@ -79,6 +80,18 @@ def palette_for(art: ArtFolder, options: TrainOptions) -> SpritePalette | None:
     if counts.max() < PLAIN * counts.sum() or ground not in colours:
         ground = ""
     return SpritePalette(PaletteConfig(colours, ground, ground_inside=False), len(present), lost, reason)
+
+
+def advice(art: ArtFolder) -> str:
+    """What to do where pictures of few colours are too large to be learned as sprites; "" where they are not."""
+    few = all(art.picture(i).getcolors(MOST_COLOURS) for i in range(min(len(art), EXAMINED)))
+    largest = max(map(max, art.sizes))
+    if largest <= LARGEST_LEARNED or not few:
+        return ""
+    return (
+        f"few colours, but up to {largest} pixels a side: --grid 32 cuts sheets into sprites of 32, --tokens palette "
+        f"learns the pictures pixel by pixel, made smaller than {LARGEST_SPRITE + 1}"
+    )
 
 
 def _palette(opaque_P: Codes, wanted: str | None) -> tuple[str, ...]:
