@@ -18,6 +18,7 @@ from .checkpoint import Tokenizer
 from .config import ANY_LABEL, NO_LABEL, SamplingOptions
 from .likelihood import label_nats
 from .model import GPT
+from .recipe import sampling_options
 from .sizes import Grids
 
 
@@ -48,11 +49,9 @@ class Bundle:
     def sampling(self) -> SamplingOptions:
         """How it draws unless asked otherwise. Raises UserError where its config says what cannot be meant."""
         try:
-            options = SamplingOptions(**self.provenance.get("sampling", {}))
-        except TypeError as error:
-            raise UserError(f"the model {self.name!r} has an unknown setting of drawing: {error}") from error
-        options.check()
-        return options
+            return sampling_options(self.provenance.get("sampling", {}))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"the model {self.name!r} has an unknown way of drawing: {error}") from error
 
     @torch.inference_mode()
     def decode(self, tokens_Bhw: Tensor, known_Bhw: Tensor | None = None, at: tuple[int, int] = (0, 0)) -> list[Image]:

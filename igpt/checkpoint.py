@@ -22,16 +22,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import CONTROLS, UserError
 from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
 from .config import GPTConfig
 from .files import atomic_write
+from .locked import is_locked, unlock
 from .model import GPT
 
 FORMAT = 3
-CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+FILES = CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
+MOST_CELLS = 2**14  # of a picture in training; attention to many more would take minutes a picture
 ROW_SCALES = ".scale"  # ends the name of the scales of int8 rows
 ADAPTER = "adapter.safetensors"  # what `igpt finetune --adapter` leaves in a folder instead of a model
 
@@ -60,14 +62,15 @@ def in_the_box() -> dict[str, Path]:
 
 
 def find(name: str | Path) -> Path:
-    """The folder of a model given as a folder, an in-the-box name, or a Hub id "user/model" (downloaded once).
+    """The folder of a model given as a folder, an in-the-box name, or a Hub id "user/model" (downloaded once); the file
+    itself of a locked one.
 
     Raises UserError listing what exists if there is no such model.
     """
     text, boxed = str(name), in_the_box()
     try:
         folder = Path(name).expanduser()
-        there, is_model = folder.is_dir(), (folder / CONFIG).is_file()
+        there, is_model = folder.is_dir(), (folder / CONFIG).is_file() or (folder.is_file() and is_locked(folder))
     except (OSError, RuntimeError) as error:  # too long a name, an unreadable folder, no such user
         raise UserError(f"there is no model {text!r:.200}: {error}") from error
     if is_model or text in boxed:
@@ -76,6 +79,8 @@ def find(name: str | Path) -> Path:
         raise UserError(f"{text!r} holds an adapter: --model BASE --adapter {folder / ADAPTER} is wanted")
     if there:
         raise UserError(f"the folder {text!r} holds no model: {CONFIG} is missing")
+    if folder.is_file():
+        raise UserError(f"{text!r} is neither a model folder nor a file that `igpt lock` made")
     if not re.fullmatch("[^/.]+/[^/]+", text):
         names = f"a model folder, a Hub id like user/model, or one of these is wanted: {', '.join(boxed) or '(none)'}"
         raise UserError(f"there is no model {text!r}: {names}")
@@ -91,6 +96,28 @@ def find(name: str | Path) -> Path:
 # Reading
 
 
+def read_files(place: Path) -> dict[str, bytes]:
+    """The files of a model folder, or of a locked one, by their names; what was locked never lies open on a disk.
+
+    Raises UserError for what cannot be read, and for links out of the folder: a stranger may have made them.
+    """
+    if place.is_file():
+        return unlock(place)
+    files: dict[str, bytes] = {}
+    try:
+        # In its cache the Hub's library links the files of a version to where those of all versions lie.
+        root = (place.parent.parent if place.parent.name == "snapshots" else place).resolve()
+        for name in FILES:
+            path = (place / name).resolve()
+            if not path.is_relative_to(root):
+                raise UserError(f"{place / name} is a link out of the model folder; a copy of the file is wanted there")
+            if path.is_file():
+                files[name] = path.read_bytes()
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"the model in {place} cannot be read: {error}") from error
+    return files
+
+
 class _NoRandomWeights(TorchFunctionMode):
     """Skips torch.nn.init. (The meta device would do as well, but loads the compiler of torch, for two seconds.)"""
 
@@ -103,12 +130,13 @@ class _NoRandomWeights(TorchFunctionMode):
 def load(name: str | Path) -> Checkpoint:
     """A model ready for use on the CPU, weights in float32. Raises UserError on anything missing or damaged."""
     folder = find(name)
-    tokenizer, gpt, labels, provenance = _described(folder / CONFIG)
+    files = read_files(folder)
+    stored = files.get(WEIGHTS, b"")
     try:
-        stored = (folder / WEIGHTS).read_bytes()
         tensors = dequantize_rows(load_bytes(stored))
-    except (OSError, SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError) as error:
         raise UserError(f"the weights {folder / WEIGHTS} cannot be read: {error}") from error
+    tokenizer, gpt, labels, provenance = _described(folder / CONFIG, files.get(CONFIG, b""), tensors)
     try:
         for part, module in _parts(tokenizer, gpt).items():
             names = [key for key in tensors if key.startswith(f"{part}.")]
@@ -124,12 +152,15 @@ def load(name: str | Path) -> Checkpoint:
     return Checkpoint(tokenizer, gpt, labels, provenance, hashlib.sha256(stored).hexdigest())
 
 
-def _described(path: Path) -> tuple[Tokenizer, GPT | None, list[str], dict[str, Any]]:
-    """What a config.json describes, still without weights. Raises UserError where it does not."""
+def _described(
+    path: Path, data: bytes, tensors: dict[str, Tensor]
+) -> tuple[Tokenizer, GPT | None, list[str], dict[str, Any]]:
+    """What a config.json describes, still without its weights. Raises UserError where it does not."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = printable(json.loads(data.decode("utf-8")))
         if (found := config["format"]) != FORMAT:
             raise ValueError(f"it is of format {found!r:.20}, this igpt reads format {FORMAT}: train the model anew")
+        _check(config, tensors)
         given = {key: tuple(value) if isinstance(value, list) else value for key, value in config["tokenizer"].items()}
         kinds: dict[Any, Callable[..., Tokenizer]] = {
             "vq": lambda **given: VQTokenizer(VQConfig(**given)),
@@ -139,8 +170,31 @@ def _described(path: Path) -> tuple[Tokenizer, GPT | None, list[str], dict[str, 
             tokenizer = kinds[given.pop("kind")](**given)
             gpt = GPT(GPTConfig(**config["gpt"])) if config.get("gpt") else None
         return tokenizer, gpt, list(config["labels"]), dict(config.get("provenance", {}))
-    except (OSError, LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} does not describe a model: {error}") from error
+
+
+def _check(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Raises ValueError for what no model means. Above all for numbers that no tensor has room for: to build millions
+    of layers, or one of millions of channels, would take all memory before the weights are seen not to fit."""
+    largest = max([len(tensors), *(side for value in tensors.values() for side in value.shape)])
+    for part in (config["tokenizer"], config.get("gpt") or {}):
+        for name, value in dict(part).items():
+            most = MOST_CELLS if name == "cells" else largest
+            if any(type(number) is int and number > most for number in (value if isinstance(value, list) else [value])):
+                raise ValueError(f"{name} is {value!s:.60}, more than these weights have room for")
+    labels, some = config["labels"], dict(config.get("provenance", {})).get("default_labels", [])
+    if not all(isinstance(label, str) for label in [*labels, *some]) or len(set(labels)) < len(labels):
+        raise ValueError("labels are wanted that are names and differ")
+
+
+def printable(value: Any) -> Any:
+    """What JSON says, with no control characters in its strings: a stranger may mean them for your terminal."""
+    if isinstance(value, dict):
+        return {printable(key): printable(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [printable(part) for part in value]
+    return value.translate(CONTROLS) if isinstance(value, str) else value
 
 
 def _parts(tokenizer: Tokenizer, gpt: GPT | None) -> dict[str, nn.Module]:

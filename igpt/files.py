@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +21,7 @@ from tokenizer_vq.base import UserError
 
 from .recipe import CHUNK, Recipe, digest, flatten, reason, to_exif
 
+ABANDONED = 3600  # seconds since anybody wrote to the beginning of a file
 LONGEST_STEM = 50  # characters of a label in a file name: file systems allow 255 bytes, a character may have four
 FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 OTHER_FORMATS = {".gif", ".bmp", ".tif", ".tiff", ".avif"}
@@ -30,14 +33,15 @@ QUALITY = 92  # of WebP and JPEG, up to 100
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """A path to write to: moved over `path` in one go if the block ends well, removed if it does not."""
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.part")
+    room = _part(path)  # a folder: safetensors writes beside what it is told to write, and renames
+    room.mkdir()
     try:
-        yield tmp
-        with open(tmp, "rb+") as file:
+        yield room / path.name
+        with open(room / path.name, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(tmp, path)
+        os.replace(room / path.name, path)
     finally:
-        tmp.unlink(missing_ok=True)
+        shutil.rmtree(room, ignore_errors=True)
 
 
 def write_picture(picture: Image.Image, path: Path, recipe: Recipe | None = None, *, force: bool = False) -> Path:
@@ -79,7 +83,7 @@ def write_file(data: bytes, path: Path, *, force: bool = False) -> Path:
 
     With `force` a file at `path` is replaced. Raises UserError when the disk refuses.
     """
-    tmp = path.with_name(f".igpt-{secrets.token_hex(8)}.part")
+    tmp = _part(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -89,6 +93,15 @@ def write_file(data: bytes, path: Path, *, force: bool = False) -> Path:
             tmp.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {reason(error)}") from error
+
+
+def _part(path: Path) -> Path:
+    """A hidden name next to `path`, to write to first. Those that killed processes have left there are cleared away."""
+    for left in path.parent.glob(".igpt-*.part"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return path.with_name(f".igpt-{secrets.token_hex(8)}.part")
 
 
 def _publish(tmp: Path, path: Path, force: bool) -> Path:

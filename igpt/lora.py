@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from tokenizer_vq.base import UserError
 
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, printable
 from .cpu import Linear
 from .files import atomic_write
 from .model import GPT
@@ -57,8 +57,9 @@ def apply_lora(gpt: GPT, rank: int, seed: int = 0) -> GPT:
     generator = torch.Generator().manual_seed(seed)
     for parent, name, layer in _layers(gpt, Linear):
         setattr(parent, name, LoRALinear(layer, rank, generator))
+    gpt.frozen = frozenset(name for name, _ in gpt.named_parameters() if name.endswith(FROZEN))
     for name, parameter in gpt.named_parameters():
-        parameter.requires_grad_(not name.endswith(FROZEN))
+        parameter.requires_grad_(name not in gpt.frozen)
     return gpt
 
 
@@ -149,7 +150,7 @@ def with_adapter(found: Checkpoint, path: Path) -> Checkpoint:
         raise UserError(f"there is no adapter at {str(path)!r}; a .safetensors file of igpt finetune is wanted")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["igpt-adapter"])
+            header = printable(json.loads((file.metadata() or {})["igpt-adapter"]))
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         base, base_hash, labels, rank, provenance = (header[key] for key in HEADER)
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:

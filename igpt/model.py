@@ -170,6 +170,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config, width = config, config.width
+        self.frozen: frozenset[str] = frozenset()  # names of the parameters that a training leaves as they are
         self.tokens = nn.Embedding(config.vocab_size, width // config.cell**2)  # a cell is those of its tokens in a row
         self.labels = nn.Embedding(config.labels + 1, width)  # the last one is the null label
         self.query = nn.Parameter(torch.empty(width))

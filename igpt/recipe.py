@@ -93,7 +93,7 @@ class Recipe:
             raise ValueError(f"its size is {width}x{height}")
         return cls(
             size=(width, height),
-            options=_options(record["options"]),
+            options=sampling_options(record["options"]),
             grid=(rows, columns),
             tokens=struct.unpack(f"<{count}H", tokens),
             sprite=_sprite(record.get("sprite", {})),
@@ -103,7 +103,10 @@ class Recipe:
         )
 
 
-def _options(record: dict[str, Any]) -> SamplingOptions:
+def sampling_options(record: Any) -> SamplingOptions:
+    """Options from JSON of a stranger. Raises ValueError for any of another kind or out of bounds."""
+    if not isinstance(record, dict):
+        raise ValueError("its options are none")
     defaults = asdict(SamplingOptions())
     kinds = {key: (int, float) if type(value) is float else (type(value),) for key, value in defaults.items()}
     if unknown := record.keys() - kinds.keys():

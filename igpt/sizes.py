@@ -63,8 +63,8 @@ class Grids:
             if h * w <= self.cells:
                 return h * self.cell, w * self.cell
         smallest = SMALLEST_GRID_SIDE if self.cells >= SMALLEST_GRID_SIDE**2 else 1
-        sides = range(smallest, self.cells // smallest + 1)
-        grids = ((h, w) for h in sides for w in sides if h * w <= self.cells)
+        rows = range(smallest, self.cells // smallest + 1)
+        grids = ((h, w) for h in rows for w in range(smallest, self.cells // h + 1))
         h, w = max(grids, key=lambda grid: (min(grid[0] * width, grid[1] * height), -grid[0] * grid[1]))
         return h * self.cell, w * self.cell
 

@@ -39,17 +39,21 @@ def loud(config: GPTConfig) -> GPT:
     return gpt
 
 
-@pytest.fixture(scope="session")
-def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a model called `tiny`: 32 codes of 4x4 pixels, 16 cells of 2x2 codes, the labels red and blue."""
+def save_tiny(folder: Path) -> Path:
+    """Writes a model of 32 codes of 4x4 pixels, 16 cells of 2x2 codes, the labels red and blue."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         tokenizer = VQTokenizer(VQConfig(channels=(32,), codes=32, encoder_blocks=1, decoder_blocks=1))
         nn.init.normal_(tokenizer.decoder.head.weight)  # or all that an untrained decoder paints is nearly one grey
         gpt = loud(GPTConfig(vocab_size=32, labels=2, layers=2, width=32, heads=2, head_layers=1, cells=16))
-    folder = tmp_path_factory.mktemp("models") / "tiny"
     ImageGPT(tokenizer, gpt, ["red", "blue"]).save(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model called `tiny`."""
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -20,10 +20,10 @@ MODULES = {module_name(path): path for path in FILES}
 
 
 def room(module: str) -> str:
-    """The room a module lies in: "igpt.cli" and "igpt.evaluation" are rooms of their own."""
+    """The room a module lies in: "igpt.cli", "igpt.evaluation" and "igpt.studio" are rooms of their own."""
     parts = module.split(".")
     inner = ".".join(parts[:2])
-    return inner if inner in ("igpt.cli", "igpt.evaluation") else parts[0]
+    return inner if inner in ("igpt.cli", "igpt.evaluation", "igpt.studio") else parts[0]
 
 
 def imports_of(module: str) -> set[str]:

@@ -14,10 +14,11 @@ from tests.imports import FILES, MODULES, ROOT, imports_of
 MOST_LINES = {  # of product code, and what each later part may add
     "the house": 8_000,  # the aim is 6,800
     "sprites": 640,
-    "hardening": 345,
+    "hardening": 607,
+    "studio": 987,
     "cluster": 540,
 }
-MOST_FILES, LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 70, 350, 60, 6
+MOST_FILES, LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 84, 350, 60, 6
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in FILES}
 TREES = {path: ast.parse(source) for path, source in SOURCES.items()}
 # Words of an earlier state that said several things each, where the field has a word of its own.

@@ -396,7 +396,7 @@ def test_every_default_comes_from_the_dataclasses() -> None:
 
 
 COMMANDS = """generate train finetune replay show info tokenize complete inpaint extend vary blend evaluate audit
-surprise""".split()
+surprise palette studio lock unlock""".split()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -257,6 +257,18 @@ def test_when_writing_fails_nothing_is_left_behind(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_killed_process_left_behind_is_cleared_away_an_hour_later(tmp_path: Path) -> None:
+    old, older, new = (tmp_path / f".igpt-{number}.part" for number in range(3))
+    older.mkdir()
+    (older / "model.safetensors").touch()
+    for path in (old, new):
+        path.touch()
+    for path in (old, older):
+        os.utime(path, (0, 0))
+    write_picture(Image.new("RGB", (8, 8)), tmp_path / "a.png")
+    assert not old.exists() and not older.exists() and new.exists()
+
+
 def test_a_written_picture_has_the_rights_that_any_new_file_has(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
     path = write_picture(painted(), tmp_path / "a.png")

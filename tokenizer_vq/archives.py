@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from .base import UserError
+from .base import CONTROLS, UserError
 from .images import PICTURE_SUFFIXES, UnreadablePicture
 
 LARGEST_MEMBER = 2**29  # bytes of a packed picture; a few kilobytes may promise any number
@@ -55,8 +55,8 @@ class Entry(NamedTuple):
 
 
 def normalized(name: str) -> str:
-    """One spelling of a name: macOS gives accents decomposed, and Linux allows bytes that are not UTF-8."""
-    return unicodedata.normalize("NFC", name.encode("utf-8", "replace").decode("utf-8"))
+    """One spelling of a name, fit for a terminal: macOS gives accents decomposed, Linux allows bytes of any kind."""
+    return unicodedata.normalize("NFC", name.encode("utf-8", "replace").decode("utf-8")).translate(CONTROLS)
 
 
 def _is_hidden(part: str) -> bool:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 MAX_CODES = 65536  # of a tokenizer: tokens are stored in 16 bits
 MAX_PIXELS = 100_000_000  # of a picture; a file of a few bytes may declare any size
+CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "\ufffd")  # for str.translate: a terminal would obey them
 
 
 class UserError(ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+LOCKING = "`igpt lock` protects its files where they lie and on their way, not the manner: see `igpt audit`."
 COPIED = 0.1  # share of copies among drawn pictures above which there is a warning
 NO_MEASURE = {"samples", "decoder_samples", "batch", "seconds", "step", "from", "command"}
 
@@ -41,7 +42,7 @@ Held-out pictures, reconstructed through the codes and predicted token by token:
 | measure | value |
 | --- | --- |
 {measures}"""
-    return f"{card}\nLabels: {', '.join(labels)}.\n" if labels else card
+    return f"{card}\n" + (f"Labels: {', '.join(labels)}.\n\n" if labels else "") + f"{LOCKING}\n"
 
 
 def tuned_card(name: str, provenance: dict[str, Any], labels: list[str], new: list[str]) -> str:
@@ -62,6 +63,8 @@ Machine: {provenance["machine"]}. {_count(gpt, "samples")} crops seen, {_minutes
 {sentences}
 New labels: {", ".join(new) or "none"}.
 Labels of the base: {", ".join(label for label in labels if label not in new) or "none"}.
+
+{LOCKING}
 """
 
 

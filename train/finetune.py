@@ -82,6 +82,8 @@ def finetune(art: str | Path, out: str | Path, model: str, options: TuneOptions)
         raise UserError(f"the model {model!r} has a palette and no decoder that could learn: leave out --decoder-crops")
     collection = load_collection(art)
     tuning = _Tuning(collection, Run(collection.art, collection.train, collection.val, options, work), base, start)
+    if not options.adapter and checkpoint.find(model).is_file():
+        tuning.run.say(f"{base.name} is locked, but the new model is written open: `igpt lock {out}` locks it")
     with claimed(work):
         tuning.run.check_same_run("finetune", model=f"{base.name} {base.weights_hash[:12]}")
         if "minutes" in tuning.facts:
@@ -119,7 +121,9 @@ class _Tuning:
         if options.method == "lora":
             rank = min(options.rank, largest_rank(self.gpt)) if options.adapter else options.rank
             apply_lora(self.gpt, rank, options.seed)
-        self.gpt.tokens.requires_grad_(options.method != "lora" or base.tokenizer.vocab_size > known)
+        if base.tokenizer.vocab_size > known:  # what is new is to be learned
+            self.gpt.tokens.requires_grad_(True)
+            self.gpt.frozen -= {"tokens.weight"}
         numbers = [self.labels.index(run.art.labels[k]) for k in run.art.label_of]
         self.flip = collection.flip if options.flip is None else options.flip
         self.views = Views(run, numbers, base, self.flip)

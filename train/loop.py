@@ -4,9 +4,9 @@ A step has seven acts: take a batch, find the gradients, clip them and step at t
 the weights, log; and now and then evaluate (measure, paint a sheet, keep the best weights, warn) and save.
 
 What is learned is a `Task`. Its samples are numbered, and sample k is a pure function of (seed, k), as dropout is of
-(seed, step). So all that a training has to remember beside its weights is the step, and a run that was killed goes on
-to the same weights, bit for bit on the CPU. Several processes share every batch out, and gradients are averaged over
-all (DistributedDataParallel), each part by what it weighs: so they see and learn what one would.
+(seed, step). So a training has to remember only its weights and the step, and a run that was killed goes on to the same
+weights, bit for bit on the CPU. Several processes share every batch out and average gradients, each by its share
+(DistributedDataParallel): they learn what one would.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from igpt.files import write_picture
 from tokenizer_vq.base import UserError
 
 from .options import LearningOptions
@@ -99,16 +100,16 @@ def rate(progress: float) -> float:
     """Learning rate over its peak: linear warm-up, then a cosine down to LAST_RATE."""
     if progress < WARMUP:
         return max(progress / WARMUP, 1e-3)
-    down = (progress - WARMUP) / (1 - WARMUP)
-    return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * min(down, 1.0)))
+    down = min((progress - WARMUP) / (1 - WARMUP), 1.0)
+    return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * down))
 
 
 @torch.no_grad()
 def average(averaged: nn.Module, model: nn.Module, step: int) -> None:
     """averaged += (1 - decay) (model - averaged); the decay grows as (1 + step) / (10 + step), up to EMA_DECAY."""
     update = get_ema_multi_avg_fn(min(EMA_DECAY, (1 + step) / (10 + step)))  # type: ignore[no-untyped-call]
-    pairs = zip(averaged.parameters(), model.parameters(), strict=True)
-    update(*zip(*(pair for pair in pairs if pair[1].requires_grad), strict=True), step)  # what is frozen is the same
+    pairs = (pair for pair in zip(averaged.parameters(), model.parameters(), strict=True) if pair[1].requires_grad)
+    update(*zip(*pairs, strict=True), step)  # what is frozen is the same
     for mine, theirs in zip(averaged.buffers(), model.buffers(), strict=True):
         mine.copy_(theirs)
 
@@ -155,9 +156,7 @@ class Trainer:
         self.rank, self.ranks = processes().process_index, processes().num_processes
         self.device, self.main = processes().device, processes().is_main_process
         if schedule.batch < self.ranks:
-            raise UserError(
-                f"a batch of {schedule.batch} is too small for {self.ranks} processes: one sample each, or more"
-            )
+            raise UserError(f"a batch of {schedule.batch} is too small for {self.ranks} processes: give each a sample")
         self.modules = {name: module.to(self.device) for name, module in task.modules.items()}
         self.averaged: Any = copy.deepcopy(self.modules["model"]).requires_grad_(False).eval()
         self.optimizers = {name: task.optimizer(name) for name in self.modules}
@@ -329,7 +328,7 @@ class Trainer:
 
         def keep() -> None:
             if (sheet := self.task.sheet(self.averaged)) is not None:
-                sheet.save(self.folder / f"{self.task.name}-{self.step:07d}.png")
+                write_picture(sheet, self.folder / f"{self.task.name}-{self.step:07d}.png", force=True)
             if better:
                 found = json.dumps({name: round(value, 5) for name, value in metrics.items()})
                 save_state(self.best_path, {"model": self.averaged}, {}, self._metadata() | {"metrics": found})

@@ -12,6 +12,7 @@ from typing import Any
 from igpt import checkpoint
 from igpt.cpu import keep_freed_memory
 from igpt.evaluation.perceptual import LPIPS, Distance, EncoderDistance, GradientSSIM, perceptual
+from igpt.files import write_picture
 from igpt.model import GPT
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
@@ -139,7 +140,7 @@ def _train_tokenizer(
         tokenizer, later = run.learn(task, preset.decoder_crops, preset.tokenizer_batch, identity)
         numbers |= {"decoder_samples": later["samples"], "seconds": numbers["seconds"] + later["seconds"]}
     if processes().is_main_process:
-        task.sheet(tokenizer).save(run.work / RECONSTRUCTIONS)
+        write_picture(task.sheet(tokenizer), run.work / RECONSTRUCTIONS, force=True)
     return tokenizer, numbers | task.reconstruction(tokenizer, task.held_out)
 
 

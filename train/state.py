@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from igpt.device import devices, pick_device
 from igpt.files import atomic_write
+from igpt.model import GPT
 from tokenizer_vq.base import UserError
 
 Modules = Mapping[str, nn.Module]
@@ -29,9 +30,14 @@ Optimizers = Mapping[str, torch.optim.Optimizer]
 
 
 def _module_tensors(modules: Modules) -> dict[str, Tensor]:
-    """All parameters and all buffers, also those that a model file leaves out (the codebook's averages)."""
-    found = ((name, (*module.named_parameters(), *module.named_buffers())) for name, module in modules.items())
-    return {f"module/{name}/{key}": value.detach() for name, tensors in found for key, value in tensors}
+    """All parameters and all buffers, also those that a model file leaves out (the codebook's averages); not those of a
+    GPT that stay as they are: where its base is locked, they must not lie open on the disk."""
+    return {
+        f"module/{name}/{key}": value.detach()
+        for name, module in modules.items()
+        for key, value in (*module.named_parameters(), *module.named_buffers())
+        if not (isinstance(module, GPT) and key in module.frozen)
+    }
 
 
 def save_state(path: Path, modules: Modules, optimizers: Optimizers, metadata: dict[str, str]) -> None:

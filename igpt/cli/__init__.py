@@ -9,11 +9,14 @@ import threading
 import warnings
 from collections.abc import Sequence
 from io import TextIOWrapper
+from pathlib import Path
 
 import igpt
+from igpt.locked import IDENTITY
+from igpt.recipe import reason
 from tokenizer_vq.base import UserError
 
-from . import draw, know, learn
+from . import draw, know, learn, lock, studio
 from .flags import Parser
 
 
@@ -22,7 +25,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="igpt", description="Learns from a folder of art and makes new pictures in its manner.")
     parser.add_argument("--version", action="version", version=f"igpt {igpt.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", title="commands")
-    for room in (draw, learn, know):
+    for room in (draw, learn, know, studio, lock):
         room.add_to(commands)
     return parser
 
@@ -44,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if getattr(args, "threads", None):
             os.environ["OMP_NUM_THREADS"] = str(args.threads)
+        if identity := getattr(args, "identity", None):
+            if not Path(identity).is_file():
+                raise UserError(f"there is no file with secret keys at {identity!r}")
+            os.environ[IDENTITY] = identity
         args.run(args)
         sys.stdout.flush()
     except UserError as error:
@@ -55,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, as in `igpt show x.png | head -3`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        print(f"igpt: the system refuses: {error}", file=sys.stderr)
+    except OSError as error:  # a disk that became full, or an output that nobody can write to
+        print(f"igpt: {error.filename or 'the output'} cannot be read or written: {reason(error)}", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written would fail again
         return 2
     return 0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_type_hin
 
 import igpt
 from igpt.config import DEFAULT_MODEL, ORDERS, SamplingOptions
+from igpt.locked import IDENTITY
 from tokenizer_vq.base import UserError
 
 if TYPE_CHECKING:
@@ -146,12 +147,21 @@ def add_model(parser: Parser, *, adapter: bool = True) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help="name or folder of a model")
     if adapter:
         add_adapter(parser)
+    else:
+        add_identity(parser)
 
 
 def add_adapter(parser: Parser) -> None:
     """The flag for a file that changes that model."""
     adapter = "what `igpt finetune --adapter` learned, for the very model it was made for"
     parser.add_argument("--adapter", metavar="FILE", help=adapter)
+    add_identity(parser)
+
+
+def add_identity(parser: Parser) -> None:
+    """The flag that opens locked models: read by `main`, as the environment is the way for the library too."""
+    text = f"secret keys of age, which open a model that is locked for them (default: {IDENTITY})"
+    parser.add_argument("--identity", metavar="FILE", help=text)
 
 
 def load_model(args: argparse.Namespace, name: str | None = None) -> ImageGPT:

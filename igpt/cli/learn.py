@@ -10,7 +10,7 @@ from igpt.config import DEFAULT_MODEL
 from igpt.files import check_writable
 from igpt.siblings import sibling
 
-from .flags import add_command, add_options, add_threads, check_art, options_of
+from .flags import add_command, add_identity, add_options, add_threads, check_art, options_of
 
 STAGES = ("tokenizer", "decoder", "gpt")
 
@@ -33,6 +33,7 @@ def _add_train(commands: Any) -> None:
     parser.add_argument("art", metavar="ART", help=art)
     parser.add_argument("--out", metavar="MODEL", required=True, help="the folder of the new model")
     add_threads(parser)
+    add_identity(parser)
     add_options(parser, sibling("train.options").TrainOptions)
 
 
@@ -54,6 +55,7 @@ def _add_finetune(commands: Any) -> None:
     base = f"name or folder of the model to start from (default: {DEFAULT_MODEL})"
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help=base)
     add_threads(parser)
+    add_identity(parser)
     add_options(parser, sibling("train.options").TuneOptions)
 
 

@@ -1,0 +1,98 @@
+"""The page as a whole, and the server behind it: on this machine only, with nothing from the net."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from tokenizer_vq.base import UserError
+
+from . import draw, edit, gallery, know, learn
+from .engine import Engine
+from .page import QUIET, WATCHING, Page
+
+TABS = {"Draw": draw, "Edit": edit, "Gallery": gallery, "Learn": learn, "Know": know}
+HOST, PORTS_TRIED = "127.0.0.1", 100
+LARGEST_UPLOAD = "500mb"
+CSS = """
+#easel .grid-wrap, #wall .grid-wrap { max-height: none; height: auto; min-height: 0; }
+#card { max-height: 480px; overflow: auto; }
+#easel { min-height: 300px; }
+#log textarea { font-family: monospace; font-size: 12px; white-space: pre; }
+.caption-label { white-space: normal !important; font-size: 11px; }
+.tick { min-width: 150px !important; align-content: center; }
+@media (max-width: 500px) {
+  .tab-container button { padding: 0 7px; }
+  #wall .grid-container { --grid-cols: 3 !important; grid-template-columns: repeat(3, minmax(0, 1fr)); }
+}
+footer { display: none !important; }
+"""
+# Pictures as small as sprites are shown without smoothing, wherever they appear.
+SCRIPT = """() => document.addEventListener("load", event => { const image = event.target; if (image.tagName === "IMG")
+image.style.imageRendering = Math.max(image.naturalWidth, image.naturalHeight) <= 128 ? "pixelated" : "auto" }, true)"""
+
+
+def build(engine: Engine) -> Any:
+    """The page, not served yet."""
+    page = Page(engine)
+    with gr.Blocks(title="igpt studio", analytics_enabled=False) as blocks:
+        page.settings()
+        with gr.Row():
+            left, right = gr.Column(min_width=340), gr.Column(min_width=340)
+        with right:  # first, as all tabs draw on it
+            page.easel()
+        with left, gr.Tabs() as page.tabs:
+            for name, tab in TABS.items():
+                with gr.Tab(name, id=name) as page.tab:
+                    tab.add_to(page)
+        blocks.load(page.begin, None, [page.model, *page.of_model], **QUIET)
+        blocks.load(page.watch, None, page.views, **WATCHING)
+    return blocks
+
+
+def serve(engine: Engine, port: int) -> tuple[str, Callable[[], None]]:
+    """Serve the page at `port`, or the next one that is free; its address, and what ends it."""
+    free = next((p for p in range(port, min(port + PORTS_TRIED, 65536)) if _is_free(p)), None)
+    if free is None:
+        raise UserError(f"no port from {port} on is free; --port names another")
+    if free != port:
+        print(f"igpt: port {port} is in use, {free} is free", file=sys.stderr)
+    fonts = [gr.themes.Font(name) for name in ("system-ui", "sans-serif")], [gr.themes.Font("monospace")]
+    gr.set_static_paths([engine.out])
+    blocks = build(engine)
+    blocks.queue(default_concurrency_limit=None)
+    blocks.launch(
+        server_name=HOST,
+        server_port=free,
+        quiet=True,
+        prevent_thread_lock=True,
+        share=False,
+        ssr_mode=False,
+        footer_links=[],
+        max_file_size=LARGEST_UPLOAD,
+        theme=gr.themes.Default(font=fonts[0], font_mono=fonts[1]),
+        css=CSS,
+        js=SCRIPT,
+    )
+    logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # a browser that leaves early is no error
+
+    def close() -> None:
+        engine.close()
+        blocks.close(verbose=False)
+
+    return f"http://{HOST}:{free}", close
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind((HOST, port))
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,270 @@
+"""What the page drives: the models by name, drawing, editing, measuring, learning, and the folder of pictures.
+
+All that the studio knows of the inside of igpt is in this file. Nothing in here knows of a browser.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+from PIL import Image
+from safetensors import safe_open
+
+import igpt
+from igpt import checkpoint, edit
+from igpt.canvas import Batch
+from igpt.config import DEFAULT_MODEL, NO_LABEL
+from igpt.evaluation.options import AuditOptions, SurpriseOptions
+from igpt.files import stem_for, write_file, write_picture
+from igpt.fitting import PartialGrid
+from igpt.image_gpt import ImageGPT
+from igpt.recipe import digest, recipe_of
+from igpt.sheet import CAPTION, MARGIN
+from igpt.siblings import sibling
+from igpt.sizes import LARGEST_SIDE
+from tokenizer_vq.base import UserError
+from tokenizer_vq.images import open_picture
+
+from .jobs import Job, Jobs, Pictures
+
+LOADED_MODELS = 2  # that are kept in memory
+PREVIEW_SIDE = 768  # pixels, at most
+PREVIEW_SHARE = 1 / 2  # of the time that previews may take, at most
+PROGRESS = re.compile(r"\w+:\s+(\d+)%.*<([\d:]+)")  # of a training: share done and time left
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be drawn. `how` are DrawArguments of igpt, `sprite` those that count where a token is a pixel; `size`
+    is as after --size, empty for the model's own."""
+
+    model: str
+    n: int
+    how: dict[str, Any]
+    sprite: dict[str, Any]
+    size: str = ""
+    tile: bool = False
+    atlas: bool = False
+
+
+class Engine(Jobs):
+    """The models that are on the list, and what can be done with them; each of these becomes a job."""
+
+    def __init__(self, models: Sequence[str], out: Path, device: str | None = None) -> None:
+        super().__init__()
+        self.out, self.device = out.expanduser().absolute(), device
+        self.places: dict[str, tuple[str, str | None]] = {}  # of each name the model, and the adapter if there is one
+        self._models: dict[str, ImageGPT] = {}
+        self._loading = threading.Lock()
+        for model in [*models, *checkpoint.in_the_box(), *map(str, sorted((self.out / "models").glob("*")))]:
+            self.register(model)
+
+    # Models
+
+    def register(self, model: str) -> str:
+        """Put a name, a folder or an adapter on the list; the name that it has there."""
+        place = Path(model).expanduser().absolute()
+        adapter = place / checkpoint.ADAPTER if place.is_dir() else place
+        if adapter.is_file():
+            base = _base_of(adapter)
+            self.places[place.stem] = self.places.get(base, (base, None))[0], str(adapter)
+            return place.stem
+        # By its whole path: a folder that is deleted later is not to be looked for on the net.
+        name = place.name if place.is_dir() else model
+        self.places[name] = str(place) if place.is_dir() else model, None
+        return name
+
+    def model(self, name: str) -> ImageGPT:
+        """The model of that name, loaded once. Raises UserError where it cannot be."""
+        with self._loading:
+            if name not in self._models:
+                place, adapter = self.places[name]
+                self._models[name] = igpt.load(place, self.device, adapter=adapter)
+                while len(self._models) > LOADED_MODELS:
+                    del self._models[next(iter(self._models))]
+            return self._models[name]
+
+    def card(self, name: str) -> str:
+        """The card of a model as Markdown, without pictures and links to files. Raises UserError where it has none."""
+        path = checkpoint.find(self.places[name][0]) / checkpoint.CARD
+        if self.places[name][1] or not path.is_file():
+            raise UserError(f"the model {name!r} has no card")
+        text = re.sub(r"!\[[^]]*\]\([^)]*\)", "", path.read_text(encoding="utf-8"))
+        return re.sub(r"\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
+
+    def examples(self, name: str, label: str | None) -> Image.Image | None:
+        """A strip of pictures of a label, from the sheet of a model in the box."""
+        path, labels = checkpoint.find(self.places[name][0]) / "labels.jpg", self.model(name).labels
+        if self.places[name][1] or label not in labels or not path.is_file():
+            return None
+        with Image.open(path) as sheet:
+            row = (sheet.height - MARGIN) // len(labels)
+            top = MARGIN + row * labels.index(label)
+            return sheet.crop((0, top, sheet.width, top + row - MARGIN - CAPTION))
+
+    # Drawing
+
+    def draw(self, wish: Wish, command: str = "", *parameters: Any) -> None:
+        """Draw new pictures, or with the name and the parameters of a function of igpt.edit edited ones."""
+
+        def work(job: Job) -> None:
+            model = self.model(wish.model)
+            if command:
+                task = getattr(edit, command)(model, *_fitted(model, command, parameters))
+                stem, done = f"{Path(parameters[0]).stem}-{command}", [(Path(parameters[0]), "before")]
+            else:
+                task, stem, done = model.new_picture(wish.size or None, wish.tile), "", []
+            sprites = []
+            how = wish.how | (wish.sprite if model.downsample == 1 else {})
+            for batch in model.batches(task, wish.n, **how):
+                for picture, recipe in batch.results(_watched(job, batch, done)):
+                    name = stem_for(stem or recipe.label or recipe.model, recipe.seed)
+                    path = write_picture(picture, self.out / f"{name}.png", recipe)
+                    done = [*done, (path, _caption(recipe.seed, recipe.label))]
+                    sprites.append(sibling("generate.atlas").Sprite(path.name, picture, recipe.label, recipe.seed))
+            if wish.atlas and model.downsample == 1:
+                done = [*done, (self._atlas(sprites), "the atlas")]
+            job.show(f"{wish.n} drawn, in the folder {self.out.name}", done)
+
+        what = f"{command} of {Path(parameters[0]).name}" if command else f"{wish.n} new"
+        self.submit(f"{what} by {wish.model}", work)
+
+    def _atlas(self, sprites: list[Any]) -> Path:
+        """The PNG of an atlas; next to it its JSON, and a .zip with both."""
+        name = stem_for("atlas", sprites[0].seed)
+        path = write_picture(sibling("generate.atlas").atlas(sprites, name)[0], self.out / f"{name}.png")
+        text = sibling("generate.atlas").atlas(sprites, path.name)[1].encode()
+        write_file(text, path.with_suffix(".json"), force=True)
+        with ZipFile(path.with_suffix(".zip"), "w") as both:
+            both.write(path, path.name)
+            both.writestr(path.with_suffix(".json").name, text)
+        return path
+
+    def redraw(self, path: str, *, tile: bool = False, scale: int = 1) -> None:
+        """A picture's label, seed and options once more: as a texture, or `scale` times as large."""
+        recipe, name = recipe_of(path), self._name_in(path)
+        width, height = (min(side * scale, LARGEST_SIDE) for side in recipe.size)
+        how = {"label": recipe.label or NO_LABEL, "seed": recipe.seed, "options": recipe.options}
+        sprite = {"scale": recipe.sprite.scale, "ground": recipe.sprite.ground}
+        self.draw(Wish(name, 1, how, sprite, f"{width}x{height}", tile))
+
+    def replay(self, path: str) -> None:
+        """Draw a picture again from its recipe, and say whether every pixel comes out the same."""
+        recipe, name, place = recipe_of(path), self._name_in(path), self.out / f"{Path(path).stem}-replay.png"
+
+        def work(job: Job) -> None:
+            job.show("drawing it again", [(Path(path), "recorded")])
+            drawn = sibling("generate.run").replay(self.model(name), recipe, place, quiet=True)
+            same = recipe_of(drawn).pixels == digest(open_picture(Path(path), mode="RGBA"))
+            job.show(said := "the same pixels" if same else "other pixels", [(Path(path), "recorded"), (drawn, said)])
+
+        self.submit(f"replay of {Path(path).name}", work)
+
+    def _name_in(self, path: str) -> str:
+        """The model that made a picture. Raises UserError where it is not on the list."""
+        if (name := recipe_of(path).model) not in self.places:
+            raise UserError(f"the picture was made by {name!r:.60}, which is not on the list of models")
+        return name
+
+    # Measuring
+
+    def surprise(self, name: str, label: str | None, path: str) -> None:
+        """A picture next to the bits that each of its tokens costs the model."""
+
+        def work(job: Job) -> None:
+            from igpt.evaluation.surprise import surprise_map
+
+            model, picture = self.model(name), open_picture(Path(path), Path(path).name)
+            found = surprise_map(model, picture, model.label_number(label), SurpriseOptions())
+            job.show(found.sentence, [(found.sheet, "")])
+
+        self.submit(f"surprise of {Path(path).name}", work)
+
+    def audit(self, name: str, path: str, art: str) -> None:
+        """The pictures of a folder that a picture comes nearest to."""
+
+        def work(job: Job) -> None:
+            from igpt.evaluation.copies import audit
+
+            (found,) = audit(self.model(name), [Path(path)], art, AuditOptions(), quiet=True)
+            job.lines = found.lines[1:]
+            job.show(found.lines[0].removeprefix(f"{path}: "), [(found.sheet, "")])
+
+        self.submit(f"audit of {Path(path).name}", work)
+
+    # Learning
+
+    def learn(self, base: str, art: str, name: str, *options: str) -> None:
+        """Fine-tune a model on a folder, by `igpt finetune` in a process of its own."""
+        out = self.out / "models" / stem_for(name, 0).removesuffix("-0")
+        words = ["finetune", art, "--out", str(out), "--model", self.places[base][0], *options]
+
+        def work(job: Job) -> None:
+            job.show("looking through the pictures")
+            # A session of its own: Ctrl-C in the terminal reaches it by way of `stop`, once.
+            command = [sys.executable, "-m", "igpt", *words]
+            process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+            job.on_stop = lambda: process.send_signal(signal.SIGINT)
+            if job.stopped:  # before there was a process
+                job.on_stop()
+            assert process.stderr is not None
+            for line in process.stderr:  # a progress line that overwrites itself comes as many
+                if found := PROGRESS.search(line):
+                    job.state = f"learned {found[1]} %, {found[2]} left"
+                elif line.strip():
+                    job.lines.append(line.rstrip())
+                job.version += 1
+            if process.wait() not in (0, 130):
+                raise UserError(job.lines[-1].removeprefix("igpt: ") if job.lines else "the training broke off")
+            job.pictures = [(path, "before and after") for path in out.glob("before-after.jpg")]
+            job.state = f"**{self.register(str(out))}** is in the list of models"
+
+        self.submit(f"learning {name}", work)
+
+
+def _base_of(adapter: Path) -> str:
+    """The name of the model that an adapter was made for; of a damaged one any: loading says what is wrong with it."""
+    with suppress(Exception), safe_open(adapter, framework="numpy") as file:
+        return str(json.loads(file.metadata()["igpt-adapter"])["base"])
+    return DEFAULT_MODEL
+
+
+def _fitted(model: ImageGPT, command: str, parameters: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The parameters of an edit, with a mask that was painted on a copy of the picture in the picture's own size."""
+    if command != "inpaint":
+        return parameters
+    path, mask = parameters
+    return path, mask.resize(edit.open_source(model, path).picture.size, Image.Resampling.NEAREST)
+
+
+def _caption(seed: int, label: str | None) -> str:
+    return f"{seed} {label or ''}"
+
+
+def _watched(job: Job, batch: Batch, before: Pictures) -> list[PartialGrid]:
+    """The finished grids of a drawing, of which previews are shown meanwhile."""
+    grids, next_time = [], 0.0
+    captions = [_caption(seed, label) for seed, label in zip(batch.seeds, batch.labels, strict=True)]
+    for grids in batch.steps():
+        share, now = batch.share_drawn(grids), time.monotonic()
+        if share == 0 or (share < 1 and now < next_time):
+            job.show(f"{share:.0%}")
+            continue
+        pictures = [batch.preview(grid) for grid in grids]
+        for picture in pictures:
+            picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.NEAREST)
+        job.show(f"{share:.0%}", [*before, *zip(pictures, captions, strict=True)])
+        next_time = time.monotonic() + (time.monotonic() - now) * (1 / PREVIEW_SHARE - 1)
+    return grids

@@ -1,0 +1,574 @@
+"""`igpt studio` as a person meets it: in a real browser, on tiny models, with every address but 127.0.0.1 refused."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from igpt.cli import main
+from igpt.image_gpt import ImageGPT
+from igpt.recipe import digest, recipe_of
+from tests.painting import COLOURS, art_folder, paint
+
+ROOT = Path(__file__).resolve().parent.parent
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+MISSING = [name for name in ("gradio", "playwright") if find_spec(name) is None]
+MISSING += [] if CHROMIUM else ["a Chromium"]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(MISSING), reason=f"the studio's tests want {' and '.join(MISSING)}"),
+]
+PATIENCE = 60_000  # milliseconds: nothing here is about speed
+
+
+class Studio:
+    """A studio of its own process."""
+
+    def __init__(self, folder: Path, *words: str):
+        self.out, self.said, self.complaints = folder / "out", "", ""
+        with socket.socket() as one:
+            one.bind(("127.0.0.1", 0))
+            port = one.getsockname()[1]
+        command = [sys.executable, "-m", "igpt", "studio", "--out", str(self.out), "--port", str(port), *words]
+        environment = {key: value for key, value in os.environ.items() if "DISPLAY" not in key}
+        environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "BROWSER": "false"}
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True, cwd=folder)
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        assert self.process.stdout is not None
+        self.said = self.process.stdout.readline()
+        self.address = (re.findall(r"http://127\.0\.0\.1:\d+", self.said) or [""])[0]
+        assert self.address, self.complaints
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.complaints += line
+
+    def __enter__(self) -> Studio:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """As Ctrl-C in its terminal does."""
+        self.process.send_signal(signal.SIGINT)
+        try:
+            assert self.process.wait(60) == 0
+        finally:
+            self.process.kill()
+        self._reader.join(10)
+        assert "Traceback" not in self.complaints, self.complaints
+
+    def pictures(self) -> list[Path]:
+        return sorted(self.out.glob("*.png"), key=lambda path: path.stat().st_mtime)
+
+
+@pytest.fixture(scope="module")
+def studio(tiny_folder: Path, tiny_pixels: ImageGPT, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
+    """With the models `tiny`, `sprites` and `gone`, which is deleted as soon as it is on the list."""
+    folder = tmp_path_factory.mktemp("studio")
+    tiny_pixels.save(folder / "sprites")
+    shutil.copytree(tiny_folder, folder / "gone")
+    with Studio(folder, "--model", str(tiny_folder), "sprites", "gone") as studio:
+        shutil.rmtree(folder / "gone")
+        yield studio
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@contextlib.contextmanager
+def opened(browser: Any, address: str, width: int = 1280) -> Iterator[Any]:
+    """A page that asks for nothing but this machine, and that has no complaint of its own."""
+    page = browser.new_page(viewport={"width": width, "height": 900})
+    elsewhere: list[str] = []
+
+    def only_here(route: Any) -> None:
+        if route.request.url.startswith((f"{address}/", "data:", "blob:")):
+            return route.continue_()
+        elsewhere.append(route.request.url)
+        return route.abort()
+
+    page.route("**/*", only_here)
+    page.set_default_timeout(PATIENCE)
+    begin(page, address)
+    yield page
+    assert not elsewhere
+    page.close()
+
+
+@pytest.fixture
+def page(browser: Any, studio: Studio) -> Iterator[Any]:
+    with opened(browser, studio.address) as page:
+        yield page
+
+
+def begin(page: Any, address: str) -> None:
+    page.goto(address)
+    said(page, r".")
+
+
+def button(page: Any, name: str) -> Any:
+    return page.get_by_role("button", name=name, exact=True)
+
+
+def tab(page: Any, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def said(page: Any, pattern: str) -> str:
+    """What the status line says once it matches."""
+    page.wait_for_function(
+        "pattern => new RegExp(pattern, 's').test(document.querySelector('#status')?.innerText ?? '')", arg=pattern
+    )
+    return str(page.locator("#status").inner_text())
+
+
+def warned(page: Any, pattern: str) -> None:
+    """A sentence that appears in a corner; it is closed then."""
+    toast = page.locator(".toast-body").filter(has_text=re.compile(pattern, re.DOTALL)).first
+    toast.wait_for()
+    toast.locator("button").first.click()
+
+
+def settings(page: Any, model: str = "tiny", seed: int | None = 7) -> None:
+    """Choose a model, and a seed that stays."""
+    box = page.get_by_label("Model", exact=True).first
+    if box.input_value() != model:
+        box.click()
+        page.get_by_role("option", name=model, exact=True).click()
+    page.get_by_label("A new seed each time").set_checked(seed is None)
+    if seed is not None:
+        page.get_by_label("Seed of the first").fill(str(seed))
+        page.keyboard.press("Tab")
+
+
+def draw(page: Any, size: str = "") -> None:
+    tab(page, "Draw")
+    page.get_by_label("Size in pixels").fill(size)
+    page.keyboard.press("Enter")
+    button(page, "Draw").click()
+
+
+def drawn(page: Any, studio: Studio, before: int, more: int = 1) -> list[Path]:
+    """The new pictures, once they are there."""
+    end = time.monotonic() + PATIENCE / 1000
+    while len(studio.pictures()) < before + more and time.monotonic() < end:
+        page.wait_for_timeout(50)
+    said(page, "drawn, in")
+    found = studio.pictures()
+    assert len(found) == before + more
+    return found[before:]
+
+
+# The first picture
+
+
+def test_the_first_picture_is_drawn_downloaded_and_replayed_to_the_same_pixels(
+    browser: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the model in the box."""
+    monkeypatch.chdir(tmp_path)
+    with Studio(tmp_path) as studio, opened(browser, studio.address) as page:
+        page.get_by_label("Label", exact=True).first.click()
+        page.get_by_role("option", name="claude_monet", exact=True).click()
+        page.locator("#strip img").wait_for()  # what that label looks like
+        button(page, "Draw").click()
+        page.locator("#easel img").first.wait_for()
+        (path,) = drawn(page, studio, 0)
+        with page.expect_download() as download:
+            page.locator("button:visible, a:visible").filter(has_text="Download").last.click()
+        download.value.save_as(tmp_path / download.value.suggested_filename)
+        assert path.name == download.value.suggested_filename
+        recipe = recipe_of(tmp_path / path.name)
+        shown_seed = int(page.get_by_label("Seed of the first").input_value())
+        assert (recipe.label, recipe.seed) == ("claude_monet", shown_seed)
+        tab(page, "Gallery")
+        page.locator("#wall button").first.click()
+        button(page, "Replay").click()
+        said(page, "the same pixels")
+    assert main(["replay", path.name, "--out", "again.png"]) == 0
+    assert digest(Image.open("again.png")) == digest(Image.open(studio.out / path.name)) == recipe.pixels
+
+
+# Drawing
+
+
+def test_pictures_appear_step_by_step_and_keep_their_seeds(page: Any, studio: Studio) -> None:
+    before = len(studio.pictures())
+    settings(page, seed=21)
+    page.get_by_label("number input for How many").fill("3")
+    draw(page, "64")
+    found = drawn(page, studio, before, 3)
+    assert [recipe_of(path).seed for path in found] == [21, 22, 23]
+    assert page.locator("#easel .caption-label").count() == 3
+
+
+def test_stop_stops_and_what_was_asked_for_next_is_drawn(page: Any, studio: Studio) -> None:
+    before = len(studio.pictures())
+    settings(page)
+    draw(page, "2048")
+    said(page, r"\d%")
+    draw(page, "32")
+    said(page, "1 more waiting")
+    button(page, "Stop").click()
+    (path,) = drawn(page, studio, before)
+    assert Image.open(path).size == (32, 32)
+
+
+def test_pressing_again_and_again_draws_one_after_another(page: Any, studio: Studio) -> None:
+    before = len(studio.pictures())
+    settings(page, seed=None)
+    draw(page, "128")
+    for _ in range(3):
+        button(page, "Draw").click()
+    assert len({recipe_of(path).seed for path in drawn(page, studio, before, 4)}) == 4
+
+
+def test_two_tabs_draw_in_turn(browser: Any, page: Any, studio: Studio) -> None:
+    before = len(studio.pictures())
+    with opened(browser, studio.address) as other:
+        settings(page, seed=31)
+        settings(other, "sprites", seed=32)
+        draw(page, "384")
+        draw(other, "16")
+        found = drawn(page, studio, before, 2)
+        said(other, "1 drawn, in")
+    assert [recipe_of(path).model for path in found] == ["tiny", "sprites"]
+
+
+def test_a_reload_in_the_middle_finds_the_drawing_again(page: Any, studio: Studio) -> None:
+    before = len(studio.pictures())
+    settings(page)
+    draw(page, "384")
+    said(page, r"\d%")
+    begin(page, studio.address)
+    assert not said(page, "1 new by tiny").endswith("drawn")
+    drawn(page, studio, before)
+    page.locator("#easel img").wait_for()
+
+
+def test_the_keyboard_alone_is_enough(page: Any, studio: Studio) -> None:
+    before = len(studio.pictures())
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.innerText") == "Draw" and page.evaluate(
+            "document.activeElement.getAttribute('role') !== 'tab'"
+        ):
+            break
+    page.keyboard.press("Enter")
+    drawn(page, studio, before)
+
+
+def test_sprites_are_shown_without_smoothing(page: Any, studio: Studio) -> None:
+    before = len(studio.pictures())
+    settings(page, "sprites", seed=5)
+    draw(page)
+    drawn(page, studio, before)
+    page.wait_for_function(
+        "() => [...document.querySelectorAll('#easel img')].some(image =>"
+        " image.clientWidth > 100 && getComputedStyle(image).imageRendering === 'pixelated')"
+    )
+
+
+def test_sprites_are_enlarged_in_another_palette_and_downloaded_as_an_atlas(
+    page: Any, studio: Studio, tmp_path: Path
+) -> None:
+    before = len(studio.pictures())
+    (tmp_path / "two.hex").write_text("102030\nf0e0d0\n")
+    settings(page, "sprites", seed=40)
+    page.get_by_label("number input for How many").fill("3")
+    page.get_by_text("Sprites", exact=True).click()
+    page.get_by_label("number input for Pixels a side").fill("4")
+    page.get_by_label("All of them on one atlas").check()
+    page.locator("#palette input[type=file]").set_input_files(tmp_path / "two.hex")
+    page.locator("#palette td[aria-label='two.hex']").wait_for()
+    draw(page)
+    *sprites, atlas = drawn(page, studio, before, 4)
+    assert {Image.open(path).size for path in sprites} == {(64, 64)}
+    colours = Image.open(sprites[0]).convert("RGB").getcolors() or []
+    assert {colour for _, colour in colours} == {(16, 32, 48), (240, 224, 208)}
+    page.locator("#easel .caption-label").get_by_text("the atlas").wait_for()
+    with page.expect_download() as download:
+        page.locator("button:visible, a:visible").filter(has_text="Download").last.click()
+    with ZipFile(download.value.path()) as both:
+        frames = json.loads(both.read(f"{atlas.stem}.json"))["frames"]
+    assert [frame["seed"] for frame in frames.values()] == [40, 41, 42]
+
+
+# Editing
+
+
+def give(page: Any, box: str, path: Path) -> None:
+    """Drop a file into a box."""
+    page.locator(f"#{box} input[type=file]").set_input_files(path)
+
+
+def test_a_mask_painted_with_the_mouse_is_drawn_anew_and_no_more(page: Any, studio: Studio, tmp_path: Path) -> None:
+    before = len(studio.pictures())
+    source = paint(3, COLOURS["red"], (128, 128))
+    source.save(tmp_path / "source.png")
+    settings(page)
+    tab(page, "Edit")
+    button(page, "Draw the painted part anew").click()
+    warned(page, "there is no picture to edit")
+    give(page, "source", tmp_path / "source.png")
+    canvas = page.locator("#canvas canvas").first
+    canvas.wait_for()
+    page.wait_for_timeout(1000)
+    button(page, "Draw the painted part anew").click()
+    warned(page, "nothing is painted")
+    page.locator("#canvas button[title*=rush], #canvas button[aria-label*=rush]").first.click()
+    box = canvas.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] + 15, middle[1], steps=5)
+    page.mouse.up()
+    button(page, "Draw the painted part anew").click()
+    (path,) = drawn(page, studio, before)
+    changed = np.any(np.asarray(Image.open(path)) != np.asarray(source), axis=2)
+    rows, columns = np.nonzero(changed)
+    assert len(rows) > 20, "something was drawn"
+    assert rows.min() > 20 and rows.max() < 108 and columns.min() > 20 and columns.max() < 118, "only in the middle"
+    assert recipe_of(path).command == "inpaint"
+    page.locator("#easel .caption-label").get_by_text("before").wait_for()
+
+
+def test_the_other_edits_keep_what_they_should(page: Any, studio: Studio, tmp_path: Path) -> None:
+    before = len(studio.pictures())
+    source, other = paint(4, COLOURS["blue"]), paint(5, COLOURS["red"])
+    source.save(tmp_path / "one.png")
+    other.save(tmp_path / "two.png")
+    settings(page)
+    tab(page, "Edit")
+    give(page, "source", tmp_path / "one.png")
+    page.locator("#canvas canvas").first.wait_for()
+    tab(page, "Half")
+    page.get_by_label("left", exact=True).check()
+    button(page, "Draw the other half").click()
+    (half,) = drawn(page, studio, before)
+    kept = (0, 0, 32, 64)
+    assert Image.open(half).crop(kept).tobytes() == source.crop(kept).tobytes()
+    tab(page, "Frame")
+    page.get_by_label("Size of the frame").fill("96x64")
+    button(page, "Draw around it").click()
+    (frame,) = drawn(page, studio, before + 1)
+    assert Image.open(frame).crop((16, 0, 80, 64)).tobytes() == source.tobytes()
+    tab(page, "Vary")
+    button(page, "Vary").click()
+    drawn(page, studio, before + 2)
+    tab(page, "Blend")
+    button(page, "Blend").click()
+    warned(page, "there is no second picture")
+    give(page, "other", tmp_path / "two.png")
+    page.get_by_text("two.png").wait_for()
+    button(page, "Blend").click()
+    (blend,) = drawn(page, studio, before + 3)
+    assert recipe_of(blend).command == "blend"
+
+
+# The gallery
+
+
+def test_a_picture_of_the_gallery_tells_how_it_was_made_and_is_drawn_on(page: Any, studio: Studio) -> None:
+    before = len(studio.pictures())
+    settings(page, seed=77)
+    draw(page, "64")
+    (path,) = drawn(page, studio, before)
+    tab(page, "Gallery")
+    page.locator("#wall button").first.click()
+    page.locator("#recipe").get_by_text(path.name).wait_for()
+    assert "label blue, seed 77, size 64x64" in page.locator("#recipe").inner_text().replace("red", "blue")
+    button(page, "As tile").click()
+    (tile,) = drawn(page, studio, before + 1)
+    assert recipe_of(tile).tile
+    page.get_by_role("img", name=tile.stem).wait_for()  # on the wall, too
+    button(page, "Large").click()
+    (large,) = drawn(page, studio, before + 2)
+    assert Image.open(large).size == (128, 128)
+    page.get_by_role("button", name="Vary", exact=True).first.click()
+    (varied,) = drawn(page, studio, before + 3)
+    assert varied.name.startswith(f"{path.stem}-vary")
+    button(page, "Edit").click()
+    page.locator("#canvas canvas").first.wait_for()
+
+
+def test_a_picture_is_deleted_when_it_is_asked_for_twice(page: Any, studio: Studio) -> None:
+    before = len(studio.pictures())
+    settings(page)
+    draw(page)
+    (path,) = drawn(page, studio, before)
+    tab(page, "Gallery")
+    page.locator("#wall button").first.click()
+    page.get_by_text(path.name).wait_for()
+    button(page, "Delete").click()
+    button(page, "Really delete").wait_for()
+    assert path.exists()
+    button(page, "Really delete").click()
+    page.get_by_text("Deleted.").wait_for()
+    assert not path.exists() and len(studio.pictures()) == before
+
+
+# Learning and knowing
+
+
+def test_a_model_learns_dropped_pictures_while_drawing_waits_and_stop_keeps_it(
+    page: Any, studio: Studio, tmp_path: Path
+) -> None:
+    before = len(studio.pictures())
+    art = sorted(art_folder(tmp_path / "art", 6).rglob("*.png"))
+    for i, path in enumerate(art):
+        path.rename(tmp_path / f"{i}.png")
+    settings(page)
+    tab(page, "Learn")
+    page.get_by_label("Name of the new model").fill("my own")
+    page.locator("#art input[type=file]").set_input_files(sorted(tmp_path.glob("*.png")))
+    page.locator("#art td[aria-label='11.png']").wait_for(state="attached")
+    button(page, "Learn").click()
+    said(page, "looking through")
+    draw(page, "32")
+    said(page, "learned [0-9]+ %.*left; 1 more waiting until it is done")
+    assert "to learn from" in page.locator("#log textarea").input_value()
+    button(page, "Stop").click()
+    drawn(page, studio, before)
+    page.get_by_label("Model", exact=True).first.click()
+    page.get_by_role("option", name="my-own", exact=True).click()
+    page.get_by_label("Label", exact=True).first.click()
+    draw(page, "32")
+    (path,) = drawn(page, studio, before + 1)
+    assert recipe_of(path).model == "my-own"
+
+
+def test_a_picture_is_audited_and_mapped_and_a_model_shows_its_card(page: Any, studio: Studio, tmp_path: Path) -> None:
+    art_folder(tmp_path / "art", 6)
+    settings(page)
+    tab(page, "Know")
+    button(page, "Surprise map").click()
+    warned(page, "there is no picture to look at")
+    give(page, "looked-at", tmp_path / "art" / "red" / "0.png")
+    page.get_by_text("0.png").wait_for()
+    button(page, "Surprise map").click()
+    said(page, "bits per token on average")
+    button(page, "Audit").click()
+    warned(page, "its path is wanted")
+    page.get_by_label("Path of the folder").fill(str(tmp_path / "art"))
+    button(page, "Audit").click()
+    said(page, "this is red/0.png")
+    page.locator("#easel img").wait_for()
+    settings(page, "pixels")
+    button(page, "Card").click()
+    page.get_by_text("Sprites of 32x32 pixels").wait_for()
+
+
+# What goes wrong
+
+
+def test_a_file_that_is_no_picture_is_said_to_be_none(page: Any, studio: Studio, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("Dear model,")
+    tab(page, "Edit")
+    give(page, "source", tmp_path / "letter.txt")
+    warned(page, "letter.txt")
+
+
+def test_a_picture_of_thirty_megapixels_is_shown_and_looked_at(page: Any, studio: Studio, tmp_path: Path) -> None:
+    paint(6, COLOURS["red"], (600, 500)).resize((6000, 5000)).save(tmp_path / "huge.jpg")
+    settings(page)
+    tab(page, "Edit")
+    give(page, "source", tmp_path / "huge.jpg")
+    page.locator("#canvas canvas").first.wait_for()
+    tab(page, "Know")
+    give(page, "looked-at", tmp_path / "huge.jpg")
+    page.locator("#looked-at").get_by_text("huge.jpg").wait_for()
+    button(page, "Surprise map").click()
+    said(page, "huge.jpg: .*bits per token on average")
+
+
+def test_a_model_that_was_deleted_meanwhile_is_said_to_be_gone(page: Any, studio: Studio) -> None:
+    page.get_by_label("Model", exact=True).first.click()
+    page.get_by_role("option", name="gone", exact=True).click()
+    warned(page, "there is no model.*gone")
+    button(page, "Draw").click()
+    said(page, "there is no model.*gone")
+    assert "there is no model" in studio.complaints
+    before = len(studio.pictures())
+    settings(page)
+    draw(page)
+    drawn(page, studio, before)
+
+
+def test_what_cannot_be_drawn_is_said(page: Any, studio: Studio) -> None:
+    settings(page)
+    draw(page, "as large as a house")
+    said(page, "as large as a house.* is neither one number of pixels")
+    assert "as large as a house" in studio.complaints
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_nothing_sticks_out_of_the_window(browser: Any, studio: Studio, width: int) -> None:
+    with opened(browser, studio.address, width) as page:
+        for name in ("Draw", "Edit", "Gallery", "Learn", "Know"):
+            tab(page, name)
+            page.wait_for_timeout(300)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            for box in page.locator("button:visible, input:visible, label:visible").all():
+                place = box.bounding_box()
+                assert place is None or (place["x"] >= 0 and place["x"] + place["width"] <= width)
+
+
+# The command
+
+
+def test_a_port_in_use_and_a_missing_browser_are_said(studio: Studio, tmp_path: Path, tiny_folder: Path) -> None:
+    port = studio.address.rpartition(":")[2]
+    with Studio(tmp_path, "--model", str(tiny_folder), "--open", "--port", port) as other:
+        assert other.address != studio.address
+        assert f"port {port} is in use" in other.complaints
+        end = time.monotonic() + 10
+        while "no browser" not in other.complaints and time.monotonic() < end:
+            time.sleep(0.1)
+        assert "no browser can be opened" in other.complaints
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--model", "no-such-model"], "there is no model 'no-such-model'"),
+        (["--port", "70000"], "--port 70000 cannot be"),
+        (["--out", "a-file/pictures"], "a-file is a file, not a folder"),
+    ],
+)
+def test_what_cannot_be_opened_is_one_sentence(
+    words: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-file").touch()
+    monkeypatch.setattr("os.environ", dict(os.environ))
+    assert main(["studio", *words]) == 2
+    assert sentence in capsys.readouterr().err
