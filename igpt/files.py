@@ -58,9 +58,10 @@ def write_picture(picture: Image.Image, path: Path, recipe: Recipe | None = None
         recipe = replace(recipe, saved=digest(Image.open(BytesIO(_encoded(picture, kind, how)))))
         how["exif"] = to_exif(recipe)
     try:
-        return write_file(_encoded(picture, kind, how), path, force=force)
+        data = _encoded(picture, kind, how)
     except ValueError as error:  # a part of a JPEG has 64 kB
         raise UserError(f"{path} has no room for the recipe of so large a picture: PNG or WebP is wanted") from error
+    return write_file(data, path, force=force)
 
 
 def _encoded(picture: Image.Image, kind: str, how: dict[str, Any]) -> bytes:

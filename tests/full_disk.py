@@ -68,7 +68,7 @@ def check(name: str, error: int, numbers: Sequence[int] | None = None) -> int:
         *_, last = said.splitlines()
         assert last.startswith("igpt: ") and SAID[error] in last, (where, last)
         result = kills.undisturbed(command, out, log)
-        if (out / "training" / "plan.json").is_file():
+        if (out / "training" / kills.FACTS).is_file():
             wanted = kills.undisturbed(command, Path(f"{out}-like"), log, out)
         assert result == wanted, where
         failed += 1
