@@ -33,10 +33,12 @@ class Preset:
 PRESETS = {
     "toy": Preset(256, 64, 512, layers=2, width=64, heads=2, channels=(32, 64), codes=64, crop=64, cells=16),
     "small": Preset(50_000, 10_000, 60_000, layers=8, width=256, heads=4),
+    "sprites": Preset(50_000, 10_000, 200_000, layers=4, width=128, heads=2, gpt_batch=8),
     "medium": Preset(150_000, 30_000, 300_000, layers=10, width=384, heads=6),
     "large": Preset(300_000, 60_000, 1_000_000, layers=12, width=512, heads=8, tokenizer_batch=64, gpt_batch=64),
 }
 
+DEFAULT_PRESET = "small"
 DOWNSAMPLES = (4, 8, 16)
 TOKENS_A_SIDE = 12  # a picture has at least so many, if tokens can be that small
 TOKENS_A_CODE = 256  # of the collection: fewer tokens cannot fill a larger codebook
@@ -70,7 +72,11 @@ class LearningOptions:
 class TrainOptions(LearningOptions):
     """Flags of `igpt train`; each field is one."""
 
-    preset: str = option("small", "how much to learn: each is several times the one before", choices=tuple(PRESETS))
+    preset: str = option(
+        DEFAULT_PRESET,
+        "how much to learn: each is several times the one before; sprites are learned with their own",
+        choices=tuple(PRESETS),
+    )
     manifest: str | None = option(None, "CSV with columns id and split (train, val): the held-out pictures")
     perceptual: str = option(
         DEFAULT_MODEL, "a model whose encoder compares pictures, a folder with LPIPS weights, or none"
@@ -130,7 +136,8 @@ class TrainOptions(LearningOptions):
 
     def suited_to_sprites(self, side: int) -> Preset:
         """The preset for sprites of so many pixels a side at most: cells of 4x4 pixels for large ones."""
-        preset, cell = PRESETS[self.preset], 2 if side <= SMALL_SPRITE else 4
+        preset = PRESETS["sprites" if self.preset == DEFAULT_PRESET else self.preset]
+        cell = 2 if side <= SMALL_SPRITE else 4
         samples = self.gpt_samples or preset.gpt_samples
         return replace(preset, downsample=1, cell=cell, cells=math.ceil(side / cell) ** 2, gpt_samples=samples)
 
