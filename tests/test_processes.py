@@ -160,7 +160,7 @@ def started(target: Callable[..., int], *arguments: Sequence[object]) -> Iterato
         port = free.getsockname()[1]
     count = str(len(arguments))
     about = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    about |= {"ACCELERATE_USE_CPU": "true"}
+    about |= {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}  # as torchrun sets it
     context = multiprocessing.get_context("forkserver")  # which loads torch once for all of them
     context.set_forkserver_preload(["train.run", "igpt.cli", "tests.test_processes"])
     with tempfile.TemporaryDirectory() as folder:
