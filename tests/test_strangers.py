@@ -100,7 +100,7 @@ def test_paths_and_escapes_in_a_config_lead_nowhere(
     monkeypatch.chdir(tmp_path / "desk")
     labels = ["/etc/passwd", "../../escaped\x1b]0;gotcha\x07"]
     about = {
-        "base": "/root/secret",
+        "base": "/srv/secret",
         "command": "igpt \x1b[2J",
         "default_labels": labels[1:],
         "tokenizer": {"from": "/x"},
