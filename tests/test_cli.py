@@ -479,3 +479,13 @@ def test_a_reader_that_stops_reading_is_no_error(desk: Path) -> None:
     done = python("-m", "igpt", "show", "red-1.png", stdout=writing, stderr=subprocess.PIPE)
     os.close(writing)
     assert done.stderr == ""
+
+
+def test_a_palette_of_fewer_colours_than_the_model_has_is_said_to_be_one(
+    tiny_pixels: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_pixels.save("sprites")
+    Path("two.hex").write_text("102030\nf0e0d0\n")
+    assert main("generate --model sprites --size 16 --seed 1 --palette two.hex".split()) == 0
+    assert "two.hex has 2 colours" in capsys.readouterr().err

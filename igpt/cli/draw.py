@@ -149,6 +149,11 @@ def _draw(args: argparse.Namespace, task_for: Callable[[igpt.ImageGPT], Task], t
     batches = model.batches(task, args.n, at_once=at_once, label=label, seed=seed, **sampling, **sprites)
     if args.seed is None and not args.quiet:
         print(f"seed {seed}", file=sys.stderr)
+    if args.palette is not None and not args.quiet:
+        from tokenizer_vq.palette import PaletteTokenizer  # loads torch
+
+        if (few := PaletteTokenizer.from_file(args.palette).vocab_size) < model.tokenizer.vocab_size:
+            print(f"{args.palette} has {few} colours: several of the model's become one", file=sys.stderr)
     if label not in (args.label, task.label) and not args.quiet:
         print(f"label {label}, the best fit to the picture; --label chooses another", file=sys.stderr)
     run, title = sibling("generate.run"), title or args.label or model.name
