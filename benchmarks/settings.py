@@ -21,7 +21,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from igpt.config import DEFAULT_MODEL, SamplingOptions
-from igpt.evaluation.features import Extractor, nets
+from igpt.evaluation.features import feature_space
 from igpt.evaluation.metrics import kid, neighbourhoods
 from igpt.image_gpt import ImageGPT
 from igpt.sampling import generators, sample
@@ -59,22 +59,21 @@ def decoded(model: ImageGPT, cache: TokenShards, pictures: Iterable[int]) -> Ite
 
 
 class Judge:
-    """Nets, and what they see of pictures."""
+    """A net, and what it sees of pictures."""
 
-    def __init__(self, folder: str, model: ImageGPT, count: int = 2):
-        self.nets, self.extract = nets(folder, model)[:count], Extractor(model.device, quiet=True)
-        self.columns = [f"KID, {net.name}" for net in self.nets] + ["precision", "recall", "coverage"]
+    def __init__(self, folder: str, model: ImageGPT):
+        self.net = feature_space(folder, model)
+        self.columns = [f"KID, {self.net.name}", "precision", "recall", "coverage"]
 
-    def look(self, images: Iterable[Image]) -> list[Tensor]:
-        """Features [N, D] by each net."""
+    def look(self, images: Iterable[Image]) -> Tensor:
+        """Features [N, D]."""
         kept = list(images)
-        return [self.extract(net, kept, len(kept)) for net in self.nets]
+        return self.net.extract(kept, len(kept), quiet=True)
 
-    def row(self, real: list[Tensor], found: list[Tensor]) -> list[float]:
-        """The numbers of `columns`; all but KID by the first net."""
-        near = neighbourhoods(real[0], found[0])
-        kids = [kid(*pair) for pair in zip(real, found, strict=True)]
-        return [*kids, *(near[name] for name in ("precision", "recall", "coverage"))]
+    def row(self, real: Tensor, found: Tensor) -> list[float]:
+        """The numbers of `columns`."""
+        near = neighbourhoods(real, found)
+        return [kid(real, found), *(near[name] for name in ("precision", "recall", "coverage"))]
 
 
 def compare_settings(model: ImageGPT, cache: TokenShards, judge: Judge, samples: int, settings: list[str]) -> None:
@@ -113,7 +112,7 @@ def main() -> None:
     parser.add_argument("--by-label", type=int, metavar="N", help="compare labels instead, N pictures each")
     args = parser.parse_args()
     model, cache = ImageGPT.load(args.model, "cpu"), TokenShards(args.tokens)
-    judge = Judge(args.features, model, count=1 if args.by_label else 2)
+    judge = Judge(args.features, model)
     if args.by_label:
         compare_labels(model, cache, judge, args.by_label)
     else:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tokenizer_vq.base import UserError
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 DEFAULT_MODEL = "paintings"
 NO_LABEL = "none"  # asks for a picture of no label in particular, where leaving the label out lets one be chosen
@@ -23,21 +20,25 @@ ANY_LABEL = "any"  # chooses among all labels, where leaving the label out choos
 def option(
     default: Any, help: str, low: float | None = None, high: float = math.inf, choices: tuple[Any, ...] | None = None
 ) -> Any:
-    """A field that may become a flag of the command line. `low`, `high`, `choices` are what `check_options` allows."""
+    """A field that may become a flag of the command line. `low`, `high`, `choices` are what `check` allows."""
     return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 
 
-def check_options(options: DataclassInstance) -> None:
-    """Raises UserError, with the value received and what is wanted, for an option out of bounds; None is always in."""
-    for each in fields(options):
-        if not each.metadata:
-            continue
-        value, low, high = getattr(options, each.name), each.metadata["low"], each.metadata["high"]
-        wanted = f"{low} or more" if high == math.inf else f"{low} to {high}"
-        if choices := each.metadata["choices"]:
-            wanted = f"one of {', '.join(map(str, choices))}"
-        if value is not None and (value not in choices if choices else low is not None and not low <= value <= high):
-            raise UserError(f"--{each.name.replace('_', '-')} {value} cannot be; {wanted} is wanted")
+@dataclass(frozen=True)
+class Options:
+    """What all options have in common."""
+
+    def check(self) -> None:
+        """Raises UserError, with the value received and what is wanted, for an option out of bounds; None is never."""
+        for each in fields(self):
+            if not each.metadata or (value := getattr(self, each.name)) is None:
+                continue
+            low, high, choices = (each.metadata[key] for key in ("low", "high", "choices"))
+            wanted = f"{low} or more" if high == math.inf else f"{low} to {high}"
+            if choices:
+                wanted = f"one of {', '.join(map(str, choices))}"
+            if value not in choices if choices else low is not None and not low <= value <= high:
+                raise UserError(f"--{each.name.replace('_', '-')} {value} cannot be; {wanted} is wanted")
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ ORDERS = ("random", "raster")
 
 
 @dataclass(frozen=True)
-class SamplingOptions:
+class SamplingOptions(Options):
     """How tokens are drawn from the model."""
 
     steps: int = option(16, "a picture's cells are drawn in so many steps, few at first, many at the end", 1)
@@ -88,25 +89,17 @@ class SamplingOptions:
     )
     order: str = option("random", "of the cells: random, or raster (rows from the top, one a step)", choices=ORDERS)
 
-    def check(self) -> None:
-        """Raises UserError, with the value received, on options that cannot be meant."""
-        check_options(self)
-
 
 GROUNDS = ("transparent", "keep")
 
 
 @dataclass(frozen=True)
-class SpriteOptions:
+class SpriteOptions(Options):
     """How pictures are finished of which a token is a pixel."""
 
     scale: int = option(1, "pixels a side of each pixel of a sprite", low=1, high=64)
     ground: str = option(GROUNDS[0], "of a sprite", choices=GROUNDS)
     colours: tuple[str, ...] = ()  # "#rrggbb" that each of the model's colours becomes; none: its own
-
-    def check(self) -> None:
-        """Raises UserError, with the value received, on options that cannot be meant."""
-        check_options(self)
 
 
 AS_DRAWN = SpriteOptions()
@@ -134,9 +127,3 @@ def check_share(name: str, share: float) -> None:
     """Raises UserError outside 0 to 1."""
     if not 0 <= share <= 1:
         raise UserError(f"{name} is {share}; a number from 0 to 1 is wanted")
-
-
-def check_anchor(anchor: str) -> None:
-    """Raises UserError for an anchor that is none."""
-    if anchor not in ANCHORS:
-        raise UserError(f"anchor is {anchor!r}; one of {', '.join(ANCHORS)} is wanted")

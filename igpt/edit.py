@@ -24,7 +24,7 @@ from tokenizer_vq.palette import PaletteConfig
 
 from .bundle import Bundle
 from .canvas import Task
-from .config import AS_DRAWN, check_anchor, check_share, keep_of
+from .config import ANCHORS, AS_DRAWN, check_share, keep_of
 from .fitting import LANCZOS, NEAREST, Inpainting, PartialGrid, canvas_for, continued, finish, mask_tokens, on_grid
 from .recipe import UntrustedRecipe, is_unchanged, read_recipe
 from .sizes import Size, parse_size
@@ -162,7 +162,8 @@ def extend(model: Bundle, picture: Picture, size: Size, anchor: str) -> Task:
     Raises UserError where the size is not larger.
     """
     (width, height), token = parse_size(size), model.downsample
-    check_anchor(anchor)
+    if anchor not in ANCHORS:
+        raise UserError(f"anchor is {anchor!r}; one of {', '.join(ANCHORS)} is wanted")
     source = open_source(model, picture)
     old = source.picture
     if width < old.width or height < old.height or (width, height) == old.size:

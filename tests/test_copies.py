@@ -20,14 +20,14 @@ from igpt.evaluation.copies import (
     square_boxes,
     square_crops,
 )
-from igpt.evaluation.features import Extractor, MetricSpace, nets
+from igpt.evaluation.features import MetricSpace, feature_space
 from igpt.evaluation.metrics import auc
 from igpt.image_gpt import ImageGPT
 from tests.painting import COLOURS, paint
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
 
-EXTRACT = Extractor(torch.device("cpu"), quiet=True)
+CPU = torch.device("cpu")
 KINDS = ["pixels", "tokens", "features"]
 
 
@@ -41,7 +41,7 @@ def wide_art(tmp_path: Path) -> ArtFolder:
 
 @pytest.fixture(params=KINDS)
 def space(request: pytest.FixtureRequest, each_model: ImageGPT) -> MetricSpace:
-    found = metric_spaces(each_model, nets(None, each_model)[0])
+    found = metric_spaces(each_model, feature_space(None, each_model))
     assert [space.kind for space in found] == KINDS
     return found[KINDS.index(request.param)]
 
@@ -54,7 +54,7 @@ def distances(baseline: Baseline, pictures: list[int]) -> Tensor:
 
 def test_distances_are_what_they_say() -> None:
     def apart(kind: str, a: Tensor, b: Tensor) -> list[list[float]]:
-        found: list[list[float]] = MetricSpace("a test", 8, "", torch.nn.Identity(), kind).distances(a, b).tolist()
+        found: list[list[float]] = MetricSpace("a test", 8, CPU, torch.nn.Identity(), kind).distances(a, b).tolist()
         return found
 
     a, b = torch.tensor([[0.0, 3.0, 4.0, 1.0]]), torch.tensor([[0.0, 3.0, 4.0, 1.0], [0.0, 4.0, 3.0, 1.0]])
@@ -75,7 +75,7 @@ def test_crops_are_the_middle_and_where_they_differ_both_ends(size: tuple[int, i
 
 
 def test_a_mirrored_crop_of_a_training_picture_is_found(space: MetricSpace, wide_art: ArtFolder) -> None:
-    baseline = Baseline(space, Split(wide_art, [0, 2, 4, 6], []), 32, EXTRACT)
+    baseline = Baseline(space, Split(wide_art, [0, 2, 4, 6], []), 32)
     end = wide_art.picture(4).crop((64, 0, 128, 64))
     near = baseline.compare([ImageOps.mirror(end), wide_art.picture(5)], 2)
     assert int(near.picture_QK[0, 0]) == 4
@@ -85,7 +85,7 @@ def test_a_mirrored_crop_of_a_training_picture_is_found(space: MetricSpace, wide
 
 
 def test_a_copied_training_set_is_all_copies_and_nothing_new(space: MetricSpace, wide_art: ArtFolder) -> None:
-    baseline = Baseline(space, Split(wide_art, list(range(7)), [7, 8, 9]), 32, EXTRACT)
+    baseline = Baseline(space, Split(wide_art, list(range(7)), [7, 8, 9]), 32)
     copies, unseen = distances(baseline, list(range(7))), distances(baseline, [7, 8, 9])
     assert torch.equal(unseen, baseline.val_N)
     assert copied(copies, unseen) == 1 and novelty(copies, unseen) == pytest.approx(0, abs=SAME)
@@ -95,7 +95,7 @@ def test_a_copied_training_set_is_all_copies_and_nothing_new(space: MetricSpace,
 
 def test_the_nearest_of_thousands_are_those_of_a_comparison_of_all_pairs() -> None:
     """More queries than are compared at once, two views of each, and three rows of vectors a picture."""
-    space, generator = MetricSpace("a test", 8, "", torch.nn.Identity()), torch.Generator().manual_seed(0)
+    space, generator = MetricSpace("a test", 8, CPU, torch.nn.Identity()), torch.Generator().manual_seed(0)
     vectors_ND, views_QVD = torch.randn(3000, 9, generator=generator), torch.randn(40, 2, 9, generator=generator)
     near = nearest(space, views_QVD, vectors_ND, [row // 3 for row in range(3000)], k=3)
     pairs = torch.cdist(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from igpt.evaluation.metrics import auc, checked, faithfulness, frechet, kid, neighbourhoods, spread_within, vendi
+from igpt.evaluation.metrics import auc, checked, faithfulness, frechet, kid, neighbourhoods, vendi
 from tokenizer_vq.base import UserError
 
 
@@ -105,16 +105,6 @@ def test_the_vendi_score_counts_different_pictures() -> None:
     values = scipy.linalg.eigvalsh(unit @ unit.T / 30)
     values = values[values > 1e-12]
     assert vendi(REAL[:30]) == pytest.approx(float(np.exp(-(values * np.log(values)).sum())))
-
-
-def test_the_spread_within_groups_is_the_mean_over_their_pairs() -> None:
-    groups = torch.tensor([0, 0, 0, 1, 1, 2])
-    unit = torch.nn.functional.normalize(REAL[:6].double(), dim=1)
-    cosines = unit @ unit.T
-    first = (3 - float(cosines[0, 1] + cosines[0, 2] + cosines[1, 2])) / 3
-    assert spread_within(REAL[:6], groups) == pytest.approx((first + 1 - float(cosines[3, 4])) / 2)
-    with pytest.raises(UserError, match="two pictures"):
-        spread_within(REAL[:3], torch.arange(3))
 
 
 def test_too_few_pictures_and_spoilt_features_are_said() -> None:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from igpt.config import DEFAULT_MODEL, check_options, option
+from igpt.config import DEFAULT_MODEL, Options, option
 from tokenizer_vq.base import MAX_CODES, UserError
 
 
@@ -51,7 +51,7 @@ CROPS_A_PICTURE, MIN_CROPS = 100, 4000  # of the tokenizer, for collections too 
 
 
 @dataclass(frozen=True)
-class LearningOptions:
+class LearningOptions(Options):
     """Options of every training of a GPT."""
 
     seed: int = option(0, "every random draw of the training follows from it", low=0, high=2**31 - 1)
@@ -62,10 +62,6 @@ class LearningOptions:
     save_minutes: float = option(5.0, "minutes between two saved training states", low=0)
     patience: int = option(6, "stop after so many measurements on held-out pictures without a better one", low=1)
     quiet: bool = option(False, "no progress line")
-
-    def check(self) -> None:
-        """Raises UserError on values that cannot be meant."""
-        check_options(self)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from igpt.config import check_options
 from igpt.evaluation.options import AuditOptions, EvaluateOptions, SurpriseOptions
 from igpt.files import check_writable, plan_output, write_picture
 from tokenizer_vq.base import UserError
@@ -46,7 +45,7 @@ def add_to(commands: Any) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     options, sampling = flags.options_of(args, EvaluateOptions), flags.sampling_of(args)
-    check_options(options)
+    options.check()
     flags.check_art(args.art)
     folder = Path(args.out or f"{Path(args.model).name}-report")
     check_writable(folder)
@@ -60,7 +59,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 
 def _audit(args: argparse.Namespace) -> None:
     options = flags.options_of(args, AuditOptions)
-    check_options(options)
+    options.check()
     flags.check_art(args.against)
     sources = _pictures(args.pictures)
     output = plan_output(args.out, len(sources))
@@ -76,7 +75,7 @@ def _audit(args: argparse.Namespace) -> None:
 
 def _surprise(args: argparse.Namespace) -> None:
     options = flags.options_of(args, SurpriseOptions)
-    check_options(options)
+    options.check()
     sources = _pictures(args.pictures)
     output = plan_output(args.out, len(sources))
     model = flags.load_model(args)

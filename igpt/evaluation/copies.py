@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from einops import rearrange, reduce
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 
 from igpt.bundle import Bundle
 from igpt.sheet import sheet
@@ -22,7 +22,7 @@ from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.images import fit_cover, open_picture
 
-from .features import Extractor, MetricSpace, nets
+from .features import MetricSpace, feature_space
 from .options import AuditOptions
 
 NEARLY_SQUARE = 1.1  # up to this aspect the crops of a picture would be the same picture
@@ -34,15 +34,14 @@ NEIGHBOURS, NAMED = 10, 3  # nearest training pictures that are found, and that 
 AUDIT_TILE = (192, 192)  # pixels of a picture on its sheet, at most
 
 
-def metric_spaces(model: Bundle, net: MetricSpace) -> list[MetricSpace]:
-    """The pixels of pictures, their tokens at native size, and their features by a net."""
-    (side, _), encode = model.grids.native_size, model.tokenizer.encode
-    return [
-        MetricSpace(f"pixels {THUMBNAIL}x{THUMBNAIL}", THUMBNAIL, "none", lambda x_BCHW: x_BCHW.flatten(1), "pixels"),
-        # Tokens are whole numbers below 65536, which survive as floats.
-        MetricSpace("tokens", side, model.weights_hash, lambda x_BCHW: encode(x_BCHW).flatten(1).float(), "tokens"),
-        net,
-    ]
+def metric_spaces(model: Bundle, features: MetricSpace) -> list[MetricSpace]:
+    """The pixels of pictures, their tokens at native size, and their features."""
+
+    def tokens(images_BCHW: Tensor) -> Tensor:
+        return model.tokenizer.encode(images_BCHW).flatten(1).float()  # below 65536, so that floats hold them
+
+    pixels = MetricSpace(f"pixels {THUMBNAIL}x{THUMBNAIL}", THUMBNAIL, model.device, nn.Flatten(), "pixels")
+    return [pixels, MetricSpace("tokens", model.grids.native_size[0], model.device, tokens, "tokens"), features]
 
 
 # Pictures
@@ -92,20 +91,20 @@ class Baseline:
     """The training pictures in one space, and how near held-out pictures come to them. All become squares of `side`
     pixels first. Raises UserError where features are NaN or infinite."""
 
-    def __init__(self, space: MetricSpace, split: Split, side: int, extract: Extractor):
-        self.space, self.split, self.side, self.extract = space, split, side, extract
+    def __init__(self, space: MetricSpace, split: Split, side: int, quiet: bool = False):
+        self.space, self.split, self.side, self.quiet = space, split, side, quiet
         art, train, val = split
         self.owners = [i for i in train for _ in square_boxes(*art.sizes[i])]
         crops = (crop for i in train for crop in square_crops(art.picture(i), side))
-        self.train_ND = extract(space, crops, len(self.owners), f"{art.fingerprint}/crops of {side}/{train}")
-        self.val = self.compare(map(art.picture, val), len(val), f"{art.fingerprint}/squares of {side}/{val}")
+        self.train_ND = space.extract(crops, len(self.owners), quiet)
+        self.val = self.compare(map(art.picture, val), len(val))
         self.val_N = self.val.distance_QK[:, 0]
 
-    def compare(self, pictures: Iterable[Image.Image], count: int, key: str = "") -> Neighbours:
+    def compare(self, pictures: Iterable[Image.Image], count: int) -> Neighbours:
         """The training pictures nearest to the middle squares of `count` pictures or to their mirror images."""
         squares = (fit_cover(picture, self.side, self.side) for picture in pictures)
         views = (view for square in squares for view in (square, ImageOps.mirror(square)))
-        vectors_MD = self.extract(self.space, views, 2 * count, key) if count else self.train_ND[:0]
+        vectors_MD = self.space.extract(views, 2 * count, self.quiet) if count else self.train_ND[:0]
         return nearest(self.space, rearrange(vectors_MD, "(q v) d -> q v d", v=2), self.train_ND, self.owners)
 
 
@@ -158,10 +157,10 @@ def audit(
     model: Bundle, sources: Sequence[Path], art: str | Path, options: AuditOptions, *, quiet: bool = False
 ) -> list[Audit]:
     """Compares the middle squares of pictures with ART. Raises UserError where a picture or ART cannot be used."""
-    pictures, extract = [open_picture(source) for source in sources], Extractor(model.device, quiet)
-    split, found = Split.load(art, options, random.Random("audit/0")), []
-    for space in metric_spaces(model, nets(options.features, model)[0]):
-        baseline = Baseline(space, split, model.grids.native_size[0], extract)
+    pictures, found = [open_picture(source) for source in sources], []
+    split = Split.load(art, options, random.Random("audit/0"))
+    for space in metric_spaces(model, feature_space(options.features, model)):
+        baseline = Baseline(space, split, model.grids.native_size[0], quiet)
         found.append((baseline, baseline.compare(pictures, len(pictures))))
     audits = []
     for i, source in enumerate(sources):

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from igpt.bundle import Bundle
-from igpt.config import SamplingOptions, check_options
+from igpt.config import SamplingOptions
 from igpt.likelihood import bits_per_token
 from igpt.sampling import generators, sample
 from igpt.sheet import sheet
@@ -26,7 +26,7 @@ from tokenizer_vq.images import fit_cover
 
 from . import metrics
 from .copies import NEIGHBOURS, Baseline, Split, copied, metric_spaces, novelty
-from .features import BATCH, Extractor, MetricSpace, batches, nets
+from .features import BATCH, batches, feature_space
 from .options import EvaluateOptions
 from .perceptual import perceptual, reconstruction
 from .report import Report
@@ -45,11 +45,11 @@ class Evaluation:
     def __init__(
         self, model: Bundle, art: str | Path, options: EvaluateOptions, sampling: SamplingOptions, quiet: bool = False
     ):
-        check_options(options)
+        options.check()
         sampling.check()
-        self.model, self.options, self.sampling, self.extract = model, options, sampling, Extractor(model.device, quiet)
+        self.model, self.options, self.sampling, self.quiet = model, options, sampling, quiet
         self.distance = perceptual(options.perceptual).to(model.device)
-        self.side, self.nets = model.grids.native_size[0], nets(options.features, model)
+        self.side, self.features = model.grids.native_size[0], feature_space(options.features, model)
         rng = random.Random(f"evaluate/{options.seed}")
         self.split = self.art, self.train, self.val = Split.load(art, options, rng)
         self.mixed = rng.sample(self.train + self.val, len(self.train + self.val))
@@ -78,8 +78,7 @@ class Evaluation:
         self.draw_samples()
         self.measure_reconstruction()
         self.measure_likelihood()
-        for net in self.nets:
-            self.measure_fidelity(net)
+        self.measure_fidelity()
         self.measure_originality()
         return self.report
 
@@ -116,8 +115,7 @@ class Evaluation:
     def draw_samples(self) -> None:
         """One picture for each of `prompts`."""
         labels_N, names = self.label_A[self.prompts], [*self.model.labels, ""]
-        quiet = self.extract.quiet or None
-        for labels_B in tqdm(torch.split(labels_N, BATCH), desc="drawing", disable=quiet, leave=False):
+        for labels_B in tqdm(torch.split(labels_N, BATCH), desc="drawing", disable=self.quiet or None, leave=False):
             seeds = generators(self.options.seed + len(self.samples), len(labels_B))
             *_, last = sample(self.model.gpt, labels_B, self.model.grids.native, self.sampling, seeds)
             self.samples += self.model.decode(last.tokens_Bhw)
@@ -160,30 +158,24 @@ class Evaluation:
         with self.report.attempt("membership AUC"):
             section.add("training", {"membership AUC": metrics.auc(-bits["training"], -bits["held-out"])})
 
-    def measure_fidelity(self, net: MetricSpace) -> None:
+    def measure_fidelity(self) -> None:
         """Drawn pictures, reconstructions and other real pictures against the same real ones, at equal counts."""
         n = min(len(self.samples), len(self.mixed) // 2)
         section = self.report.section(
-            f"fidelity and diversity, {net.name}, {n} pictures a side",
+            f"fidelity and diversity, {self.features.name}, {n} pictures a side",
             'All against the same real pictures; "real" are others: no drawing can be better with so few. Distances: '
             "lower is nearer. Only numbers of the same features and the same count can be compared.",
         )
-        others, reference = self.mixed[:n], self.mixed[n : 2 * n]
-        real_ND, others_ND = (
-            self.extract(net, self.squares(part), n, f"{self.art.fingerprint}/squares of {self.side}/{part}")
-            for part in (reference, others)
-        )
-        labels_N = torch.tensor(self.art.label_of)[others]  # of samples and reconstructions too
-        reconstructed_ND = self.extract(net, self.reconstructed(others), n)
-        drawn_ND = self.extract(net, self.samples[:n], n)
-        for column, x_ND in (("drawn", drawn_ND), ("reconstructed", reconstructed_ND), ("real", others_ND)):
+        others, real = self.squares(self.mixed[:n]), self.squares(self.mixed[n : 2 * n])
+        columns = {"drawn": self.samples[:n], "reconstructed": self.reconstructed(self.mixed[:n]), "real": others}
+        real_ND = self.features.extract(real, n, self.quiet)
+        for column, pictures in columns.items():
+            x_ND = self.features.extract(pictures, n, self.quiet)
             with self.report.attempt(f"fidelity of {column} pictures"):
                 section.add(column, {"Vendi score": metrics.vendi(x_ND)})
                 section.add(column, {"Frechet distance": metrics.frechet(real_ND, x_ND)})
                 section.add(column, {"KID": metrics.kid(real_ND, x_ND, seed=self.options.seed)})
                 section.add(column, metrics.neighbourhoods(real_ND, x_ND))
-            with self.report.attempt(f"variety of {column} pictures"):
-                section.add(column, {"variety within a label": metrics.spread_within(x_ND, labels_N)})
 
     def measure_originality(self) -> None:
         """How near drawn pictures come to training pictures in every space, and whether those have the same label."""
@@ -194,9 +186,9 @@ class Evaluation:
             "unseen art; above 1 unlike anything at hand, as blur and mistakes are too). Label faithfulness: how often "
             f"the commonest label of the {NEIGHBOURS} nearest training pictures is that which a picture was drawn for.",
         )
-        for space in metric_spaces(self.model, self.nets[0]):
+        for space in metric_spaces(self.model, self.features):
             with self.report.attempt(f"originality in {space.kind}"):
-                baseline = Baseline(space, self.split, self.side, self.extract)
+                baseline = Baseline(space, self.split, self.side, self.quiet)
                 drawn = baseline.compare(self.samples, len(self.samples))
                 closest = drawn.distance_QK[:, 0].argsort()[:COLUMNS].tolist()
                 above = [(self.samples[i], f"drawn, {float(drawn.distance_QK[i, 0]):.3f}") for i in closest]
@@ -204,7 +196,7 @@ class Evaluation:
                 title = f"The drawn pictures nearest to training pictures in {space.kind}, and those"
                 self.add_sheet(f"nearest-in-{space.kind}", title, above, below)
                 for column, near, indices in (("drawn", drawn, self.prompts), ("held-out", baseline.val, self.val)):
-                    if space is self.nets[0]:
+                    if space is self.features:
                         known_Q = self.label_A[indices] != self.model.gpt.null_label
                         labels_QK, own_Q = self.label_A[near.picture_QK][known_Q], self.label_A[indices][known_Q]
                         with self.report.attempt(f"label faithfulness of {column} pictures"):

@@ -77,19 +77,6 @@ def vendi(features_ND: Tensor) -> float:
     return float(torch.special.entr(values).sum().exp())
 
 
-def spread_within(features_ND: Tensor, groups_N: Tensor) -> float:
-    """Mean cosine distance of two different vectors of the same group, over the groups of two or more. Raises UserError
-    if there is none."""
-    unit_ND, spreads = F.normalize(checked(features_ND, 2), dim=1), []
-    for group in set(groups_N.tolist()):
-        members = unit_ND[groups_N == group]
-        if (n := len(members)) > 1:  # the sum of all cosines is the squared length of the sum of the vectors
-            spreads.append(float((n - members.sum(0).pow(2).sum() / n) / (n - 1)))
-    if not spreads:
-        raise UserError("no label has two pictures, so nothing can be said of the variety within a label")
-    return sum(spreads) / len(spreads)
-
-
 def auc(positive_N: Tensor, negative_M: Tensor) -> float:
     """The chance that a positive is larger than a negative, ties counting half: the area under the ROC curve
     (Hanley and McNeil 1982). Needs one of each, and room for all pairs."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from igpt.config import option
+from igpt.config import Options, option
 
 
 @dataclass(frozen=True)
-class AuditOptions:
+class AuditOptions(Options):
     """Flags of `igpt audit`; each field is one."""
 
-    features: str | None = option(None, "folder with feature nets (default: the model's own tokenizer)")
+    features: str | None = option(None, "folder with the feature net (default: the model's own tokenizer)")
     manifest: str | None = option(None, "CSV with columns id and split (train, val): the held-out pictures")
     limit: int | None = option(None, "training and held-out pictures compared, at most (default: all)", low=1)
 
@@ -28,7 +28,7 @@ class EvaluateOptions(AuditOptions):
 
 
 @dataclass(frozen=True)
-class SurpriseOptions:
+class SurpriseOptions(Options):
     """Flags of `igpt surprise`; each field is one."""
 
     orders: int = option(8, "mean over so many random drawing orders", low=1, high=1000)

@@ -180,31 +180,15 @@ def perceptual(source: str | None) -> Distance:
 # A tokenizer
 
 
-def edge_profile(images_BCHW: Tensor, period: int) -> Tensor:
-    """Mean strength of edges at each of the `period` places between neighbouring pixels, [period], over both axes: flat
-    for a picture, uneven where there is a grid of `period` pixels. Sides are multiples of `period`."""
-    profile = images_BCHW.new_zeros(period, dtype=torch.float32)
-    for x in (images_BCHW.float(), images_BCHW.float().transpose(-1, -2)):
-        edges_W = F.pad(x.diff(dim=-1).abs().mean((0, 1, 2)), (0, 1), value=torch.nan)  # the last has no neighbour
-        profile += edges_W.view(-1, period).nanmean(0) / 2
-    return profile
-
-
 @torch.no_grad()
 def reconstruction(tokenizer: ImageTokenizer, batches: Iterable[Tensor], distance: Distance) -> dict[str, float]:
-    """Mean PSNR, SSIM and perceptual distance of pictures to their decoded tokens, clamped to [-1, 1] as in a file; the
-    use of the codes; and `grid`, the relative deviation of their `edge_profile` (about 0.02 for real pictures)."""
-    scores, tokens, profile = [], [], torch.zeros(tokenizer.downsample)
+    """Mean PSNR, SSIM and perceptual distance of pictures to their decoded tokens, clamped to [-1, 1] as in a file; and
+    the use of the codes."""
+    scores, tokens = [], []
     for images_BCHW in batches:
-        tokens.append(tokenizer.encode(images_BCHW))
-        recon_BCHW = tokenizer.decode(tokens[-1]).float().clamp(-1, 1)
+        tokens_Bhw = tokenizer.encode(images_BCHW)
+        tokens.append(tokens_Bhw.flatten())
+        recon_BCHW = tokenizer.decode(tokens_Bhw).float().clamp(-1, 1)
         scores.append(torch.stack([measure(images_BCHW, recon_BCHW).cpu() for measure in (psnr, ssim, distance)]))
-        profile += edge_profile(recon_BCHW, tokenizer.downsample).cpu() * len(images_BCHW)
-    means = torch.cat(scores, dim=1).mean(1).tolist()
-    usage = codebook_usage(torch.cat([tokens_Bhw.flatten() for tokens_Bhw in tokens]), tokenizer.vocab_size)
-    return {
-        **dict(zip(("psnr", "ssim", distance.name), means, strict=True)),
-        "codes_used": usage.used,
-        "perplexity": usage.perplexity,
-        "grid": float(profile.std(correction=0) / profile.mean()),
-    }
+    means, usage = torch.cat(scores, dim=1).mean(1).tolist(), codebook_usage(torch.cat(tokens), tokenizer.vocab_size)
+    return dict(zip(("psnr", "ssim", distance.name, "codes_used", "perplexity"), (*means, *usage), strict=True))
