@@ -35,9 +35,8 @@ DRAWN_SHARE = 0.4  # of a blend, between the parts of the two pictures
 
 log = logging.getLogger("igpt")
 
-Picture = (
-    str | Path | Image.Image | NDArray[np.uint8]
-)  # in memory it carries no tokens; an array is [H, W] or [H, W, C]
+# A file may carry tokens, what is in memory carries none; an array is [H, W] or [H, W, C].
+Picture = str | Path | Image.Image | NDArray[np.uint8]
 Box = tuple[int, int, int, int]  # left, top, right and bottom in pixels
 
 
@@ -88,23 +87,20 @@ def _rgba(picture: Picture) -> Image.Image:
     if isinstance(picture, str | Path):
         return open_picture(Path(picture), mode="RGBA")
     if isinstance(picture, np.ndarray):
-        if (
-            picture.dtype != np.uint8
-            or picture.ndim not in (2, 3)
-            or (picture.ndim == 3 and picture.shape[2] not in (3, 4))
-        ):
-            raise UserError(
-                f"got an array {picture.shape} of {picture.dtype}; [H, W], [H, W, 3] or [H, W, 4] of uint8 is wanted"
-            )
+        if picture.dtype != np.uint8 or picture.ndim < 2 or picture.shape[2:] not in ((), (3,), (4,)):
+            wanted = "[H, W], [H, W, 3] or [H, W, 4] of uint8 is wanted"
+            raise UserError(f"got an array {picture.shape} of {picture.dtype}; {wanted}")
         picture = Image.fromarray(picture)
     if not isinstance(picture, Image.Image):
-        raise UserError(
-            f"got a {type(picture).__name__} for a picture; a path, a picture of Pillow or an array is wanted"
-        )
+        raise UserError(f"got a {type(picture).__name__} for a picture; a path, Pillow's Image or an array is wanted")
     if picture.width * picture.height > MAX_PIXELS:
-        size, most = f"{picture.width}x{picture.height}", MAX_PIXELS // 10**6
-        raise UserError(f"the picture has {size} pixels; at most {most} million are wanted")
+        most = MAX_PIXELS // 10**6
+        raise UserError(f"the picture has {_size(picture)} pixels; at most {most} million are wanted")
     return as_rgba(picture)
+
+
+def _size(picture: Image.Image) -> str:
+    return f"{picture.width}x{picture.height}"
 
 
 def _is_transparent(rgba: Image.Image) -> bool:
@@ -132,7 +128,7 @@ def complete(model: Bundle, picture: Picture, keep: str | float) -> Task:
         raise UserError(f"a picture of {size[0]}x{size[1]} pixels is too small to keep a part of it")
     part = min(max(1, round(size[axis] * share)), size[axis] - 1)
     mask = _all_but(_place(size, (size[0], part) if axis else (part, size[1]), side), size)
-    return _inpainting(model, "complete", source, Inpainting(source.picture, mask, source.tokens_hw, source.original))
+    return _inpainting(model, "complete", source, mask)
 
 
 def inpaint(model: Bundle, picture: Picture, mask: Picture | None = None) -> Task:
@@ -146,14 +142,12 @@ def inpaint(model: Bundle, picture: Picture, mask: Picture | None = None) -> Tas
     else:
         white = _white(_rgba(mask))
     if white.size != source.picture.size:
-        size = f"{source.picture.width}x{source.picture.height}"
-        raise UserError(
-            f"the mask has {white.width}x{white.height} pixels and the picture {size}: scale the mask to {size}"
-        )
+        size = _size(source.picture)
+        raise UserError(f"the mask has {_size(white)} pixels and the picture {size}: scale the mask to {size}")
     if white.getextrema() in ((0, 0), (255, 255)):
         colour, what = ("black", "nothing") if white.getextrema() == (0, 0) else ("white", "everything")
         raise UserError(f"the mask is all {colour}, which asks for {what} to be drawn: make white what is to be drawn")
-    return _inpainting(model, "inpaint", source, Inpainting(source.picture, white, source.tokens_hw, source.original))
+    return _inpainting(model, "inpaint", source, white)
 
 
 def extend(model: Bundle, picture: Picture, size: Size, anchor: str) -> Task:
@@ -167,10 +161,8 @@ def extend(model: Bundle, picture: Picture, size: Size, anchor: str) -> Task:
     source = open_source(model, picture)
     old = source.picture
     if width < old.width or height < old.height or (width, height) == old.size:
-        raise UserError(
-            f"the size {width}x{height} does not extend a picture of {old.width}x{old.height} pixels: neither side may "
-            "be smaller, and one must be larger"
-        )
+        wanted = "neither side may be smaller, and one must be larger"
+        raise UserError(f"the size {width}x{height} does not extend a picture of {_size(old)} pixels: {wanted}")
     # In the middle a picture with tokens keeps to whole ones, so that they are needed no second time.
     box = _place((width, height), old.size, anchor, token if source.tokens_hw is not None else 1)
     tokens_hw = None
@@ -179,11 +171,12 @@ def extend(model: Bundle, picture: Picture, size: Size, anchor: str) -> Task:
         if source.tokens_hw.shape == (bottom - top, right - left):
             tokens_hw = torch.zeros(height // token, width // token, dtype=torch.long)
             tokens_hw[top:bottom, left:right] = source.tokens_hw
-    larger, original = continued(old, (width, height), box[0], box[1]), None
-    if source.original is not None:
-        original = Image.new("RGBA", larger.size)
+    original = None
+    if source.original:
+        original = Image.new("RGBA", (width, height))
         original.paste(source.original, box)
-    return _inpainting(model, "extend", source, Inpainting(larger, _all_but(box, larger.size), tokens_hw, original))
+    larger = Source(continued(old, (width, height), *box[:2]), tokens_hw, source.label, original)
+    return _inpainting(model, "extend", larger, _all_but(box, (width, height)))
 
 
 def vary(model: Bundle, picture: Picture, strength: float) -> Task:
@@ -193,9 +186,10 @@ def vary(model: Bundle, picture: Picture, strength: float) -> Task:
     """
     check_share("strength", strength)
     source = open_source(model, picture)
-    unchanged = Inpainting(source.picture, Image.new("L", source.picture.size, 0), source.tokens_hw)
+    nowhere = Image.new("L", source.picture.size, 0)
     if strength == 0:
-        return _inpainting(model, "vary", source, unchanged)
+        return _inpainting(model, "vary", source, nowhere)
+    unchanged = Inpainting(source.picture, nowhere, source.tokens_hw)
     canvas, cell = canvas_for(model, source.picture.size), model.gpt.config.cell
     grid = canvas.levels[0]
 
@@ -226,17 +220,17 @@ def blend(model: Bundle, picture: Picture, other: Picture, mix: float) -> Task:
         low, middle, high = (float(ordered[round(place * (len(ordered) - 1))]) for place in places)
         of_b, mask = _mask(field_HW >= middle), _mask((field_HW > low) & (field_HW < high))
         tokens_hw = None
-        if a.tokens_hw is not None and b.tokens_hw is not None and b.picture.size == size:
-            if a.tokens_hw.shape == b.tokens_hw.shape:
-                of_b_hw = mask_tokens(model, of_b, (a.tokens_hw.shape[0], a.tokens_hw.shape[1]))
-                tokens_hw = torch.where(of_b_hw, b.tokens_hw, a.tokens_hw)
+        if a.tokens_hw is not None and b.tokens_hw is not None and a.tokens_hw.shape == b.tokens_hw.shape:
+            of_b_hw = mask_tokens(model, of_b, (a.tokens_hw.shape[0], a.tokens_hw.shape[1]))
+            tokens_hw = torch.where(of_b_hw, b.tokens_hw, a.tokens_hw) if b.picture.size == size else None
         return Inpainting(Image.composite(picture_b, a.picture, of_b), mask, tokens_hw)
 
     return Task("blend", canvas_for(model, size), start, a.label if a.label == b.label else None)
 
 
-def _inpainting(model: Bundle, command: str, source: Source, given: Inpainting) -> Task:
-    return Task(command, canvas_for(model, given.picture.size), lambda seed: given, source.label)
+def _inpainting(model: Bundle, command: str, source: Source, mask: Image.Image) -> Task:
+    given = Inpainting(source.picture, mask, source.tokens_hw, source.original)
+    return Task(command, canvas_for(model, mask.size), lambda seed: given, source.label)
 
 
 def _place(size: tuple[int, int], inner: tuple[int, int], anchor: str, step: int = 1) -> Box:

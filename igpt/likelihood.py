@@ -26,22 +26,18 @@ def token_nats(gpt: GPT, cells_BLn: Tensor, positions_BL2: Tensor, labels_B: Ten
     return torch.cat(nats)
 
 
-def bits_per_token(
-    gpt: GPT, tokens_Bhw: Tensor, labels_B: Tensor, seeds: Iterable[int] = (0,), order: str = "random"
-) -> Tensor:
+def bits_per_token(gpt: GPT, tokens_Bhw: Tensor, labels_B: Tensor, seeds: Iterable[int] = (0,)) -> Tensor:
     """Bits of every token of grids of whole cells, [B, h, w] float64, given its label and what comes before it.
 
-    `order` is "random" (the mean over `seeds`: picture b has orders of its own, from a seed and b) or "raster". The
-    mean of a picture over its tokens is its negative log likelihood in bits a token.
+    The mean over random orders, one for each of `seeds`: picture b has orders of its own, from a seed and b. The mean
+    of a picture over its tokens is its negative log likelihood in bits a token.
     """
     cell, (count, h, w) = gpt.config.cell, tokens_Bhw.shape
     cells_BLn, positions_L2 = to_cells(tokens_Bhw.cpu(), cell), cell_positions(h // cell, w // cell)
     total_BLn, seeds = torch.zeros(cells_BLn.shape, dtype=torch.float64), list(seeds)
     for seed in seeds:
-        orders_BL = torch.arange(len(positions_L2)).expand(count, -1)
-        if order == "random":
-            generators = (torch.Generator().manual_seed(seed * 1_000_003 + b) for b in range(count))
-            orders_BL = torch.stack([torch.randperm(len(positions_L2), generator=g) for g in generators])
+        generators = (torch.Generator().manual_seed(seed * 1_000_003 + b) for b in range(count))
+        orders_BL = torch.stack([torch.randperm(len(positions_L2), generator=g) for g in generators])
         places_BLn = orders_BL.unsqueeze(-1).expand_as(cells_BLn)
         nats_BLn = token_nats(gpt, cells_BLn.gather(1, places_BLn), positions_L2[orders_BL], labels_B.cpu())
         total_BLn.scatter_add_(1, places_BLn, nats_BLn.double())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tokenizer_vq.colours import match_palette
 from tokenizer_vq.images import open_picture
@@ -111,15 +111,6 @@ def _indexed(tokens_HW: Tokens, colours: tuple[str, ...], clear: str = "") -> Im
 
 def _reached_from_edge(open_HW: Mask) -> Mask:
     """The open pixels that a path of open pixels, side by side, joins to the edge of the picture."""
-    reached = open_HW.copy()
-    reached[1:-1, 1:-1] = False
-    while True:
-        before = reached.sum()
-        for axis in (1, 0):  # whole runs of open pixels at once, along rows and then along columns
-            closed, seen = (np.moveaxis(each, axis, 1) for each in (~open_HW, reached))
-            run = np.cumsum(closed, axis=1) + np.arange(len(closed))[:, None] * (closed.shape[1] + 1)
-            hit = np.zeros(run.max() + 1, dtype=bool)
-            hit[run[seen]] = True
-            reached = open_HW & np.moveaxis(hit[run], 1, axis)
-        if reached.sum() == before:
-            return reached
+    picture = Image.fromarray(np.pad(open_HW, 1, constant_values=True).astype(np.uint8)).copy()  # to be drawn on
+    ImageDraw.floodfill(picture, (0, 0), 2)
+    return np.asarray(picture)[1:-1, 1:-1] == 2

@@ -63,14 +63,14 @@ def test_evaluate_prints_tables_and_writes_json_and_markdown_with_pictures(desk:
     assert likelihood["bits per pixel"]["training"] == pytest.approx(bits / 16)
     wanted = {"KID", "Frechet distance", "precision", "recall", "density", "coverage", "Vendi score"}
     assert wanted <= fidelity.keys() and fidelity["KID"].keys() == {"drawn", "reconstructed", "real"}
-    kinds = [f"{name}, {kind}" for name in ("copied", "novelty") for kind in ("tokens", "pixels", "features")]
+    kinds = [f"{name}, {kind}" for name in ("copied", "novelty") for kind in ("pixels", "features")]
     assert {*kinds, "label faithfulness"} <= sections["originality"].keys()
     assert "own tokenizer" in " ".join(found["measures"]) and "own tokenizer" in out, "never a plain FID"
     assert found["skipped"] == [] and (found["training"], found["held_out"]) == (12, 8)
     assert SamplingOptions(**found["sampling"]) == SamplingOptions(steps=2)
     page = Path("tiny-report/report.md").read_text(encoding="utf-8")
     linked = re.findall(r"^!\[[^]]+\]\(([a-z-]+\.png)\)$", page, re.MULTILINE)
-    assert len(linked) == 5 and linked[0] == "drawn.png"
+    assert len(linked) == 4 and linked[0] == "drawn.png"
     assert {path.name for path in Path("tiny-report").iterdir()} == {"report.md", "report.json", *linked}
     assert all(Image.open(Path("tiny-report", name)).width > 6 * 160 for name in linked)
     for rows in sections.values():
@@ -123,7 +123,7 @@ def test_nan_features_are_noted_and_the_rest_is_done(desk: Path, capsys: Capture
     assert main(["evaluate", "spoilt", *EVALUATE[2:], "--manifest", manifest(desk, 4)]) == 0
     out = capsys.readouterr().out
     assert "fidelity of drawn pictures: the features of 6 of 6 pictures hold NaN" in out
-    assert "| copied, tokens " in out and "| copied, features " not in out and "nan" not in out
+    assert "| copied, pixels " in out and "| copied, features " not in out and "nan" not in out
 
 
 def test_art_without_a_training_part_and_folders_without_nets_are_refused(desk: Path, capsys: Capture) -> None:
@@ -150,9 +150,9 @@ def test_audit_names_a_training_picture_and_writes_a_sheet(desk: Path, capsys: C
     assert main([*command, "--manifest", manifest(desk, 4)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("mirrored.png: this is red/7.png") and "copy score 1.00" in lines[0]
-    assert all("red/7.png (0.00" in line for line in lines[1:4])
-    assert lines[4] == "mirrored-audit.png" and Image.open(lines[4]).width > 4 * 192
-    assert lines[5].startswith("mine.png: ") and "this is" not in lines[5] and "% of the 8 held-out" in lines[5]
+    assert all("red/7.png (0.00" in line for line in lines[1:3])
+    assert lines[3] == "mirrored-audit.png" and Image.open(lines[3]).width > 4 * 192
+    assert lines[4].startswith("mine.png: ") and "this is" not in lines[4] and "% of the 8 held-out" in lines[4]
     assert main([*command, "--manifest", manifest(desk, 0), "--quiet"]) == 0
     assert capsys.readouterr().out == "mirrored-audit-2.png\nmine-audit.png\n".replace("mine-audit", "mine-audit-2")
 

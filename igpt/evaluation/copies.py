@@ -1,4 +1,4 @@
-"""Is a picture a copy? Its nearest training pictures in three spaces, as a number and in words (`igpt audit`).
+"""Is a picture a copy? Its nearest training pictures in pixels and in features, in numbers and words (`igpt audit`).
 
 Training pictures are compared in square crops (the middle and both ends), the others also mirrored, so that shifted and
 mirrored copies are found. The baseline is how near held-out pictures come, which nobody has learned from.
@@ -35,13 +35,8 @@ AUDIT_TILE = (192, 192)  # pixels of a picture on its sheet, at most
 
 
 def metric_spaces(model: Bundle, features: MetricSpace) -> list[MetricSpace]:
-    """The pixels of pictures, their tokens at native size, and their features."""
-
-    def tokens(images_BCHW: Tensor) -> Tensor:
-        return model.tokenizer.encode(images_BCHW).flatten(1).float()  # below 65536, so that floats hold them
-
-    pixels = MetricSpace(f"pixels {THUMBNAIL}x{THUMBNAIL}", THUMBNAIL, model.device, nn.Flatten(), "pixels")
-    return [pixels, MetricSpace("tokens", model.grids.native_size[0], model.device, tokens, "tokens"), features]
+    """The pixels of small pictures, and their features."""
+    return [MetricSpace(f"pixels {THUMBNAIL}x{THUMBNAIL}", THUMBNAIL, model.device, nn.Flatten(), "pixels"), features]
 
 
 # Pictures

@@ -44,7 +44,7 @@ class MetricSpace:
     side: int  # of the squares, in pixels
     device: torch.device
     vectors: Callable[[Tensor], Tensor]  # [B, 3, side, side] in [-1, 1] to [B, D]
-    kind: str = "features"  # or "tokens" or "pixels"
+    kind: str = "features"  # or "pixels"
 
     @torch.inference_mode()
     def extract(self, pictures: Iterable[Image], count: int, quiet: bool = False) -> Tensor:
@@ -55,10 +55,8 @@ class MetricSpace:
         return torch.cat(rows) if rows else torch.zeros(0, 0)
 
     def distances(self, a_MD: Tensor, b_ND: Tensor) -> Tensor:
-        """[M, N] in float64. Tokens: share of places that differ. Pixels: root mean square difference, of pictures in
-        [0, 1]. Features: Euclidean distance of vectors scaled to unit length, 0 to 2."""
-        if self.kind == "tokens":
-            return torch.cdist(a_MD, b_ND, p=0).double() / a_MD.shape[1]
+        """[M, N] in float64. Pixels: root mean square difference, of pictures in [0, 1]. Features: Euclidean distance
+        of vectors scaled to unit length, 0 to 2."""
         a_MD, b_ND = (F.normalize(x.double()) if self.kind == "features" else x.double() for x in (a_MD, b_ND))
         distance_MN = torch.cdist(a_MD, b_ND, compute_mode="donot_use_mm_for_euclid_dist")  # 0 for equal vectors
         return distance_MN / (2 * math.sqrt(a_MD.shape[1])) if self.kind == "pixels" else distance_MN
