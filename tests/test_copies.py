@@ -73,13 +73,13 @@ def test_crops_are_the_middle_and_where_they_differ_both_ends(size: tuple[int, i
 
 
 def test_a_mirrored_crop_of_a_training_picture_is_found(space: MetricSpace, wide_art: ArtFolder) -> None:
-    baseline = Baseline(space, Split(wide_art, [0, 2, 4, 6], []), 32)
+    baseline = Baseline(space, Split(wide_art, [2, 4], []), 32)
     end = wide_art.picture(4).crop((64, 0, 128, 64))
     near = baseline.compare([ImageOps.mirror(end), wide_art.picture(5)], 2)
     assert int(near.picture_QK[0, 0]) == 4
     assert float(near.distance_QK[0, 0]) <= SAME < float(near.distance_QK[1, 0])
     assert bool((near.distance_QK.diff() >= 0).all()), "the nearest comes first"
-    assert all(sorted(row) == [0, 2, 4, 6] for row in near.picture_QK.tolist()), "each once, fewer than asked for"
+    assert all(sorted(row) == [2, 4] for row in near.picture_QK.tolist()), "each once, fewer than asked for"
 
 
 def test_a_copied_training_set_is_all_copies_and_nothing_new(space: MetricSpace, wide_art: ArtFolder) -> None:

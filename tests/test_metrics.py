@@ -8,12 +8,11 @@ import pytest
 import scipy.linalg
 import torch
 from sklearn.metrics import roc_auc_score
-from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from igpt.evaluation.metrics import auc, checked, faithfulness, frechet, kid, neighbourhoods, vendi
+from igpt.evaluation.metrics import auc, checked, frechet, kid, neighbourhoods, vendi
 from tokenizer_vq.base import UserError
 
 
@@ -120,13 +119,3 @@ def test_too_few_pictures_and_spoilt_features_are_said() -> None:
     spoilt[[3, 8], 0] = torch.tensor([torch.nan, torch.inf])
     with pytest.raises(UserError, match="2 of 200"):
         checked(spoilt, 2)
-
-
-def test_faithfulness_is_the_share_of_pictures_among_neighbours_of_their_own_label() -> None:
-    features, labels = torch.cat([DRAWN[:50], DRAWN[50:100] + 0.2]), torch.arange(2).repeat_interleave(50)
-    classifier = KNeighborsClassifier(5).fit(features.numpy(), labels.numpy())
-    wanted = classifier.score(REAL[:40].numpy(), torch.zeros(40).long().numpy())
-    near = torch.cdist(REAL[:40], features).topk(5, largest=False).indices
-    assert 0.5 < wanted < 1 and faithfulness(labels[near], torch.zeros(40)) == pytest.approx(wanted)
-    with pytest.raises(UserError, match="no picture has a label"):
-        faithfulness(torch.zeros(0, 4), torch.zeros(0))

@@ -30,7 +30,7 @@ SAME = 1e-3  # distances up to here are those of a copy: mirrored and resampled,
 PERCENTILE = 0.01  # of the distances of held-out pictures: what is nearer counts as copied
 THUMBNAIL = 16  # pixels a side of the pictures that are compared pixel by pixel
 QUERIES = 16  # pictures that are compared with all training pictures at once
-NEIGHBOURS, NAMED = 10, 3  # nearest training pictures that are found, and that an audit names
+NEIGHBOURS = 3  # nearest training pictures that are found
 AUDIT_TILE = (192, 192)  # pixels of a picture on its sheet, at most
 
 
@@ -92,8 +92,7 @@ class Baseline:
         self.owners = [i for i in train for _ in square_boxes(*art.sizes[i])]
         crops = (crop for i in train for crop in square_crops(art.picture(i), side))
         self.train_ND = space.extract(crops, len(self.owners), quiet)
-        self.val = self.compare(map(art.picture, val), len(val))
-        self.val_N = self.val.distance_QK[:, 0]
+        self.val_N = self.compare(map(art.picture, val), len(val)).distance_QK[:, 0]
 
     def compare(self, pictures: Iterable[Image.Image], count: int) -> Neighbours:
         """The training pictures nearest to the middle squares of `count` pictures or to their mirror images."""
@@ -161,7 +160,7 @@ def audit(
     for i, source in enumerate(sources):
         lines, rows = [f"{source}: {_conclusion(i, found)}"], []
         for baseline, near in found:
-            pairs = list(zip(near.picture_QK[i].tolist(), near.distance_QK[i].tolist(), strict=True))[:NAMED]
+            pairs = list(zip(near.picture_QK[i].tolist(), near.distance_QK[i].tolist(), strict=True))
             names = [f"{split.art.names[j]} ({distance:.3f})" for j, distance in pairs]
             lines.append(f"  nearest in {baseline.space.name}: {', '.join(names)}")
             tiles = [(split.art.picture(j), f"{baseline.space.kind} {distance:.3f}") for j, distance in pairs]

@@ -86,11 +86,3 @@ def auc(positive_N: Tensor, negative_M: Tensor) -> float:
     if bool(difference_NM.isnan().any()):
         raise UserError("an AUC cannot rank NaN")
     return float((difference_NM.sign() + 1).mean() / 2)
-
-
-def faithfulness(labels_QK: Tensor, own_Q: Tensor) -> float:
-    """The share of pictures whose own label is the commonest one of their K nearest training pictures. Raises UserError
-    without pictures."""
-    if not len(own_Q):
-        raise UserError("no picture has a label that both the model and the collection know")
-    return float((labels_QK.mode(1).values == own_Q).double().mean())
