@@ -102,6 +102,16 @@ def test_it_leaves_a_sheet_a_listing_and_a_card_but_no_training_states(tuned: Pa
     assert not list((tuned / WORK).glob("*.safetensors"))
 
 
+def first_sheet(out: Path) -> Image.Image:
+    with Image.open(min((out / WORK).glob("finetune-*.png"))) as sheet:
+        return sheet.copy()
+
+
+def test_while_it_learns_it_paints_sheets_of_four_pictures(tuned: Path) -> None:
+    sheet = first_sheet(tuned)
+    assert sheet.width > 4 * 160 and 160 < sheet.height < 2 * 160 and len(sheet.getcolors(1 << 24) or ()) > 100
+
+
 def test_sub_folders_become_labels_and_known_names_add_to_the_known_ones(tiny_folder: Path, tmp_path: Path) -> None:
     art = art_folder(tmp_path / "art", each=5)
     (art / "blue").rename(art / "violet")
@@ -143,6 +153,10 @@ def test_sprites_are_learned_pixel_by_pixel_and_shown_enlarged(sprites: Path, tm
     assert model.labels == ["discs"] and model.sampling.steps == 4
     with Image.open(out / BEFORE_AFTER) as sheet:
         assert sheet.height > 3 * 9 * 17
+    tile = first_sheet(out).crop((8, 8, 168, 168))
+    small = tile.resize((16, 16), Image.Resampling.NEAREST)
+    assert small.resize(tile.size, Image.Resampling.NEAREST).tobytes() == tile.tobytes(), "by whole pixels"
+    assert len(small.getcolors() or ()) > 1
 
 
 @pytest.mark.slow
@@ -218,6 +232,7 @@ def test_ctrl_c_while_it_learns_leaves_the_best_so_far_and_the_same_command_ends
     assert half.provenance["gpt"]["samples"] < 400
     finetune(green, out, str(tiny_folder), QUICK)
     assert load(out).weights_hash == load(tuned).weights_hash
+    assert first_sheet(out).tobytes() == first_sheet(tuned).tobytes(), "always of the same seeds"
     before = (out / "model.safetensors").stat().st_mtime_ns
     finetune(green, out, str(tiny_folder), QUICK)
     assert (out / "model.safetensors").stat().st_mtime_ns == before, "nothing is left to do"

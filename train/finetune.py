@@ -28,6 +28,7 @@ from igpt.evaluation.perceptual import NO_WEIGHTS, perceptual
 from igpt.image_gpt import ImageGPT
 from igpt.likelihood import label_nats
 from igpt.lora import apply_lora, largest_rank, merge_lora, save_adapter, with_labels
+from igpt.model import GPT
 from igpt.sheet import sheet
 from tokenizer_vq.base import UserError
 from tokenizer_vq.vq import VQTokenizer
@@ -36,7 +37,7 @@ from .card import summary, tuned_card
 from .collection import Collection, load_collection
 from .decoder import DecoderTask
 from .folder import Run, claimed, read_json, work_folder, write_json
-from .gpt import TuneTask, bits_of
+from .gpt import SHEETS_TIME, TuneTask, bits_of
 from .loop import Schedule
 from .options import LearningOptions, TrainOptions, TuneOptions
 from .sprites import with_colours_of
@@ -50,6 +51,7 @@ MIN_STEPS = 10
 WRITING_SECONDS = 5.0  # the model and its states
 ASKED_PICTURES = 4  # by which the nearest label of the base is found
 DRAWN_PICTURES, BASE_PICTURES, DRAWN_AT_ONCE, DRAWING_SEED = 24, 8, 4, 1000  # in the end, as far as the time allows
+SHEET_DRAWN, SHEET_STEPS = 4, 8  # while it learns
 TILE_SIDE = 160  # pixels of a picture on the sheet, about
 DECODER_LR = 2e-4
 DECODER_GAIN = 0.1  # SSIM that unseen pictures must gain by the decoder that learned: less is only softness
@@ -127,7 +129,7 @@ class _Tuning:
         numbers = [self.labels.index(run.art.labels[k]) for k in run.art.label_of]
         self.flip = collection.flip if options.flip is None else options.flip
         self.views = Views(run, numbers, base, self.flip)
-        self.task = TuneTask(self.views, self.gpt)
+        self.task = TuneTask(self.views, self.gpt, self._sheet)
         self.best = run.state_file(self.task.name, "best")
         self.facts = read_json(run.work / FACTS)  # the plan, and what was measured
 
@@ -138,7 +140,7 @@ class _Tuning:
         self.collection.write(self.out / LISTING)
         run.say(f"what was done with each file, and why, is in {self.out / LISTING}")
         if not self.facts:
-            with self._autocast():
+            with torch.autocast(self.base.device.type, torch.bfloat16, enabled=run.bf16):
                 step, windows = self._plan()
                 self.task.windows = self.views.windows(val, windows)
                 nearest, bits = self._base_bits()
@@ -158,7 +160,8 @@ class _Tuning:
         step, seconds = self._step_seconds(), self._seconds_left()
         look = VALIDATION_COST * step / options.batch  # at one window
         windows = int(VALIDATION_TIME * 60 * options.minutes / Schedule.evaluations / look)
-        samples = options.samples or int(max(seconds * (1 - VALIDATION_TIME) / step, MIN_STEPS) * options.batch)
+        learning = (1 - VALIDATION_TIME - SHEETS_TIME) * seconds
+        samples = options.samples or int(max(learning / step, MIN_STEPS) * options.batch)
         self.run.say(
             f"this machine learns from {options.batch / step:.3g} crops a second: about {samples:,} in all, "
             f"{samples / pictures:.0f} of each picture, {'' if self.flip else 'not '}mirrored at random"
@@ -194,9 +197,6 @@ class _Tuning:
         nearest = int(torch.stack(nats).mean(0).argmin())
         windows = [(grid_hw, label if label < known else nearest) for grid_hw, label in self.task.windows]
         return [*base.labels, NO_LABEL][nearest], bits_of(base.gpt, windows)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.run.bf16)
 
     def learn(self) -> None:
         """Train; `gpt` has the best weights then."""
@@ -275,10 +275,7 @@ class _Tuning:
 
     def _draw(self) -> tuple[list[Image.Image], list[Image.Image]]:
         """Pictures by the base, under the nearest label, and by the tuned model, as many as there is time for."""
-        about = {"sampling": self.base.provenance.get("sampling", {}), "default_labels": self.run.art.labels}
-        tuned = ImageGPT(self.tokenizer, merge_lora(self.gpt), self.labels, provenance=about)
-        h, w = self.views.usual_grid()
-        size = (w * tuned.downsample, h * tuned.downsample)
+        tuned, size = self._tuned(self.gpt)
         before: list[Image.Image] = []
         after: list[Image.Image] = []
         end = time.monotonic() + DRAWING_TIME * 60 * self.run.options.minutes
@@ -288,6 +285,20 @@ class _Tuning:
             if len(before) < BASE_PICTURES:
                 before += self.base.generate(DRAWN_AT_ONCE, size, label=self.facts["nearest"], seed=seed)
         return before, after
+
+    def _sheet(self, gpt: GPT) -> Image.Image:
+        """The first of the pictures that are drawn in the end, as far as they are learned."""
+        tuned, size = self._tuned(gpt)
+        pictures = tuned.generate(SHEET_DRAWN, size, seed=DRAWING_SEED, steps=SHEET_STEPS)
+        labels = tuned.labels_for(None, DRAWING_SEED, SHEET_DRAWN)
+        return sheet([[(self._tile(each), label or "") for each, label in zip(pictures, labels, strict=True)]])
+
+    def _tuned(self, gpt: GPT) -> tuple[ImageGPT, tuple[int, int]]:
+        """What draws with a GPT on its way, and the size of pictures that are shaped as most of the folder are."""
+        about = {"sampling": self.base.provenance.get("sampling", {}), "default_labels": self.run.art.labels}
+        h, w = self.views.usual_grid()
+        tuned = ImageGPT(self.tokenizer, merge_lora(gpt), self.labels, provenance=about)
+        return tuned, (w * tuned.downsample, h * tuned.downsample)
 
     def _tile(self, picture: Image.Image) -> Image.Image:
         """For the sheet: sprites are enlarged by whole numbers."""

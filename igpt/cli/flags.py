@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import igpt
-from igpt.config import DEFAULT_MODEL, ORDERS, SamplingOptions
+from igpt.config import DEFAULT_MODEL, SamplingOptions
 from igpt.locked import IDENTITY
 from tokenizer_vq.base import UserError
 
@@ -21,15 +21,6 @@ if TYPE_CHECKING:
     from igpt.image_gpt import ImageGPT
 
     Options = TypeVar("Options", bound=DataclassInstance)
-
-SAMPLING_HELP = {
-    "steps": "number of sampling steps; fewer is faster",
-    "temperature": "below 1 favours likely tokens, 0 always takes the likeliest",
-    "top_k": "sample from the N likeliest tokens only; 0: from all",
-    "top_p": "sample from the likeliest tokens that together hold this share of the probability",
-    "guidance": "classifier-free guidance: how strongly to follow the label; 1: no guidance",
-    "order": "in which cells are drawn: random, or raster (rows from the top, one cell a step)",
-}
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,24 +66,25 @@ def checked(check: Callable[[Any], object], kind: Callable[[str], Any] = str) ->
     return convert
 
 
-def _add_flag(parser: argparse.ArgumentParser, name: str, kind: type, **how: Any) -> None:
-    number_or_kind = number(kind) if kind in (int, float) else kind
-    metavar = None if how["choices"] else {int: "N", float: "X"}.get(kind, "NAME")
-    parser.add_argument(f"--{name.replace('_', '-')}", type=number_or_kind, metavar=metavar, **how)
-
-
-def add_options(parser: argparse.ArgumentParser, options: type[DataclassInstance]) -> None:
-    """A flag for every field of a dataclass, each with the default of the field."""
+def add_options(parser: argparse.ArgumentParser, options: type[DataclassInstance], ending: str = "") -> None:
+    """A flag for every field of a dataclass, each with the default of the field. With an `ending`, which the help then
+    has after the default, a flag that is left out is None."""
     hints = get_type_hints(options)
     for field in fields(options):
-        help = field.metadata["help"].replace("%", "%%")
+        name, help = f"--{field.name.replace('_', '-')}", field.metadata["help"].replace("%", "%%")
         kind = next(kind for kind in (*get_args(hints[field.name]), hints[field.name]) if kind is not NoneType)
+        if ending:
+            help = f"{help} (default: {field.default}, {ending})"
+        how: dict[str, Any] = {"default": None if ending else field.default, "help": help}
         if kind is bool:
             action = argparse.BooleanOptionalAction if field.default is not False else "store_true"
-            parser.add_argument(f"--{field.name.replace('_', '-')}", action=action, default=field.default, help=help)
+            parser.add_argument(name, action=action, **how)
+            continue
+        if choices := field.metadata["choices"]:
+            how["choices"] = choices
         else:
-            choices = field.metadata.get("choices")
-            _add_flag(parser, field.name, kind, default=field.default, choices=choices, help=help)
+            how["metavar"] = {int: "N", float: "X"}.get(kind, "NAME")
+        parser.add_argument(name, type=number(kind) if kind in (int, float) else kind, **how)
 
 
 def options_of(args: argparse.Namespace, options: type[Options]) -> Options:
@@ -101,15 +93,13 @@ def options_of(args: argparse.Namespace, options: type[Options]) -> Options:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """A flag for every field of SamplingOptions. Without it the model's own setting counts, so there is no default."""
-    for name, value in asdict(SamplingOptions()).items():
-        help = f"{SAMPLING_HELP[name]} (default: {value}, unless the model has its own)"
-        _add_flag(parser, name, type(value), choices=ORDERS if name == "order" else None, help=help)
+    """A flag for every field of SamplingOptions. Without it the model's own setting counts."""
+    add_options(parser, SamplingOptions, "unless the model has its own")
 
 
 def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags of `add_sampling` say. Raises UserError on options that cannot be."""
-    changes = {name: value for name in SAMPLING_HELP if (value := getattr(args, name)) is not None}
+    changes = {each.name: value for each in fields(SamplingOptions) if (value := getattr(args, each.name)) is not None}
     SamplingOptions(**changes).check()
     return changes
 
