@@ -145,8 +145,6 @@ def test_sprites_are_learned_pixel_by_pixel_and_shown_enlarged(sprites: Path, tm
     art.mkdir()
     for i in range(8):
         ImageOps.posterize(paint(i, (40, 180, 60)), 1).resize((17, 17), Image.Resampling.NEAREST).save(art / f"{i}.png")
-    with pytest.raises(UserError, match="has a palette and no decoder"):
-        finetune(art, tmp_path / "out", str(sprites), replace(QUICK, decoder_crops=8))
     out = finetune(art, tmp_path / "out", str(sprites), replace(QUICK, samples=100))
     assert facts_of(out)["bits"] < 0.9 * facts_of(out)["base_bits"]
     model = igpt.load(out, "cpu")
@@ -157,18 +155,6 @@ def test_sprites_are_learned_pixel_by_pixel_and_shown_enlarged(sprites: Path, tm
     small = tile.resize((16, 16), Image.Resampling.NEAREST)
     assert small.resize(tile.size, Image.Resampling.NEAREST).tobytes() == tile.tobytes(), "by whole pixels"
     assert len(small.getcolors() or ()) > 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("crops, kept", [(80, True), (4, False)])
-def test_the_decoder_learns_if_asked_and_is_kept_only_if_unseen_pictures_come_out_much_better(
-    crops: int, kept: bool, green: Path, tiny_folder: Path, tmp_path: Path
-) -> None:
-    out = finetune(green, tmp_path / "out", str(tiny_folder), replace(QUICK, samples=16, decoder_crops=crops))
-    old, new = load(tiny_folder).tokenizer.state_dict(), load(out).tokenizer.state_dict()
-    changed = {key.split(".")[0] for key in old if not torch.equal(old[key], new[key])}
-    assert changed == ({"decoder", "from_code"} if kept else set()), "what a token is stays as it was"
-    assert ("not kept" in facts_of(out)["decoder"]) != kept
 
 
 # Views
@@ -275,7 +261,7 @@ def test_a_full_disk_leaves_what_was_saved_before(
     with disk_for_files_of(30_000):  # bytes: enough for all but the states
         assert main(words) == 2
     error = capsys.readouterr().err
-    assert "cannot be saved" in error and error.count("\n") == 1
+    assert "cannot be" in error and error.count("\n") == 1
     assert [path.read_bytes() for path in files] == before and not list(out.rglob("*.part"))
     assert main(words) == 0 and igpt.load(out, "cpu").provenance["gpt"]["samples"] == 200
 
@@ -347,8 +333,6 @@ def test_mistakes_are_answered_in_one_sentence_and_leave_nothing_behind(
         ("art --method best", "'best'"),
         ("art --patience 0", "--patience"),
         ("art --adapter --method full", "--adapter"),
-        ("art --adapter --decoder-crops 9", "no decoder"),
-        ("art --decoder-crops -1", "--decoder-crops -1"),
     ]
     for line, said in cases:
         before = sorted(str(path) for path in Path().rglob("*"))
@@ -396,6 +380,7 @@ def test_twelve_painted_pictures_teach_the_model_in_the_box(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     facts = facts_of(tmp_path / "out")
     assert facts["bits"] < 0.85 * facts["base_bits"] and not math.isnan(facts["bits"]), facts
-    assert facts["peak_memory_gb"] < 4
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit < 4e9
     model = igpt.load(tmp_path / "out", "cpu")
     assert model.labels[-1] == "discs" and model.generate(size=64, label="discs", seed=1)[0].size == (64, 64)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from dataclasses import fields
+from glob import glob
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import igpt
-from igpt.config import DEFAULT_MODEL, SamplingOptions
+from igpt.config import DEFAULT_MODEL, SamplingOptions, check_options
 from igpt.locked import IDENTITY
+from igpt.recipe import check_picture
 from tokenizer_vq.base import UserError
 
 if TYPE_CHECKING:
@@ -88,8 +91,23 @@ def add_options(parser: argparse.ArgumentParser, options: type[DataclassInstance
 
 
 def options_of(args: argparse.Namespace, options: type[Options]) -> Options:
-    """The inverse of `add_options`: the dataclass as the command line has it."""
-    return options(**{field.name: getattr(args, field.name) for field in fields(options)})
+    """The inverse of `add_options`: the dataclass as the command line has it. Raises UserError on what cannot be."""
+    chosen = options(**{field.name: getattr(args, field.name) for field in fields(options)})
+    check_options(chosen)
+    return chosen
+
+
+def pictures_of(args: argparse.Namespace) -> list[Path]:
+    """The files that the command line names, which may be patterns, as not every shell resolves them. Raises UserError
+    for one that is no picture."""
+    paths = [
+        path
+        for name in args.pictures
+        for path in ([name] if os.path.lexists(name) else sorted(glob(os.path.expanduser(name)))) or [name]
+    ]
+    for path in paths:
+        check_picture(path)
+    return [Path(path) for path in paths]
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -111,47 +129,34 @@ def check_art(art: str) -> None:
         raise UserError(f"there is no art at {art!r}; a folder of pictures or a .tar is wanted")
 
 
-def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], help: str) -> Parser:
-    """The parser of a new command, which `run` does."""
+def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], help: str, *shared: str) -> Parser:
+    """The parser of a new command, which `run` does, with these of the SHARED flags."""
     parser: Parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
     parser.set_defaults(run=run)
+    add_shared(parser, *shared)
     return parser
 
 
-def add_output(parser: Parser, default: str = "this folder") -> None:
-    """Where pictures go, what they are drawn on, and how much is printed."""
-    parser.add_argument("--out", metavar="PATH", help=f"a folder, or the name of a single file (default: {default})")
-    parser.add_argument("--force", action="store_true", help="replace files of the same name instead of numbering")
-    parser.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but the paths of the pictures")
-    add_threads(parser)
+SHARED: dict[str, dict[str, Any]] = {
+    "pictures": {"metavar": "PICTURE", "nargs": "+", "help": "a picture in a file"},
+    "--model": {"metavar": "MODEL", "default": DEFAULT_MODEL, "help": "name or folder of a model"},
+    "--adapter": {"metavar": "FILE", "help": "what `igpt finetune --adapter` learned, for the model it was made for"},
+    # Read by `main`, as the environment is the way for the library too.
+    "--identity": {"metavar": "FILE", "help": f"secret keys of age, to open a locked model (default: {IDENTITY})"},
+    "--out": {"metavar": "PATH", "help": "a folder, or the name of a single file (default: this folder)"},
+    "--force": {"action": "store_true", "help": "replace files of the same name"},
+    "--device": {"help": "cpu, cuda or mps (default: the best there is)"},
+    "--quiet": {"action": "store_true", "help": "print nothing but paths and results"},
+    "--threads": {"type": number(int), "metavar": "N", "help": "of the processor (default: one a core)"},
+}
+ADAPTED = ("--adapter", "--identity")  # models that are more than a name
+MODEL, OUTPUT = ("--model", *ADAPTED), ("--out", "--force", "--device", "--quiet", "--threads")
 
 
-def add_threads(parser: Parser) -> None:
-    """The flag that `main` reads before torch loads."""
-    parser.add_argument("--threads", type=number(int), metavar="N", help="of the processor (default: one a core)")
-
-
-def add_model(parser: Parser, *, adapter: bool = True) -> None:
-    """The flag that names a model."""
-    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help="name or folder of a model")
-    if adapter:
-        add_adapter(parser)
-    else:
-        add_identity(parser)
-
-
-def add_adapter(parser: Parser) -> None:
-    """The flag for a file that changes that model."""
-    adapter = "what `igpt finetune --adapter` learned, for the very model it was made for"
-    parser.add_argument("--adapter", metavar="FILE", help=adapter)
-    add_identity(parser)
-
-
-def add_identity(parser: Parser) -> None:
-    """The flag that opens locked models: read by `main`, as the environment is the way for the library too."""
-    text = f"secret keys of age, which open a model that is locked for them (default: {IDENTITY})"
-    parser.add_argument("--identity", metavar="FILE", help=text)
+def add_shared(parser: Parser, *names: str) -> None:
+    """Flags that several commands have."""
+    for name in names:
+        parser.add_argument(name, **SHARED[name])
 
 
 def load_model(args: argparse.Namespace, name: str | None = None) -> ImageGPT:

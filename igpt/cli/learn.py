@@ -10,7 +10,7 @@ from igpt.config import DEFAULT_MODEL
 from igpt.files import check_writable
 from igpt.siblings import sibling
 
-from .flags import Parser, add_command, add_identity, add_options, add_threads, check_art, options_of
+from .flags import Parser, add_command, add_options, add_shared, check_art, options_of
 
 STAGES = ("tokenizer", "decoder", "gpt")
 
@@ -37,8 +37,7 @@ def _add(commands: Any, name: str, options: type[Any], help: str) -> Parser:
     several = "; or several: 'shard-{0000..0009}.tar'" if name == "train" else ""
     parser.add_argument("art", metavar="ART", help=art + several)
     parser.add_argument("--out", metavar="MODEL", required=True, help="the folder of the new model")
-    add_threads(parser)
-    add_identity(parser)
+    add_shared(parser, "--threads", "--identity")
     add_options(parser, options)
     return parser
 
