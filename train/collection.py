@@ -148,6 +148,5 @@ def _validation(art: ArtFolder, taken: list[int], groups: list[int]) -> list[int
     for place, group in sorted(ordered, key=lambda pair: pair[0]):
         if place < 0.5 and len(group) <= min(max(1, len(taken) // 10), wanted - len(val)):
             val += group
-    return sorted(
-        val or min((group for _, group in ordered), key=lambda group: len(group))
-    )  # where all groups are large, or each has a label
+    smallest = sorted(ordered, key=lambda pair: len(pair[1]))[0][1]  # where all are large, or each has a label
+    return sorted(val or smallest)
