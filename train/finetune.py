@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import shlex
 import time
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -262,11 +263,11 @@ class _Tuning:
         return before, after
 
     def _sheet(self, gpt: GPT) -> Image.Image:
-        """The first of the pictures that are drawn in the end, as far as they are learned."""
+        """Of the first seeds with which it draws in the end, in fewer steps; with labels where there are several."""
         tuned, size = self._tuned(gpt)
         pictures = tuned.generate(SHEET_DRAWN, size, seed=DRAWING_SEED, steps=SHEET_STEPS)
-        labels = tuned.labels_for(None, DRAWING_SEED, SHEET_DRAWN)
-        return sheet([[(self._tile(each), label or "") for each, label in zip(pictures, labels, strict=True)]])
+        labels = tuned.labels_for(None, DRAWING_SEED, SHEET_DRAWN) if len(self.run.art.labels) > 1 else []
+        return sheet([[(self._tile(each), label or "") for each, label in zip_longest(pictures, labels)]])
 
     def _tuned(self, gpt: GPT) -> tuple[ImageGPT, tuple[int, int]]:
         """What draws with a GPT on its way, and the size of pictures that are shaped as most of the folder are."""

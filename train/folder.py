@@ -60,7 +60,7 @@ class Run(Generic[Options]):
     def describe(self, skipped: Sequence[Skipped]) -> None:
         """Say how many pictures there are, and which files were passed over and why."""
         train, val, labels = len(self.train), len(self.val), len(self.art.labels)
-        counts = f"{train} to learn from, {val} held out, {labels} labels; {len(skipped)} skipped"
+        counts = f"{train} to learn from, {val} held out, {labels} label{'s' * (labels != 1)}; {len(skipped)} skipped"
         self.say(f"{train + val} pictures: {counts}")
         for each in skipped[:LISTED_FILES]:
             self.say(f"skipped: {each.name} {each.reason}")
