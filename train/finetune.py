@@ -134,6 +134,8 @@ class _Tuning:
         run.describe(self.collection.skipped)
         self.collection.write(self.out / LISTING)
         run.say(f"what was done with each file, and why, is in {self.out / LISTING}")
+        if run.options.adapter and self.views.palette:
+            run.say("an adapter adds no colours: those that the model lacks become its nearest")
         if not self.facts:
             with torch.autocast(self.base.device.type, torch.bfloat16, enabled=run.bf16):
                 step, windows = self._plan()

@@ -208,35 +208,39 @@ def _tokenize(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    if args.model is not None or args.adapter is not None:
-        return _print_table(_description(flags.load_model(args, args.model or config.DEFAULT_MODEL)))
     from igpt.checkpoint import in_the_box
 
-    for name in in_the_box():
-        model = igpt.load(name, "cpu")
-        about = dict(_description(model))
-        print(f"{name}: {about['parameters']}, {len(model.labels)} labels, {about['picture']}")
-    if not in_the_box():
-        print("no model is in the box")
-    print("igpt info MODEL says more, also of a model folder of your own", file=sys.stderr)
+    if args.model is None and args.adapter is None:
+        for name in in_the_box():
+            about = dict(_description(model := igpt.load(name, "cpu")))
+            print(f"{name}: {about['parameters']}, {len(model.labels)} labels, {about['picture']}")
+        if not in_the_box():
+            print("no model is in the box")
+        print("igpt info MODEL says more, also of a model folder of your own", file=sys.stderr)
+        return
+    rows = _description(flags.load_model(args, args.model or config.DEFAULT_MODEL))
+    indent = max(len(key) for key, _ in rows) + 2
+    how: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * indent}
+    for key, value in rows:
+        print(textwrap.fill(f"{key:{indent}}{value}", max(shutil.get_terminal_size().columns, indent + 40), **how))
 
 
 def _description(model: igpt.ImageGPT) -> list[tuple[str, str]]:
     """What `igpt info` says of a model, row by row."""
     (rows, columns), (width, height), side = model.grids.native, model.grids.native_size, model.downsample
-    parameters = " + ".join(f"{count / 1e6:.2f} M {part}" for part, count in model.info()["parameters"].items())
     well = model.default_labels if model.default_labels != model.labels else []
-    return [
+    about = [
         ("name", model.name),
         ("labels", f"{len(model.labels)}: {', '.join(model.labels)}" if model.labels else "none"),
-        *([("drawn best", ", ".join(well))] if well else []),
-        ("parameters", parameters),
+        ("drawn best", ", ".join(well)),
+        ("parameters", " + ".join(f"{n / 1e6:.2f} M {part}" for part, n in model.info()["parameters"].items())),
         ("tokenizer", f"{model.tokenizer.kind}, {model.tokenizer.vocab_size} tokens of {side}x{side} pixels"),
         ("picture", f"{rows}x{columns} tokens, {width}x{height} pixels"),
         ("drawing", _in_words(asdict(model.sampling))),
         ("weights", model.weights_hash),
         *((key, _in_words(value)) for key, value in model.provenance.items() if key not in SAID_ABOVE),
     ]
+    return [(key, value) for key, value in about if value]
 
 
 def _in_words(value: Any) -> str:
@@ -245,10 +249,3 @@ def _in_words(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_in_words, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _print_table(rows: list[tuple[str, str]]) -> None:
-    indent = max(len(key) for key, _ in rows) + 2
-    how: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * indent}
-    for key, value in rows:
-        print(textwrap.fill(f"{key:{indent}}{value}", max(shutil.get_terminal_size().columns, indent + 40), **how))
