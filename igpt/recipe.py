@@ -58,14 +58,14 @@ class Recipe:
     pixels: str = ""  # SHA-256 of the picture's pixels, by which later changes are noticed
     saved: str = ""  # SHA-256 of its pixels in a file that loses some
 
-    def to_json(self, indent: int | None = None) -> str:
+    def to_json(self) -> str:
         """ASCII JSON, the inverse of `from_json`. The tokens become base64 of little-endian 16-bit numbers, the given
         ones base64 of bits, the first one lowest."""
         tokens = struct.pack(f"<{len(self.tokens)}H", *self.tokens)
         bits = "".join("01"[bit] for bit in reversed(self.given))
         given = int(bits or "0", 2).to_bytes(-(-len(self.given) // 8), "little")
         packed = {"tokens": base64.b64encode(tokens).decode(), "given": base64.b64encode(given).decode()}
-        return json.dumps({"version": RECIPE_VERSION, **asdict(self), **packed}, indent=indent)
+        return json.dumps({"version": RECIPE_VERSION, **asdict(self), **packed})
 
     @classmethod
     def from_json(cls, text: str) -> Recipe:

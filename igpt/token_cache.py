@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,27 +20,16 @@ from .config import GPTConfig
 from .model import cell_positions, to_cells
 
 
-@dataclass
-class TokenCache:
-    """Every picture has `views` grids, one after another: grid number `picture * views + view`."""
+class TokenCache(Protocol):
+    """Pictures in tokens: of each the same number of views."""
 
     views: int
-    labels: list[int]  # of each picture
-    shapes: list[tuple[int, int]]  # (h, w) of each grid
-    grids: list[Tensor]  # uint16, [h * w] each
 
     def grid(self, picture: int, view: int) -> Tensor:
         """Tokens [h, w] of one view of a picture, int64."""
-        number = picture * self.views + view
-        return self.grids[number].view(self.shapes[number]).long()
-
-    def __len__(self) -> int:
-        """Pictures that are encoded in full."""
-        return len(self.grids) // self.views
 
     def label(self, picture: int) -> int:
         """The number of the label of a picture."""
-        return self.labels[picture]
 
 
 @dataclass(eq=False)

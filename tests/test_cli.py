@@ -201,7 +201,7 @@ EDIT = ["--model", "../models/tiny", "--device", "cpu", "--steps", "2"]
         ("complete picture.png --label green", "'green'"),
         ("complete picture.png --out picture.png/x", "picture.png"),
         ("complete", "PICTURE"),
-        ("inpaint picture.png", "MASK"),
+        ("inpaint picture.png", "nowhere transparent, so a mask is wanted"),
         ("inpaint picture.png small.png", "scale the mask to 32x24"),
         ("inpaint picture.png black.png", "all black"),
         ("inpaint picture.png white.png", "all white"),

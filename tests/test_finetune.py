@@ -102,6 +102,16 @@ def test_it_leaves_a_sheet_a_listing_and_a_card_but_no_training_states(tuned: Pa
     assert not list((tuned / WORK).glob("*.safetensors"))
 
 
+def first_sheet(out: Path) -> Image.Image:
+    with Image.open(min((out / WORK).glob("finetune-*.png"))) as sheet:
+        return sheet.copy()
+
+
+def test_while_it_learns_it_paints_sheets_of_four_pictures(tuned: Path) -> None:
+    sheet = first_sheet(tuned)
+    assert sheet.width > 4 * 160 and 160 < sheet.height < 2 * 160 and len(sheet.getcolors(1 << 24) or ()) > 100
+
+
 def test_sub_folders_become_labels_and_known_names_add_to_the_known_ones(tiny_folder: Path, tmp_path: Path) -> None:
     art = art_folder(tmp_path / "art", each=5)
     (art / "blue").rename(art / "violet")
@@ -135,26 +145,16 @@ def test_sprites_are_learned_pixel_by_pixel_and_shown_enlarged(sprites: Path, tm
     art.mkdir()
     for i in range(8):
         ImageOps.posterize(paint(i, (40, 180, 60)), 1).resize((17, 17), Image.Resampling.NEAREST).save(art / f"{i}.png")
-    with pytest.raises(UserError, match="has a palette and no decoder"):
-        finetune(art, tmp_path / "out", str(sprites), replace(QUICK, decoder_crops=8))
     out = finetune(art, tmp_path / "out", str(sprites), replace(QUICK, samples=100))
     assert facts_of(out)["bits"] < 0.9 * facts_of(out)["base_bits"]
     model = igpt.load(out, "cpu")
     assert model.labels == ["discs"] and model.sampling.steps == 4
     with Image.open(out / BEFORE_AFTER) as sheet:
         assert sheet.height > 3 * 9 * 17
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("crops, kept", [(80, True), (4, False)])
-def test_the_decoder_learns_if_asked_and_is_kept_only_if_unseen_pictures_come_out_much_better(
-    crops: int, kept: bool, green: Path, tiny_folder: Path, tmp_path: Path
-) -> None:
-    out = finetune(green, tmp_path / "out", str(tiny_folder), replace(QUICK, samples=16, decoder_crops=crops))
-    old, new = load(tiny_folder).tokenizer.state_dict(), load(out).tokenizer.state_dict()
-    changed = {key.split(".")[0] for key in old if not torch.equal(old[key], new[key])}
-    assert changed == ({"decoder", "from_code"} if kept else set()), "what a token is stays as it was"
-    assert ("not kept" in facts_of(out)["decoder"]) != kept
+    tile = first_sheet(out).crop((8, 8, 168, 168))
+    small = tile.resize((16, 16), Image.Resampling.NEAREST)
+    assert small.resize(tile.size, Image.Resampling.NEAREST).tobytes() == tile.tobytes(), "by whole pixels"
+    assert len(small.getcolors() or ()) > 1
 
 
 # Views
@@ -218,6 +218,7 @@ def test_ctrl_c_while_it_learns_leaves_the_best_so_far_and_the_same_command_ends
     assert half.provenance["gpt"]["samples"] < 400
     finetune(green, out, str(tiny_folder), QUICK)
     assert load(out).weights_hash == load(tuned).weights_hash
+    assert first_sheet(out).tobytes() == first_sheet(tuned).tobytes(), "always of the same seeds"
     before = (out / "model.safetensors").stat().st_mtime_ns
     finetune(green, out, str(tiny_folder), QUICK)
     assert (out / "model.safetensors").stat().st_mtime_ns == before, "nothing is left to do"
@@ -260,7 +261,7 @@ def test_a_full_disk_leaves_what_was_saved_before(
     with disk_for_files_of(30_000):  # bytes: enough for all but the states
         assert main(words) == 2
     error = capsys.readouterr().err
-    assert "cannot be saved" in error and error.count("\n") == 1
+    assert "cannot be" in error and error.count("\n") == 1
     assert [path.read_bytes() for path in files] == before and not list(out.rglob("*.part"))
     assert main(words) == 0 and igpt.load(out, "cpu").provenance["gpt"]["samples"] == 200
 
@@ -332,8 +333,6 @@ def test_mistakes_are_answered_in_one_sentence_and_leave_nothing_behind(
         ("art --method best", "'best'"),
         ("art --patience 0", "--patience"),
         ("art --adapter --method full", "--adapter"),
-        ("art --adapter --decoder-crops 9", "no decoder"),
-        ("art --decoder-crops -1", "--decoder-crops -1"),
     ]
     for line, said in cases:
         before = sorted(str(path) for path in Path().rglob("*"))
@@ -381,6 +380,7 @@ def test_twelve_painted_pictures_teach_the_model_in_the_box(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     facts = facts_of(tmp_path / "out")
     assert facts["bits"] < 0.85 * facts["base_bits"] and not math.isnan(facts["bits"]), facts
-    assert facts["peak_memory_gb"] < 4
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit < 4e9
     model = igpt.load(tmp_path / "out", "cpu")
     assert model.labels[-1] == "discs" and model.generate(size=64, label="discs", seed=1)[0].size == (64, 64)

@@ -65,6 +65,21 @@ def vq(codes: int = 32) -> VQTokenizer:
     return VQTokenizer(VQConfig(channels=TOY.channels, codes=codes))
 
 
+class GivenTokens(TokenCache):
+    """One view of each picture, in tokens that are given."""
+
+    views = 1
+
+    def __init__(self, grids: list[torch.Tensor], labels: list[int]):
+        self.grids, self.labels = grids, labels
+
+    def grid(self, picture: int, view: int) -> torch.Tensor:
+        return self.grids[picture]
+
+    def label(self, picture: int) -> int:
+        return self.labels[picture]
+
+
 def gpt_task(
     pictures: int = 6,
     options: TrainOptions = QUIET,
@@ -73,8 +88,8 @@ def gpt_task(
     """On grids of random tokens."""
     generator = torch.Generator().manual_seed(0)
     chosen = [shapes[i % len(shapes)] for i in range(pictures)]
-    grids = [torch.randint(32, (h * w,), generator=generator).to(torch.uint16) for h, w in chosen]
-    cache = TokenCache(1, [i % 2 for i in range(pictures)], chosen, grids)
+    grids = [torch.randint(32, (h, w), generator=generator) for h, w in chosen]
+    cache = GivenTokens(grids, [i % 2 for i in range(pictures)])
 
     class Painter:
         vocab_size, downsample, kind = 32, 8, "vq"
@@ -399,8 +414,7 @@ def test_a_grid_without_a_whole_cell_is_the_users_error() -> None:
 
 def test_a_training_sample_pairs_each_token_with_its_own_cell() -> None:
     """Tokens that say where they lie: after shuffling, the position of each cell must be the one its tokens say."""
-    grid = torch.arange(60).to(torch.uint16)
-    cache = TokenCache(1, [1], [(6, 10)], [grid])
+    cache = GivenTokens([torch.arange(60).view(6, 10)], [1])
     windows = TokenWindows(cache, [0], GPTConfig(64, 2, cells=16), 0, random_orders=1.0)
     sample = windows[3]
     targets_Ln = sample["targets"][:15]
@@ -413,7 +427,7 @@ def test_a_training_sample_pairs_each_token_with_its_own_cell() -> None:
 
 
 def test_noise_is_shown_and_never_asked_for() -> None:
-    cache = TokenCache(1, [0], [(8, 8)], [torch.zeros(64, dtype=torch.uint16)])
+    cache = GivenTokens([torch.zeros(8, 8, dtype=torch.long)], [0])
     windows = TokenWindows(cache, [0], GPTConfig(64, 1, cells=16), 0, random_orders=1.0, noise=0.25)
     samples = [windows[k] for k in range(20)]
     share = float(torch.stack([sample["cells"] for sample in samples]).ne(0).float().mean())

@@ -3,8 +3,8 @@
 Notable choices:
 - exact copies are taken once; near-duplicates (the same picture smaller, brighter, mirrored) are all taken, but are
   always on the same side of the split;
-- two pictures are near-duplicates when both their small grey gradients (a difference hash) and their small colours
-  agree: emoji of one shape and pages of one notebook agree in one of the two, not in both;
+- two pictures are near-duplicates when of their thumbnails both the signs of the grey gradients (a difference hash)
+  and the colours agree: emoji of one shape and pages of one notebook agree in one of the two, not in both;
 - the split goes by content, label by label: the same folder is split in the same way wherever it lies.
 """
 
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from PIL.Image import Image, Resampling
 from torch import Tensor
 
@@ -29,7 +30,7 @@ from tokenizer_vq.images import to_tensor
 
 THUMBNAIL_SIDE = 16  # pixels of what is compared
 FLAT_STEP = 0.03  # neighbouring pixels (of a picture in [-1, 1]) that differ by less have no gradient
-SAME_GRADIENTS = 0.13  # share of the gradients that may disagree between near-duplicates
+SAME_GRADIENTS = 0.74  # cosine similarity of the signs of gradients from which on they agree
 SAME_COLOURS = 0.075  # root mean square difference of their colours, pictures in [0, 1]
 MIN_PICTURES = 3  # different ones
 VAL_SHARE, MAX_VAL = 0.1, 64  # more pictures only cost time
@@ -106,19 +107,15 @@ def are_near_duplicates(a_NCHW: Tensor, b_MCHW: Tensor) -> Tensor:
 
 
 def _are_alike(a_NCHW: Tensor, b_MCHW: Tensor) -> Tensor:
-    a_ND, b_MD = _gradients(a_NCHW), _gradients(b_MCHW)
-    either_NM = a_ND.abs().sum(1, keepdim=True) + b_MD.abs().sum(1) - a_ND.abs() @ b_MD.abs().T
-    # Opposite gradients are 2 apart, one disagreement; where one is flat it is half of one: maybe just below the limit.
-    gradients_NM = torch.cdist(a_ND, b_MD, p=1) / (2 * either_NM.clamp(min=1))
     colours_NM = torch.cdist(a_NCHW.flatten(1), b_MCHW.flatten(1)) / (2 * a_NCHW[0].numel() ** 0.5)
-    return (gradients_NM <= SAME_GRADIENTS) & (colours_NM <= SAME_COLOURS)
+    return (_gradients(a_NCHW) @ _gradients(b_MCHW).T >= SAME_GRADIENTS) & (colours_NM <= SAME_COLOURS)
 
 
 def _gradients(pictures_NCHW: Tensor) -> Tensor:
-    """Signs of the grey steps to the right and downwards, [N, D]; 0 where it is flat, so that noise says nothing."""
+    """Signs of the grey steps to the right and downwards as unit vectors [N, D]; 0 where noise would decide."""
     grey_NHW = pictures_NCHW.mean(1)
     steps_ND = torch.cat([grey_NHW.diff(dim=2).flatten(1), grey_NHW.diff(dim=1).flatten(1)], dim=1)
-    return torch.where(steps_ND.abs() < FLAT_STEP, 0.0, steps_ND.sign())
+    return F.normalize(torch.where(steps_ND.abs() < FLAT_STEP, 0.0, steps_ND.sign()))
 
 
 def _groups(small_NCHW: Tensor) -> list[int]:
@@ -136,23 +133,20 @@ def _groups(small_NCHW: Tensor) -> list[int]:
 
 
 def _validation(art: ArtFolder, taken: list[int], groups: list[int]) -> list[int]:
-    """Whole groups in the order of their digests, label by label; a half of a label stays at least."""
-    of_group: dict[int, list[int]] = {}
-    for i, group in zip(taken, groups, strict=True):
-        of_group.setdefault(group, []).append(i)
-    order = sorted(of_group.values(), key=lambda members: min(art.digest(i) for i in members))
-    sizes = Counter(art.label_of[members[0]] for members in order)
+    """Whole groups, in the order of their digests and of each label its share; at least half of a label is left."""
+    members: dict[int, list[int]] = {}
+    for i, first in zip(taken, groups, strict=True):
+        members.setdefault(first, []).append(i)
+    sizes, seen = Counter(art.label_of[group[0]] for group in members.values()), Counter[int]()
+    ordered: list[tuple[float, list[int]]] = []
+    for group in sorted(members.values(), key=lambda group: min(map(art.digest, group))):
+        label = art.label_of[group[0]]
+        ordered.append(((seen[label] + 0.5) / sizes[label], group))  # labels of any size take turns at their own pace
+        seen[label] += 1
     wanted = min(MAX_VAL, max(1, round(VAL_SHARE * len(taken)), 2 if len(taken) >= 10 else 1))
-    share = {label: wanted * size / len(order) for label, size in sizes.items()}
     val: list[int] = []
-    # A second pass takes from any label: where all are small, none of them has a whole picture to give.
-    for fair in (True, False):
-        for members in order:
-            label = art.label_of[members[0]]
-            small = len(members) <= min(max(1, len(taken) // 10), wanted - len(val))
-            if small and members[0] not in val and (not fair or share[label] >= 0.5) and sizes[label] > 1:
-                val += members
-                share[label] -= len(members)
-                sizes[label] -= 1
-    smallest = sorted((len(members), members) for members in order)[0][1]  # where all are large, or each has a label
+    for place, group in sorted(ordered, key=lambda pair: pair[0]):
+        if place < 0.5 and len(group) <= min(max(1, len(taken) // 10), wanted - len(val)):
+            val += group
+    smallest = sorted(ordered, key=lambda pair: len(pair[1]))[0][1]  # where all are large, or each has a label
     return sorted(val or smallest)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import shlex
-import sys
 import time
-from dataclasses import fields
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,21 +23,20 @@ from torch.utils.data import default_collate
 from igpt import checkpoint
 from igpt.config import NO_LABEL
 from igpt.cpu import keep_freed_memory
-from igpt.evaluation.perceptual import NO_WEIGHTS, perceptual
 from igpt.image_gpt import ImageGPT
 from igpt.likelihood import label_nats
 from igpt.lora import apply_lora, largest_rank, merge_lora, save_adapter, with_labels
+from igpt.model import GPT
 from igpt.sheet import sheet
 from tokenizer_vq.base import UserError
-from tokenizer_vq.vq import VQTokenizer
 
+from . import loop
 from .card import summary, tuned_card
 from .collection import Collection, load_collection
-from .decoder import DecoderTask
 from .folder import Run, claimed, read_json, work_folder, write_json
-from .gpt import TuneTask, bits_of
+from .gpt import SHEETS_TIME, TuneTask, bits_of
 from .loop import Schedule
-from .options import LearningOptions, TrainOptions, TuneOptions
+from .options import TuneOptions
 from .sprites import with_colours_of
 from .state import load_state
 from .tokens import Views
@@ -46,13 +44,12 @@ from .tokens import Views
 LISTING, BEFORE_AFTER, FACTS = "pictures.csv", "before-after.jpg", "facts.json"
 VALIDATION_TIME, DRAWING_TIME = 0.1, 0.08  # shares of the time
 VALIDATION_COST = 1 / 3  # of a grid, over that of learning from it
-MIN_STEPS = 10
+MIN_STEPS, MEASURED_STEPS = 10, 5  # in all, and between two measurements
 WRITING_SECONDS = 5.0  # the model and its states
 ASKED_PICTURES = 4  # by which the nearest label of the base is found
 DRAWN_PICTURES, BASE_PICTURES, DRAWN_AT_ONCE, DRAWING_SEED = 24, 8, 4, 1000  # in the end, as far as the time allows
+SHEET_DRAWN, SHEET_STEPS = 4, 8  # while it learns
 TILE_SIDE = 160  # pixels of a picture on the sheet, about
-DECODER_LR = 2e-4
-DECODER_GAIN = 0.1  # SSIM that unseen pictures must gain by the decoder that learned: less is only softness
 
 
 def finetuned(art: str | Path, out: str | Path, model: str, options: dict[str, Any]) -> ImageGPT:
@@ -78,36 +75,36 @@ def finetune(art: str | Path, out: str | Path, model: str, options: TuneOptions)
     out = Path(out).expanduser()
     work = work_folder(out, None)
     base = ImageGPT.load(model)
-    if options.decoder_crops and not isinstance(base.tokenizer, VQTokenizer):
-        raise UserError(f"the model {model!r} has a palette and no decoder that could learn: leave out --decoder-crops")
     collection = load_collection(art)
-    tuning = _Tuning(collection, Run(collection.art, collection.train, collection.val, options, work), base, start)
+    run = Run(collection.art, collection.train, collection.val, options, work)
+    tuning = _Tuning(collection, run, base, model, start)
     if not options.adapter and checkpoint.find(model).is_file():
-        tuning.run.say(f"{base.name} is locked, but the new model is written open: `igpt lock {out}` locks it")
+        command = shlex.join(["igpt", "lock", str(out), "--out", f"{out}.age"])
+        run.say(f"{base.name} is locked, but the new model is written open: `{command}` locks it")
     with claimed(work):
-        tuning.run.check_same_run("finetune", model=f"{base.name} {base.weights_hash[:12]}")
+        run.check_same_run("finetune", model=f"{base.name} {base.weights_hash[:12]}")
         if "minutes" in tuning.facts:
-            tuning.run.say(f"{out} is finished already; another --out starts anew")
+            run.say(f"{out} is finished already; another --out starts anew")
             return out
         try:
             tuning.prepare()
             tuning.learn()
+            tuning.finish()
         except KeyboardInterrupt:
             if not tuning.best.is_file():
-                tuning.run.say("stopped before its first look at validation, so it has learned little or nothing yet")
-            tuning.run.say(tuning.write())
+                run.say("stopped before its first look at validation, so it has learned little or nothing yet")
+            run.say(tuning.write())
             raise
         except OSError as error:
             raise UserError(f"the training cannot be written to {out}: {error.strerror}") from error
-        tuning.finish()
         return out
 
 
 class _Tuning:
     """One fine-tuning, step by step."""
 
-    def __init__(self, collection: Collection, run: Run[TuneOptions], base: ImageGPT, start: float):
-        self.collection, self.run, self.start, options = collection, run, start, run.options
+    def __init__(self, collection: Collection, run: Run[TuneOptions], base: ImageGPT, model: str, start: float):
+        self.collection, self.run, self.model, self.start, options = collection, run, model, start, run.options
         known = base.tokenizer.vocab_size
         self.base = base = base if options.adapter else with_colours_of(run.art, base)  # an adapter has no new tokens
         self.out, self.tokenizer = run.work.parent, base.tokenizer
@@ -127,7 +124,7 @@ class _Tuning:
         numbers = [self.labels.index(run.art.labels[k]) for k in run.art.label_of]
         self.flip = collection.flip if options.flip is None else options.flip
         self.views = Views(run, numbers, base, self.flip)
-        self.task = TuneTask(self.views, self.gpt)
+        self.task = TuneTask(self.views, self.gpt, self._sheet)
         self.best = run.state_file(self.task.name, "best")
         self.facts = read_json(run.work / FACTS)  # the plan, and what was measured
 
@@ -137,8 +134,10 @@ class _Tuning:
         run.describe(self.collection.skipped)
         self.collection.write(self.out / LISTING)
         run.say(f"what was done with each file, and why, is in {self.out / LISTING}")
+        if run.options.adapter and self.views.palette:
+            run.say("an adapter adds no colours: those that the model lacks become its nearest")
         if not self.facts:
-            with self._autocast():
+            with torch.autocast(self.base.device.type, torch.bfloat16, enabled=run.bf16):
                 step, windows = self._plan()
                 self.task.windows = self.views.windows(val, windows)
                 nearest, bits = self._base_bits()
@@ -158,7 +157,8 @@ class _Tuning:
         step, seconds = self._step_seconds(), self._seconds_left()
         look = VALIDATION_COST * step / options.batch  # at one window
         windows = int(VALIDATION_TIME * 60 * options.minutes / Schedule.evaluations / look)
-        samples = options.samples or int(max(seconds * (1 - VALIDATION_TIME) / step, MIN_STEPS) * options.batch)
+        learning = (1 - VALIDATION_TIME - SHEETS_TIME) * seconds
+        samples = options.samples or int(max(learning / step, MIN_STEPS) * options.batch)
         self.run.say(
             f"this machine learns from {options.batch / step:.3g} crops a second: about {samples:,} in all, "
             f"{samples / pictures:.0f} of each picture, {'' if self.flip else 'not '}mirrored at random"
@@ -195,37 +195,14 @@ class _Tuning:
         windows = [(grid_hw, label if label < known else nearest) for grid_hw, label in self.task.windows]
         return [*base.labels, NO_LABEL][nearest], bits_of(base.gpt, windows)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.run.bf16)
-
     def learn(self) -> None:
         """Train; `gpt` has the best weights then."""
         run, options = self.run, self.run.options
         identity = f"{run.art.fingerprint}/{self.base.weights_hash}"
         seconds = math.inf if options.samples else self.facts["seconds"]
-        samples = options.samples or options.batch  # where the time decides, nobody knows how many
-        self.gpt, _ = run.learn(self.task, samples, options.batch, identity, seconds)
-        if options.decoder_crops and isinstance(self.tokenizer, VQTokenizer):
-            self.tokenizer, self.facts["decoder"] = self._tune_decoder(self.tokenizer)
-
-    def _tune_decoder(self, tokenizer: VQTokenizer) -> tuple[VQTokenizer, str]:
-        """A copy whose decoder learned the training pictures, and a sentence about it. Codes stay, so that tokens and
-        recipes stay good. Without a discriminator, which so few pictures would make blind, a decoder also grows softer:
-        the old one comes back where unseen pictures do not gain much."""
-        run, options = self.run, self.run.options
-        shared = {field.name: getattr(options, field.name) for field in fields(LearningOptions)}
-        how = TrainOptions(**shared, adversarial=0.0, tokenizer_lr=DECODER_LR, flip=self.flip)
-        decoder_run = Run(run.art, run.train, run.val, how, run.work)
-        task = DecoderTask(decoder_run, perceptual(NO_WEIGHTS), tokenizer)
-        before = task.measure(tokenizer)["ssim"]
-        learned, numbers = decoder_run.learn(task, options.decoder_crops, options.batch, run.art.fingerprint)
-        better = numbers["ssim"] >= before + DECODER_GAIN
-        sentence = (
-            f"through the codes and back, pictures kept for validation had an SSIM of {before:.2f} and have "
-            f"{numbers['ssim']:.2f} with the decoder that learned, which is "
-            f"{'kept' if better else 'too little: it is not kept'}"
-        )
-        return (learned if better else tokenizer), sentence
+        steps = math.ceil((options.samples or 1) / options.batch)  # where the time decides, nobody knows how many
+        schedule = Schedule(options, steps, options.batch, run.bf16, seconds, log_every=MEASURED_STEPS)
+        self.gpt = loop.run(self.task, schedule, run.work, identity)
 
     # After
 
@@ -246,25 +223,26 @@ class _Tuning:
         if options.adapter:
             path = self.out / checkpoint.ADAPTER
             save_adapter(path, self.gpt, self.labels, (base.name, base.weights_hash), provenance)
-            model = f"--model {shlex.quote(base.name)} --adapter {shlex.quote(str(path))}"
+            words = [f"--model={self.model}", f"--adapter={path}"]
         else:
             card = tuned_card(self.out.name, provenance, self.labels, self.new)
             checkpoint.save(self.out, self.tokenizer, merge_lora(self.gpt), self.labels, provenance, card)
-            model = f"--model {shlex.quote(str(self.out))}"
-        label = f" {shlex.quote(f'--label={self.new[0]}')}" if self.new else ""
-        return f"written to {self.out}: draw with `igpt generate {model}{label}`"
+            words = [f"--model={self.out}"]
+        words += [f"--label={label}" for label in self.new[:1]]
+        return f"written to {self.out}: draw with `{shlex.join(['igpt', 'generate', *words])}`"
 
     def finish(self) -> None:
         """Write the model, draw with it, look for copies, and say what came of it."""
         self.write()  # before anything else can go wrong
         run, facts = self.run, self.facts
-        facts["bits"] = run.numbers(self.task.name, run.options.batch)["bits"]
+        numbers = run.numbers(self.task.name, run.options.batch)
+        facts |= {"bits": numbers["bits"], "crops": numbers["samples"]}
         before, after = self._draw()
         examples = run.train[:: math.ceil(len(run.train) / BASE_PICTURES)]
         rows = {"the folder": map(run.art.picture, examples), "before": before, "after": after[: len(before)]}
         tiles = [[(self._tile(p), "" if i else name) for i, p in enumerate(row)] for name, row in rows.items()]
         sheet(tiles).save(self.out / BEFORE_AFTER, "JPEG", quality=90)
-        facts |= {"copied": self.collection.copies(after), "drawn": len(after), "peak_memory_gb": peak_memory()}
+        facts |= {"copied": self.collection.copies(after), "drawn": len(after)}
         facts["minutes"] = round((time.monotonic() - self.start) / 60, 1)
         run.say(self.write())
         write_json(run.work / FACTS, facts)
@@ -275,10 +253,7 @@ class _Tuning:
 
     def _draw(self) -> tuple[list[Image.Image], list[Image.Image]]:
         """Pictures by the base, under the nearest label, and by the tuned model, as many as there is time for."""
-        about = {"sampling": self.base.provenance.get("sampling", {}), "default_labels": self.run.art.labels}
-        tuned = ImageGPT(self.tokenizer, merge_lora(self.gpt), self.labels, provenance=about)
-        h, w = self.views.usual_grid()
-        size = (w * tuned.downsample, h * tuned.downsample)
+        tuned, size = self._tuned(self.gpt)
         before: list[Image.Image] = []
         after: list[Image.Image] = []
         end = time.monotonic() + DRAWING_TIME * 60 * self.run.options.minutes
@@ -289,18 +264,22 @@ class _Tuning:
                 before += self.base.generate(DRAWN_AT_ONCE, size, label=self.facts["nearest"], seed=seed)
         return before, after
 
+    def _sheet(self, gpt: GPT) -> Image.Image:
+        """Of the first seeds with which it draws in the end, in fewer steps; with labels where there are several."""
+        tuned, size = self._tuned(gpt)
+        pictures = tuned.generate(SHEET_DRAWN, size, seed=DRAWING_SEED, steps=SHEET_STEPS)
+        labels = tuned.labels_for(None, DRAWING_SEED, SHEET_DRAWN) if len(self.run.art.labels) > 1 else []
+        return sheet([[(self._tile(each), label or "") for each, label in zip_longest(pictures, labels)]])
+
+    def _tuned(self, gpt: GPT) -> tuple[ImageGPT, tuple[int, int]]:
+        """What draws with a GPT on its way, and the size of pictures that are shaped as most of the folder are."""
+        about = {"sampling": self.base.provenance.get("sampling", {}), "default_labels": self.run.art.labels}
+        h, w = self.views.usual_grid()
+        tuned = ImageGPT(self.tokenizer, merge_lora(gpt), self.labels, provenance=about)
+        return tuned, (w * tuned.downsample, h * tuned.downsample)
+
     def _tile(self, picture: Image.Image) -> Image.Image:
         """For the sheet: sprites are enlarged by whole numbers."""
         if self.views.palette:
             return ImageOps.scale(picture, max(1, TILE_SIDE // max(picture.size)), Image.Resampling.NEAREST)
         return ImageOps.contain(picture, (TILE_SIDE, TILE_SIDE), Image.Resampling.LANCZOS)
-
-
-def peak_memory() -> float | None:
-    """Of this process so far, in GB; None where the system does not say."""
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9, 2)

@@ -29,7 +29,7 @@ from tokenizer_vq.dataset import ArtFolder
 
 from . import loop
 from .loop import Model, Schedule, Task
-from .options import PRESETS, LearningOptions, Preset
+from .options import PRESETS, LearningOptions, Preset, TrainOptions
 from .processes import processes
 from .state import peek
 
@@ -60,7 +60,7 @@ class Run(Generic[Options]):
     def describe(self, skipped: Sequence[Skipped]) -> None:
         """Say how many pictures there are, and which files were passed over and why."""
         train, val, labels = len(self.train), len(self.val), len(self.art.labels)
-        counts = f"{train} to learn from, {val} held out, {labels} labels; {len(skipped)} skipped"
+        counts = f"{train} to learn from, {val} held out, {labels} label{'s' * (labels != 1)}; {len(skipped)} skipped"
         self.say(f"{train + val} pictures: {counts}")
         for each in skipped[:LISTED_FILES]:
             self.say(f"skipped: {each.name} {each.reason}")
@@ -93,12 +93,11 @@ class Run(Generic[Options]):
         return fast_bf16() if self.options.precision == "auto" else self.options.precision == "bf16"
 
     def learn(
-        self, task: Task[Model], samples: int, batch: int, identity: str, seconds: float | None = None
+        self: Run[TrainOptions], task: Task[Model], samples: int, batch: int, identity: str
     ) -> tuple[Model, dict[str, Any]]:
         """Learn a task on what `identity` names; the best averaged model and its numbers on held-out pictures."""
-        workers = getattr(self.options, "workers", 0)  # fine-tuning has none
-        seconds = self.limits.get(task.name, math.inf) if seconds is None else seconds
-        schedule = Schedule(self.options, -(-samples // batch), batch, self.bf16, seconds, workers)
+        steps, seconds = -(-samples // batch), self.limits.get(task.name, math.inf)
+        schedule = Schedule(self.options, steps, batch, self.bf16, seconds, self.options.workers)
         return loop.run(task, schedule, self.work, identity), self.numbers(task.name, batch)
 
     def state_file(self, task: str, which: str) -> Path:
@@ -185,4 +184,5 @@ def weights_fingerprint(module: nn.Module) -> str:
 
 def command_line() -> str:
     """What was typed, ready to be pasted."""
-    return "igpt " + " ".join(shlex.quote(word) for word in sys.argv[1:])
+    program = Path(sys.argv[0])
+    return shlex.join(["igpt", *sys.argv[1:]] if program.stem in ("igpt", "__main__") else ["python", *sys.argv])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ WEIGHT_DECAY = 0.1
 TABLES = ("tokens.weight", "labels.weight", "head.weight")  # of the GPT: a row for each token or label
 SHEET_SAMPLES, SHEET_SEED = 16, 0
 MEASURED_GRIDS = 1024  # held-out ones, at most
+SHEETS_TIME = 0.03  # share of the time of a fine-tuning
 
 
 class GPTTask(Task[GPT]):
@@ -110,9 +112,10 @@ class TuneTask(GPTTask):
 
     name = "finetune"
 
-    def __init__(self, views: Views, model: GPT):
+    def __init__(self, views: Views, model: GPT, draw: Callable[[GPT], Image]):
         super().__init__(views.run, views, views.model.tokenizer, model, views.run.options.peak_lr)
         self.windows: list[Window] = []  # of validation pictures, as many as there will be time for
+        self.draw, self.started, self.drawing_seconds = draw, time.monotonic(), 0.0
 
     def optimizer(self, name: str) -> torch.optim.Optimizer:
         """AdamW, with weight decay for matrices that are no tables."""
@@ -128,8 +131,14 @@ class TuneTask(GPTTask):
         bits = bits_of(model, self.windows)
         return {"bits": bits, "score": bits}
 
-    def sheet(self, model: GPT) -> None:
-        """None before the end: drawing takes the time in which more could be learned."""
+    def sheet(self, model: GPT) -> Image | None:
+        """What it draws by now; none where sheets have had their share of the time, in which more could be learned."""
+        start = time.monotonic()
+        if self.drawing_seconds > SHEETS_TIME * (start - self.started):
+            return None
+        picture = self.draw(model)
+        self.drawing_seconds += time.monotonic() - start
+        return picture
 
 
 def new_gpt(tokenizer: Tokenizer, labels: int, preset: Preset, options: LearningOptions) -> GPT:

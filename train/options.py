@@ -161,7 +161,6 @@ class TuneOptions(LearningOptions):
     batch: int = option(4, "crops a step", low=1)
     lr: float | None = option(None, "peak learning rate (default: 2e-3 for lora, 3e-4 for full)", low=1e-9, high=1)
     flip: bool | None = option(None, "mirror pictures at random (default: unless left and right differ in all)")
-    decoder_crops: int = option(0, "crops from which the decoder learns in the end, beyond --minutes", low=0)
 
     @property
     def peak_lr(self) -> float:
@@ -173,5 +172,3 @@ class TuneOptions(LearningOptions):
         super().check()
         if self.adapter and self.method != "lora":
             raise UserError(f"--adapter holds what lora learns; --method {self.method} makes a model folder")
-        if self.adapter and self.decoder_crops:
-            raise UserError("--adapter holds no decoder; --decoder-crops wants a model folder")

@@ -153,8 +153,8 @@ class Views(TokenCache):
     def __init__(self, run: Run[TuneOptions], labels: list[int], model: Bundle, flip: bool):
         config = model.tokenizer.config
         self.palette = config if isinstance(config, PaletteConfig) else None
-        super().__init__(FREE_VIEWS if self.palette is None else 1 + flip, labels, [], [])
-        self.run, self.model, self.flip = run, model, flip
+        self.views = FREE_VIEWS if self.palette is None else 1 + flip
+        self.run, self.labels, self.model, self.flip = run, labels, model, flip
         self.plain = 2 if self.palette is None else 1  # how many views, the first ones, show a picture as it is
         self.encoded: dict[tuple[int, int], Tensor] = {}
         self._picture = functools.lru_cache(maxsize=CACHED_PICTURES)(self._opened)
@@ -182,6 +182,10 @@ class Views(TokenCache):
                 tokens_hw = model.tokenizer.encode(image_CHW[None].to(model.device))[0]
             self.encoded[picture, view] = tokens_hw.to("cpu", torch.uint16)
         return self.encoded[picture, view].long()
+
+    def label(self, picture: int) -> int:
+        """The number of the label of a picture."""
+        return self.labels[picture]
 
     def usual_grid(self) -> Grid:
         """On which to draw so that pictures are shaped as most of the folder are, and seen whole."""

@@ -9,10 +9,9 @@ import secrets
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
-from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,31 +39,26 @@ def add_to(commands: Any) -> None:
     sides = f"{SMALLEST_SIDE} to {LARGEST_SIDE} pixels a side, as 256 or 640x384 (default: the model's native size)"
     generate.add_argument("--size", type=checked(parse_size), help=sides)
     generate.add_argument("--tile", action="store_true", help="draw textures that wrap in both directions")
-    timelapse = f"also write an animation of each drawing: {' or '.join(TIMELAPSES)} (default: {TIMELAPSES[0]})"
     generate.add_argument("--atlas", action="store_true", help="also write all on one PNG, with JSON for game engines")
+    timelapse = f"also write an animation of each drawing: {' or '.join(TIMELAPSES)} (default: {TIMELAPSES[0]})"
     generate.add_argument("--timelapse", nargs="?", const=TIMELAPSES[0], choices=TIMELAPSES, help=timelapse)
     _add_drawing(generate, f"the seed chooses one that it draws well; {config.ANY_LABEL}: one of all")
     _add_edits(commands)
-    replay = flags.add_command(commands, "replay", _replay, "draw a picture again from the recipe that it carries")
-    replay.add_argument("pictures", metavar="PICTURE", nargs="+", help="a picture made by igpt")
+    replay = flags.add_command(commands, "replay", _replay, "draw a picture again from its recipe", "pictures")
     replay.add_argument("--model", metavar="MODEL", help="where the model of the picture is (default: by its name)")
-    flags.add_adapter(replay)
     replay.add_argument("--from-tokens", action="store_true", help="decode the recorded tokens instead of drawing")
-    flags.add_output(replay)
-    show = flags.add_command(commands, "show", _show, "print the recipe that a picture carries, as JSON")
-    show.add_argument("pictures", metavar="PICTURE", nargs="+", help="a picture made by igpt")
-    palette = flags.add_command(commands, "palette", _palette, "take a palette from pictures, for --palette")
-    palette.add_argument("pictures", metavar="PICTURE", nargs="+", help="a picture; what is transparent does not count")
+    flags.add_shared(replay, *flags.ADAPTED, *flags.OUTPUT)
+    flags.add_command(commands, "show", _show, "print the recipe that a picture carries, as JSON", "pictures")
+    help = "take a palette from pictures, for --palette"
+    palette = flags.add_command(commands, "palette", _palette, help, "pictures", "--force")
     palette.add_argument("--colours", type=number(int), default=16, metavar="N", help="how many at most")
     palette.add_argument("--out", metavar="FILE", required=True, help="a name in .hex or .gpl")
-    palette.add_argument("--force", action="store_true", help="replace a file of that name")
-    info = flags.add_command(commands, "info", _info, "list the models in the box, or describe one model")
+    info = flags.add_command(commands, "info", _info, "list the models in the box, or describe one", *flags.ADAPTED)
     info.add_argument("model", metavar="MODEL", nargs="?", help="name or folder of a model")
-    flags.add_adapter(info)
-    tokenize = flags.add_command(commands, "tokenize", _tokenize, "show what the tokenizer keeps of pictures")
-    tokenize.add_argument("pictures", metavar="PICTURE", nargs="+", help="a picture, shown next to its reconstruction")
-    flags.add_model(tokenize, adapter=False)
-    flags.add_output(tokenize, "each next to its original")
+    help = "show pictures next to what the tokenizer keeps of them"
+    shared = ("pictures", "--model", "--identity", *flags.OUTPUT[1:])
+    tokenize = flags.add_command(commands, "tokenize", _tokenize, help, *shared)
+    tokenize.add_argument("--out", metavar="PATH", help="a folder, or the name of a single file (default: beside each)")
 
 
 def _add_edits(commands: Any) -> None:
@@ -83,7 +77,8 @@ def _add_edits(commands: Any) -> None:
     keep = f"{', '.join(config.SIDES)}, or a share between 0 and 1 from the top"
     complete.add_argument("--keep", type=checked(config.keep_of), default=config.DEFAULT_KEEP, help=keep)
     inpaint = add("inpaint", "redraw the masked part of a picture", "mask")
-    inpaint.add_argument("mask", metavar="MASK", help="a picture of the same size, white where to redraw")
+    mask = "a picture of the same size, white where to redraw (default: where the picture is transparent)"
+    inpaint.add_argument("mask", metavar="MASK", nargs="?", help=mask)
     extend = add("extend", "draw around a picture until it has another size", "size", "anchor")
     extend.add_argument("--size", type=checked(parse_size), required=True, help="in pixels, as 768x256")
     extend.add_argument("--anchor", choices=config.ANCHORS, default=config.ANCHORS[0], help="where the picture stays")
@@ -102,7 +97,6 @@ def _add_drawing(parser: Parser, default_label: str) -> None:
     nothing = f'{config.NO_LABEL}, or "" where a label is called so: none in particular'
     label = f"what to draw, one of the model's labels (default: {default_label}; {nothing})"
     parser.add_argument("--label", metavar="NAME", help=label)
-    flags.add_model(parser)
     parser.add_argument("--sheet", action="store_true", help="also write all pictures on one contact sheet")
     flags.add_sampling(parser)
     parser.add_argument("--scale", type=number(int), metavar="N", help="make each pixel of a sprite N pixels a side")
@@ -110,7 +104,7 @@ def _add_drawing(parser: Parser, default_label: str) -> None:
     parser.add_argument("--ground", choices=config.GROUNDS, help=ground)
     parser.add_argument("--palette", metavar="FILE", help="draw sprites in the colours of this .gpl or .hex file")
     parser.add_argument("--format", choices=("png", "webp", "jpg"), default="png", help="of the files")
-    flags.add_output(parser)
+    flags.add_shared(parser, *flags.MODEL, *flags.OUTPUT)
 
 
 # Drawing
@@ -167,15 +161,8 @@ def _draw(args: argparse.Namespace, task_for: Callable[[igpt.ImageGPT], Task], t
 # Saying what there is
 
 
-def _files(patterns: Sequence[str]) -> list[str]:
-    """The files of names that may be patterns, which not every shell resolves."""
-    return [
-        path for name in patterns for path in (sorted(glob(name)) if not os.path.lexists(name) else [name]) or [name]
-    ]
-
-
 def _replay(args: argparse.Namespace) -> None:
-    paths = _files(args.pictures)
+    paths = flags.pictures_of(args)
     recipes, output = [recipe_of(path) for path in paths], plan_output(args.out, len(paths))
     models: dict[str, igpt.ImageGPT] = {}
     for path, recipe in zip(paths, recipes, strict=True):
@@ -185,37 +172,34 @@ def _replay(args: argparse.Namespace) -> None:
         name = args.model or recipe.model
         model = models[name] = models.get(name) or flags.load_model(args, name)
         how = {"from_tokens": args.from_tokens, "force": args.force, "quiet": args.quiet}
-        sibling("generate.run").replay(model, recipe, output.picture(f"{Path(path).stem}-replay"), **how)
+        sibling("generate.run").replay(model, recipe, output.picture(f"{path.stem}-replay"), **how)
 
 
 def _show(args: argparse.Namespace) -> None:
-    recipes = {path: recipe_of(path) for path in _files(args.pictures)}
+    recipes = {str(path): recipe_of(path) for path in flags.pictures_of(args)}
     for path, recipe in recipes.items():
         if not is_unchanged(path, recipe):
             print(f"{path}: its pixels were changed since it was drawn", file=sys.stderr)
-    if len(recipes) == 1:
-        print(recipe.to_json(indent=2))
-    else:
-        print(json.dumps({path: json.loads(each.to_json()) for path, each in recipes.items()}, indent=2))
+    found = {path: json.loads(recipe.to_json()) for path, recipe in recipes.items()}
+    print(json.dumps(found if len(found) > 1 else found.popitem()[1], indent=2))
 
 
 def _palette(args: argparse.Namespace) -> None:
     path = Path(args.out)
     if path.suffix.lower() not in (".hex", ".gpl"):
         raise UserError(f"got {path} for a palette, wanted a name in .hex or .gpl")
-    for picture in args.pictures:
-        check_picture(picture)
+    sources = flags.pictures_of(args)
     from igpt.sprites import palette_of_pictures
 
-    text = palette_of_pictures([Path(picture) for picture in args.pictures], args.colours, path.suffix.lower())
+    text = palette_of_pictures(sources, args.colours, path.suffix.lower())
     print(write_file(text.encode(), path, force=args.force))
 
 
 def _tokenize(args: argparse.Namespace) -> None:
+    sources = flags.pictures_of(args)
     from igpt import checkpoint
     from igpt.device import pick_device
 
-    sources = [Path(picture) for picture in args.pictures]
     out = None if args.out is None else plan_output(args.out, len(sources))
     device = pick_device(args.device)
     tokenizer = checkpoint.load(args.model).tokenizer.to(device)
@@ -224,35 +208,39 @@ def _tokenize(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    if args.model is not None or args.adapter is not None:
-        return _print_table(_description(flags.load_model(args, args.model or config.DEFAULT_MODEL)))
     from igpt.checkpoint import in_the_box
 
-    for name in in_the_box():
-        model = igpt.load(name, "cpu")
-        about = dict(_description(model))
-        print(f"{name}: {about['parameters']}, {len(model.labels)} labels, {about['picture']}")
-    if not in_the_box():
-        print("no model is in the box")
-    print("igpt info MODEL says more, also of a model folder of your own", file=sys.stderr)
+    if args.model is None and args.adapter is None:
+        for name in in_the_box():
+            about = dict(_description(model := igpt.load(name, "cpu")))
+            print(f"{name}: {about['parameters']}, {len(model.labels)} labels, {about['picture']}")
+        if not in_the_box():
+            print("no model is in the box")
+        print("igpt info MODEL says more, also of a model folder of your own", file=sys.stderr)
+        return
+    rows = _description(flags.load_model(args, args.model or config.DEFAULT_MODEL))
+    indent = max(len(key) for key, _ in rows) + 2
+    how: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * indent}
+    for key, value in rows:
+        print(textwrap.fill(f"{key:{indent}}{value}", max(shutil.get_terminal_size().columns, indent + 40), **how))
 
 
 def _description(model: igpt.ImageGPT) -> list[tuple[str, str]]:
     """What `igpt info` says of a model, row by row."""
     (rows, columns), (width, height), side = model.grids.native, model.grids.native_size, model.downsample
-    parameters = " + ".join(f"{count / 1e6:.2f} M {part}" for part, count in model.info()["parameters"].items())
     well = model.default_labels if model.default_labels != model.labels else []
-    return [
+    about = [
         ("name", model.name),
         ("labels", f"{len(model.labels)}: {', '.join(model.labels)}" if model.labels else "none"),
-        *([("drawn best", ", ".join(well))] if well else []),
-        ("parameters", parameters),
+        ("drawn best", ", ".join(well)),
+        ("parameters", " + ".join(f"{n / 1e6:.2f} M {part}" for part, n in model.info()["parameters"].items())),
         ("tokenizer", f"{model.tokenizer.kind}, {model.tokenizer.vocab_size} tokens of {side}x{side} pixels"),
         ("picture", f"{rows}x{columns} tokens, {width}x{height} pixels"),
         ("drawing", _in_words(asdict(model.sampling))),
         ("weights", model.weights_hash),
         *((key, _in_words(value)) for key, value in model.provenance.items() if key not in SAID_ABOVE),
     ]
+    return [(key, value) for key, value in about if value]
 
 
 def _in_words(value: Any) -> str:
@@ -261,11 +249,3 @@ def _in_words(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(_in_words, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _print_table(rows: list[tuple[str, str]]) -> None:
-    indent = max(len(key) for key, _ in rows) + 2
-    width = max(shutil.get_terminal_size().columns, indent + 40)
-    table = textwrap.TextWrapper(width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
-    for key, value in rows:
-        print(table.fill(f"{key:{indent}}{value}"))

@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import fields
+from glob import glob
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import igpt
-from igpt.config import DEFAULT_MODEL, ORDERS, SamplingOptions
+from igpt.config import DEFAULT_MODEL, Options, SamplingOptions
 from igpt.locked import IDENTITY
+from igpt.recipe import check_picture
 from tokenizer_vq.base import UserError
 
 if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
     from igpt.image_gpt import ImageGPT
 
-    Options = TypeVar("Options", bound=DataclassInstance)
-
-SAMPLING_HELP = {
-    "steps": "number of sampling steps; fewer is faster",
-    "temperature": "below 1 favours likely tokens, 0 always takes the likeliest",
-    "top_k": "sample from the N likeliest tokens only; 0: from all",
-    "top_p": "sample from the likeliest tokens that together hold this share of the probability",
-    "guidance": "classifier-free guidance: how strongly to follow the label; 1: no guidance",
-    "order": "in which cells are drawn: random, or raster (rows from the top, one cell a step)",
-}
+Chosen = TypeVar("Chosen", bound=Options)
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,41 +67,55 @@ def checked(check: Callable[[Any], object], kind: Callable[[str], Any] = str) ->
     return convert
 
 
-def _add_flag(parser: argparse.ArgumentParser, name: str, kind: type, **how: Any) -> None:
-    number_or_kind = number(kind) if kind in (int, float) else kind
-    metavar = None if how["choices"] else {int: "N", float: "X"}.get(kind, "NAME")
-    parser.add_argument(f"--{name.replace('_', '-')}", type=number_or_kind, metavar=metavar, **how)
-
-
-def add_options(parser: argparse.ArgumentParser, options: type[DataclassInstance]) -> None:
-    """A flag for every field of a dataclass, each with the default of the field."""
+def add_options(parser: argparse.ArgumentParser, options: type[Options], ending: str = "") -> None:
+    """A flag for every field of a dataclass, each with the default of the field. With an `ending`, which the help then
+    has after the default, a flag that is left out is None."""
     hints = get_type_hints(options)
     for field in fields(options):
-        help = field.metadata["help"].replace("%", "%%")
+        name, help = f"--{field.name.replace('_', '-')}", field.metadata["help"].replace("%", "%%")
         kind = next(kind for kind in (*get_args(hints[field.name]), hints[field.name]) if kind is not NoneType)
+        if ending:
+            help = f"{help} (default: {field.default}, {ending})"
+        how: dict[str, Any] = {"default": None if ending else field.default, "help": help}
         if kind is bool:
             action = argparse.BooleanOptionalAction if field.default is not False else "store_true"
-            parser.add_argument(f"--{field.name.replace('_', '-')}", action=action, default=field.default, help=help)
+            parser.add_argument(name, action=action, **how)
+            continue
+        if choices := field.metadata["choices"]:
+            how["choices"] = choices
         else:
-            choices = field.metadata.get("choices")
-            _add_flag(parser, field.name, kind, default=field.default, choices=choices, help=help)
+            how["metavar"] = {int: "N", float: "X"}.get(kind, "NAME")
+        parser.add_argument(name, type=number(kind) if kind in (int, float) else kind, **how)
 
 
-def options_of(args: argparse.Namespace, options: type[Options]) -> Options:
-    """The inverse of `add_options`: the dataclass as the command line has it."""
-    return options(**{field.name: getattr(args, field.name) for field in fields(options)})
+def options_of(args: argparse.Namespace, options: type[Chosen]) -> Chosen:
+    """The inverse of `add_options`: the dataclass as the command line has it. Raises UserError on what cannot be."""
+    chosen = options(**{field.name: getattr(args, field.name) for field in fields(options)})
+    chosen.check()
+    return chosen
+
+
+def pictures_of(args: argparse.Namespace) -> list[Path]:
+    """The files that the command line names, which may be patterns, as not every shell resolves them. Raises UserError
+    for one that is no picture."""
+    paths = [
+        path
+        for name in args.pictures
+        for path in ([name] if os.path.lexists(name) else sorted(glob(os.path.expanduser(name)))) or [name]
+    ]
+    for path in paths:
+        check_picture(path)
+    return [Path(path) for path in paths]
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """A flag for every field of SamplingOptions. Without it the model's own setting counts, so there is no default."""
-    for name, value in asdict(SamplingOptions()).items():
-        help = f"{SAMPLING_HELP[name]} (default: {value}, unless the model has its own)"
-        _add_flag(parser, name, type(value), choices=ORDERS if name == "order" else None, help=help)
+    """A flag for every field of SamplingOptions. Without it the model's own setting counts."""
+    add_options(parser, SamplingOptions, "unless the model has its own")
 
 
 def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
     """What the flags of `add_sampling` say. Raises UserError on options that cannot be."""
-    changes = {name: value for name in SAMPLING_HELP if (value := getattr(args, name)) is not None}
+    changes = {each.name: value for each in fields(SamplingOptions) if (value := getattr(args, each.name)) is not None}
     SamplingOptions(**changes).check()
     return changes
 
@@ -121,47 +127,34 @@ def check_art(art: str) -> None:
         raise UserError(f"there is no art at {art!r}; a folder of pictures or a .tar is wanted")
 
 
-def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], help: str) -> Parser:
-    """The parser of a new command, which `run` does."""
+def add_command(commands: Any, name: str, run: Callable[[argparse.Namespace], None], help: str, *shared: str) -> Parser:
+    """The parser of a new command, which `run` does, with these of the SHARED flags."""
     parser: Parser = commands.add_parser(name, help=help, description=f"{help[0].upper()}{help[1:]}.")
     parser.set_defaults(run=run)
+    add_shared(parser, *shared)
     return parser
 
 
-def add_output(parser: Parser, default: str = "this folder") -> None:
-    """Where pictures go, what they are drawn on, and how much is printed."""
-    parser.add_argument("--out", metavar="PATH", help=f"a folder, or the name of a single file (default: {default})")
-    parser.add_argument("--force", action="store_true", help="replace files of the same name instead of numbering")
-    parser.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but the paths of the pictures")
-    add_threads(parser)
+SHARED: dict[str, dict[str, Any]] = {
+    "pictures": {"metavar": "PICTURE", "nargs": "+", "help": "a picture in a file"},
+    "--model": {"metavar": "MODEL", "default": DEFAULT_MODEL, "help": "name or folder of a model"},
+    "--adapter": {"metavar": "FILE", "help": "what `igpt finetune --adapter` learned, for the model it was made for"},
+    # Read by `main`, as the environment is the way for the library too.
+    "--identity": {"metavar": "FILE", "help": f"secret keys of age, to open a locked model (default: {IDENTITY})"},
+    "--out": {"metavar": "PATH", "help": "a folder, or the name of a single file (default: this folder)"},
+    "--force": {"action": "store_true", "help": "replace files of the same name"},
+    "--device": {"help": "cpu, cuda or mps (default: the best there is)"},
+    "--quiet": {"action": "store_true", "help": "print nothing but paths and results"},
+    "--threads": {"type": number(int), "metavar": "N", "help": "of the processor (default: one a core)"},
+}
+ADAPTED = ("--adapter", "--identity")  # models that are more than a name
+MODEL, OUTPUT = ("--model", *ADAPTED), ("--out", "--force", "--device", "--quiet", "--threads")
 
 
-def add_threads(parser: Parser) -> None:
-    """The flag that `main` reads before torch loads."""
-    parser.add_argument("--threads", type=number(int), metavar="N", help="of the processor (default: one a core)")
-
-
-def add_model(parser: Parser, *, adapter: bool = True) -> None:
-    """The flag that names a model."""
-    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help="name or folder of a model")
-    if adapter:
-        add_adapter(parser)
-    else:
-        add_identity(parser)
-
-
-def add_adapter(parser: Parser) -> None:
-    """The flag for a file that changes that model."""
-    adapter = "what `igpt finetune --adapter` learned, for the very model it was made for"
-    parser.add_argument("--adapter", metavar="FILE", help=adapter)
-    add_identity(parser)
-
-
-def add_identity(parser: Parser) -> None:
-    """The flag that opens locked models: read by `main`, as the environment is the way for the library too."""
-    text = f"secret keys of age, which open a model that is locked for them (default: {IDENTITY})"
-    parser.add_argument("--identity", metavar="FILE", help=text)
+def add_shared(parser: Parser, *names: str) -> None:
+    """Flags that several commands have."""
+    for name in names:
+        parser.add_argument(name, **SHARED[name])
 
 
 def load_model(args: argparse.Namespace, name: str | None = None) -> ImageGPT:

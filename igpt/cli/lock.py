@@ -10,7 +10,7 @@ from igpt import locked
 from igpt.files import check_writable, write_file
 from tokenizer_vq.base import UserError
 
-from .flags import add_command, add_identity
+from .flags import add_command, add_shared
 
 
 def add_to(commands: Any) -> None:
@@ -24,7 +24,7 @@ def add_to(commands: Any) -> None:
     unlock = add_command(commands, "unlock", _unlock, "write a locked model as the open folder that it was")
     unlock.add_argument("model", metavar="FILE", help="a locked model")
     unlock.add_argument("--out", required=True, metavar="FOLDER", help="a new or empty folder")
-    add_identity(unlock)
+    add_shared(unlock, "--identity")
 
 
 def _lock(args: argparse.Namespace) -> None:
