@@ -97,8 +97,6 @@ def finetune(art: str | Path, out: str | Path, model: str, options: TuneOptions)
                 tuning.run.say("stopped before its first look at validation, so it has learned little or nothing yet")
             tuning.run.say(tuning.write())
             raise
-        except OSError as error:
-            raise UserError(f"the training cannot be written to {out}: {error.strerror}") from error
         tuning.finish()
         return out
 

@@ -85,7 +85,7 @@ class Extractor:
         stream = batches(pictures, space.side, self.device)
         rows = [space.vectors(x).float().cpu() for x in tqdm(stream, title, -(-count // BATCH), False, disable=quiet)]
         features_ND = torch.cat(rows) if rows else torch.zeros(0, 0)
-        with suppress(OSError, SafetensorError):  # without a cache the next run extracts again, that is all
+        with suppress(OSError, UserError):  # without a cache the next run extracts again, that is all
             if path:
                 folder.mkdir(parents=True, exist_ok=True)
                 with atomic_write(path) as tmp:
