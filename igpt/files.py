@@ -18,9 +18,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors import SafetensorError
 
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import UserError, flatten
 
-from .recipe import CHUNK, Recipe, digest, flatten, reason, to_exif
+from .recipe import CHUNK, Recipe, digest, reason, to_exif
 
 ABANDONED = 3600  # seconds since anybody wrote to the beginning of a file
 LONGEST_STEM = 50  # characters of a label in a file name: file systems allow 255 bytes, a character may have four
@@ -86,8 +86,8 @@ def write_picture(picture: Image.Image, path: Path, recipe: Recipe | None = None
     """Writes a picture with its recipe, as `write_file` does: a PNG, or by the suffix of `path` a WebP or JPEG, whose
     recipe also knows the pixels that it has. Raises UserError where a JPEG has no room for the recipe."""
     kind = FORMATS[path.suffix.lower()]
-    if kind == "JPEG" and picture.mode != "RGB":
-        picture = flatten(picture.convert("RGBA"))
+    if kind == "JPEG":
+        picture = flatten(picture)
     how: dict[str, Any] = {} if kind == "PNG" else {"quality": QUALITY, "lossless": picture.mode == "P"}
     if recipe is not None and kind == "PNG":
         how["pnginfo"] = PngInfo()

@@ -82,8 +82,8 @@ def finetune(art: str | Path, out: str | Path, model: str, options: TuneOptions)
         raise UserError(f"the model {model!r} has a palette and no decoder that could learn: leave out --decoder-crops")
     collection = load_collection(art)
     tuning = _Tuning(collection, Run(collection.art, collection.train, collection.val, options, work), base, start)
-    if not options.adapter and checkpoint.find(model).is_file():
-        tuning.run.say(f"{base.name} is locked, but the new model is written open: `igpt lock {out}` locks it")
+    if not options.adapter:
+        tuning.run.say_if_locked(model)
     with claimed(work):
         tuning.run.check_same_run("finetune", model=f"{base.name} {base.weights_hash[:12]}")
         if "minutes" in tuning.facts:

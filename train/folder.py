@@ -67,6 +67,13 @@ class Run(Generic[Options]):
         if len(skipped) > LISTED_FILES:
             self.say(f"... and {len(skipped) - LISTED_FILES} more")
 
+    def say_if_locked(self, model: str) -> None:
+        """That what is learned from a locked model lies open."""
+        if checkpoint.find(model).is_file():
+            out = str(self.work.parent)
+            again = f"igpt lock {shlex.quote(out)} --out {shlex.quote(out + '.age')}"
+            self.say(f"{model} is locked, but the new model is written open: `{again}` locks it")
+
     def check_same_run(self, stage: str | None, **more: str) -> None:
         """Write down what is trained on and how. Raises UserError if the folder is of another run."""
         path, out = self.work / "options.json", self.work.parent
