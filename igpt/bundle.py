@@ -95,7 +95,7 @@ class Bundle:
             return self.gpt.null_label
         if not self.labels:
             raise UserError(f"the model {self.name!r} was trained without labels, so it has no label {label!r}")
-        near = get_close_matches(label, self.labels, n=1)
+        near = get_close_matches(str(label), self.labels, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise UserError(f"there is no label {label!r}{hint}; there are {', '.join(self.labels)}")
 

@@ -262,14 +262,10 @@ def save(
             else:
                 exact = not value.is_floating_point() or "quantizer" in key
                 tensors[name] = value.to(value.dtype if exact else torch.bfloat16).contiguous()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # All are written before any takes its place: where the disk is full, the model from before stays whole.
-        with atomic_write(folder / WEIGHTS) as weights, atomic_write(folder / CONFIG) as description:
-            save_file(tensors, weights)
-            description.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            if card is not None:
-                with atomic_write(folder / CARD) as readme:
-                    readme.write_text(card, encoding="utf-8")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"the model cannot be written to {folder}: {error}") from error
+    # All are written before any takes its place: where the disk is full, the model from before stays whole.
+    with atomic_write(folder / WEIGHTS) as weights, atomic_write(folder / CONFIG) as description:
+        save_file(tensors, weights)
+        description.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if card is not None:
+            with atomic_write(folder / CARD) as readme:
+                readme.write_text(card, encoding="utf-8")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import cache
 
 import torch
@@ -35,15 +35,27 @@ def pick_device(asked: str | None = None) -> torch.device:
 
 @contextmanager
 def own_settings() -> Iterator[None]:
-    """A block in which new tensors are float32 and on the CPU unless they say otherwise, whatever a caller has set."""
+    """A block in which new tensors are float32 and on the CPU unless they say otherwise, whatever a caller has set, and
+    products are in the precision of the model. Forked children may draw as well."""
+    _one_thread_after_fork()
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        # Only where it is needed: it would slow every call of torch.
-        with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+        with ExitStack() as settings:
+            for kind in filter(torch.is_autocast_enabled, ("cpu", "cuda")):
+                settings.enter_context(torch.autocast(kind, enabled=False))
+            if torch.get_default_device().type != "cpu":  # only where it is needed: it would slow every call of torch
+                settings.enter_context(torch.device("cpu"))
             yield
     finally:
         torch.set_default_dtype(dtype)
+
+
+@cache
+def _one_thread_after_fork() -> None:
+    """The threads of OpenMP do not live on in a forked child, which would wait for them for ever."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 @cache

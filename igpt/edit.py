@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Generator, Tensor
 
-from tokenizer_vq.base import MAX_PIXELS, UserError
-from tokenizer_vq.images import as_rgba, fit_cover, flatten, open_picture
+from tokenizer_vq.base import MAX_PIXELS, UserError, flatten
+from tokenizer_vq.images import as_rgba, fit_cover, open_picture
 from tokenizer_vq.palette import PaletteConfig
 
 from .bundle import Bundle

@@ -16,10 +16,11 @@ from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from safetensors import SafetensorError
 
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import UserError, flatten
 
-from .recipe import CHUNK, Recipe, digest, flatten, reason, to_exif
+from .recipe import CHUNK, Recipe, digest, reason, to_exif
 
 ABANDONED = 3600  # seconds since anybody wrote to the beginning of a file
 LONGEST_STEM = 50  # characters of a label in a file name: file systems allow 255 bytes, a character may have four
@@ -32,24 +33,61 @@ QUALITY = 92  # of WebP and JPEG, up to 100
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path to write to: moved over `path` in one go if the block ends well, removed if it does not."""
-    room = _part(path)  # a folder: safetensors writes beside what it is told to write, and renames
-    room.mkdir()
-    try:
-        yield room / path.name
-        with open(room / path.name, "rb+") as file:
+    """A path to write to: moved over `path` in one go if the block ends well, removed if it does not. Makes the folder.
+
+    Raises UserError when the disk refuses; what was there before is whole.
+    """
+    with _part(path) as part:
+        yield part
+        with open(part, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(room / path.name, path)
-    finally:
-        shutil.rmtree(room, ignore_errors=True)
+        os.replace(part, path)
+
+
+@contextmanager
+def _part(path: Path) -> Iterator[Path]:
+    """A place to write to, in a hidden folder next to `path`, as safetensors writes beside what it is told to write.
+    Those that killed processes have left there are cleared away. Raises UserError when the disk refuses."""
+    room = path.with_name(f".igpt-{secrets.token_hex(8)}.part")
+    with _refusals(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(".igpt-*.part"):
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > ABANDONED:
+                    shutil.rmtree(left)
+        room.mkdir()
+        try:
+            yield room / path.name
+        finally:
+            shutil.rmtree(room, ignore_errors=True)
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    """A block in which the disk may refuse to write a file; UserError says so."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        kept = "; what was there before is whole" if path.is_file() else ""
+        raise UserError(f"{path} cannot be written: {reason(error)}{kept}") from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """A line at the end of a text file; where the last one was cut off, a new one begins first. Raises UserError when
+    the disk refuses."""
+    with _refusals(path), open(path, "ab+") as file:
+        if end := file.seek(0, os.SEEK_END):
+            file.seek(end - 1)
+            line = line if file.read() == b"\n" else f"\n{line}"
+        file.write(f"{line}\n".encode())
 
 
 def write_picture(picture: Image.Image, path: Path, recipe: Recipe | None = None, *, force: bool = False) -> Path:
     """Writes a picture with its recipe, as `write_file` does: a PNG, or by the suffix of `path` a WebP or JPEG, whose
     recipe also knows the pixels that it has. Raises UserError where a JPEG has no room for the recipe."""
     kind = FORMATS[path.suffix.lower()]
-    if kind == "JPEG" and picture.mode != "RGB":
-        picture = flatten(picture.convert("RGBA"))
+    if kind == "JPEG":
+        picture = flatten(picture)
     how: dict[str, Any] = {} if kind == "PNG" else {"quality": QUALITY, "lossless": picture.mode == "P"}
     if recipe is not None and kind == "PNG":
         how["pnginfo"] = PngInfo()
@@ -84,25 +122,9 @@ def write_file(data: bytes, path: Path, *, force: bool = False) -> Path:
 
     With `force` a file at `path` is replaced. Raises UserError when the disk refuses.
     """
-    tmp = _part(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            tmp.write_bytes(data)
-            return _publish(tmp, path, force)
-        finally:
-            tmp.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {reason(error)}") from error
-
-
-def _part(path: Path) -> Path:
-    """A hidden name next to `path`, to write to first. Those that killed processes have left there are cleared away."""
-    for left in path.parent.glob(".igpt-*.part"):
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > ABANDONED:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-    return path.with_name(f".igpt-{secrets.token_hex(8)}.part")
+    with _part(path) as part:
+        part.write_bytes(data)
+        return _publish(part, path, force)
 
 
 def _publish(tmp: Path, path: Path, force: bool) -> Path:

@@ -133,14 +133,10 @@ def save_adapter(
     rank = len(_layers(gpt, LoRALinear)[0][2].down)
     header = dict(zip(HEADER, (*base, list(labels), rank, provenance), strict=True))
     tensors = {name: value.to("cpu", ADAPTER_DTYPE).contiguous() for name, value in _learned(gpt).items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as part:
-            save_file(tensors, part, {"igpt-adapter": json.dumps(header, ensure_ascii=False)})
-            if (size := part.stat().st_size) > ADAPTER_BYTES:
-                raise UserError(f"the adapter would be {size / 1e6:.1f} MB, more than 4; a smaller --rank is wanted")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"the adapter cannot be written to {path}: {error}") from error
+    with atomic_write(path) as part:
+        save_file(tensors, part, {"igpt-adapter": json.dumps(header, ensure_ascii=False)})
+        if (size := part.stat().st_size) > ADAPTER_BYTES:
+            raise UserError(f"the adapter would be {size / 1e6:.1f} MB, more than 4; a smaller --rank is wanted")
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-from tokenizer_vq.base import MAX_PIXELS, UserError
+from tokenizer_vq.base import MAX_PIXELS, UserError, flatten
 
 from .config import AS_DRAWN, SamplingOptions, SpriteOptions
 from .sizes import LARGEST_GRID
@@ -77,7 +77,8 @@ class Recipe:
             raise ValueError("it is no JSON object")
         if (version := record.get("version")) != RECIPE_VERSION:
             raise ValueError(f"it is a recipe of version {version!r:.9}, this igpt reads version {RECIPE_VERSION}")
-        _check_types(record | {"saved": record.get("saved", "")}, JSON_TYPES)
+        record = {"label": None, "saved": "", "sprite": {}} | record
+        _check_types(record, JSON_TYPES)
         if [type(number) for number in (*record["size"], *record["grid"])] != [int] * 4 or len(record["size"]) != 2:
             raise ValueError("its size or grid is not two whole numbers")
         (width, height), (rows, columns) = record["size"], record["grid"]
@@ -96,10 +97,10 @@ class Recipe:
             options=sampling_options(record["options"]),
             grid=(rows, columns),
             tokens=struct.unpack(f"<{count}H", tokens),
-            sprite=_sprite(record.get("sprite", {})),
-            saved=record.get("saved", ""),
+            sprite=_sprite(record["sprite"]),
             given=tuple(bool(given[i // 8] >> i % 8 & 1) for i in range(count)) if given else (),
-            **{key: record[key] for key in ("model", "weights_hash", "label", "seed", "command", "tile", "pixels")},
+            **{key: record[key] for key in ("model", "weights_hash", "label", "seed", "command", "tile")},
+            **{key: record[key] for key in ("pixels", "saved")},
         )
 
 
@@ -213,13 +214,8 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
 
 def digest(picture: Image.Image) -> str:
     """SHA-256 of the size and the RGB pixels of a picture, on white where it is transparent."""
-    rgb = picture if picture.mode == "RGB" else flatten(picture.convert("RGBA"))
+    rgb = flatten(picture)
     return hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest()
-
-
-def flatten(rgba: Image.Image) -> Image.Image:
-    """An RGBA picture on white, as RGB."""
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 def reason(error: BaseException) -> str:

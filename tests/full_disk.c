@@ -1,7 +1,7 @@
 /* Makes writing fail, as a full or a read-only disk does: for LD_PRELOAD, see tests/full_disk.py.
 
-   Calls that write below the folder of FULL_DISK_FOLDER are counted; from number `first` on all of them fail with
-   `error`. A full disk lets files be made and removed, but not grow; a read-only one allows neither. */
+   Calls that write below a folder are counted, over all processes; from number `first` on all of them fail with
+   `error`. A full disk still lets files be removed; a read-only one does not. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -12,23 +12,29 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
-static long first = 0, count = 0;
+static long first = 0, *count; /* the latter is shared with forked children */
 static int error = 0;
 static char folder[PATH_MAX] = "";
+
+__attribute__((constructor)) static void begin(void) {
+    count = mmap(NULL, sizeof *count, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+}
 
 /* 0 for `number` only counts. */
 void fail_from(const char *where, long number, int with) {
     snprintf(folder, sizeof folder, "%s", where);
-    first = number, error = with, count = 0;
+    first = number, error = with, *count = 0;
 }
 
-long calls(void) { return count; }
+long calls(void) { return *count; }
 
-static int fails(void) { return ++count >= first && first > 0 && (errno = error, 1); }
+static int fails(void) { return ++*count >= first && first > 0 && (errno = error, 1); }
+static int fixed(void) { return error == EROFS && first > 0 && *count >= first && (errno = EROFS, 1); }
 
 static int inside(int fd) {
     char link[64], path[PATH_MAX];
@@ -55,6 +61,9 @@ ssize_t write(int fd, const void *data, size_t size) {
 ssize_t writev(int fd, const struct iovec *parts, int number) {
     return inside(fd) && fails() ? -1 : REAL(writev)(fd, parts, number);
 }
+ssize_t pwrite64(int fd, const void *data, size_t size, off64_t at) {
+    return inside(fd) && fails() ? -1 : REAL(pwrite64)(fd, data, size, at);
+}
 int fsync(int fd) { return inside(fd) && fails() ? -1 : REAL(fsync)(fd); }
 int ftruncate64(int fd, off64_t size) { return inside(fd) && fails() ? -1 : REAL(ftruncate64)(fd, size); }
 int rename(const char *from, const char *to) { return below(to) && fails() ? -1 : REAL(rename)(from, to); }
@@ -63,9 +72,11 @@ int linkat(int a, const char *from, int b, const char *to, int flags) {
     return below(to) && fails() ? -1 : REAL(linkat)(a, from, b, to, flags);
 }
 int mkdir(const char *path, mode_t mode) { return below(path) && fails() ? -1 : REAL(mkdir)(path, mode); }
-int unlink(const char *path) {
-    if (below(path) && error == EROFS && first > 0 && count >= first) return errno = EROFS, -1;
-    return REAL(unlink)(path);
+
+int unlink(const char *path) { return below(path) && fixed() ? -1 : REAL(unlink)(path); }
+int rmdir(const char *path) { return below(path) && fixed() ? -1 : REAL(rmdir)(path); }
+int unlinkat(int at, const char *path, int flags) {
+    return (at == AT_FDCWD ? below(path) : inside(at)) && fixed() ? -1 : REAL(unlinkat)(at, path, flags);
 }
 
 static int opens(const char *name, const char *path, int flags, mode_t mode) {

@@ -8,25 +8,29 @@ must be, bit for bit, what a run makes that nobody disturbs.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from PIL import Image
 from safetensors import safe_open
+from tqdm import tqdm
 
 from igpt.cli import main as igpt
-from igpt.siblings import sibling
 from tests.conftest import save_tiny
 from tests.painting import art_folder
 
@@ -37,18 +41,31 @@ FACTS = "facts.json"  # what a fine-tuning has measured; in the end it also has 
 MEASURED = {"windows", "seconds", "nearest", "base_bits"}
 COMMANDS = {  # each is run in a folder with `art` and the model `tiny`
     "train": f"train art {TRAIN} --save-minutes 0 --quiet",
-    "finetune": "finetune art --model tiny --samples 200 --save-minutes 0 --quiet",
+    "finetune": "finetune art --model tiny --samples 200 --minutes 0.05 --save-minutes 0 --quiet",
     "generate": f"generate --model tiny -n {PICTURES} --size 24 --steps 4 --seed 0 --force",
 }
 
 
-def begin(words: list[str], log: Path) -> int:
-    """The number of a new process that runs a command line; what it prints goes to `log`.
+def run(words: list[str], log: Path, seconds: float = 600) -> int | None:
+    """The exit status of a command line; None where it had not ended after so many seconds and was killed. What it
+    prints goes to `log`.
 
-    It is forked, so that nobody waits for torch to load: this process must have no threads.
+    Its process is forked, so that nobody waits for torch to load: this one must have no threads.
     """
-    if child := os.fork():
-        return child
+    ended, held = os.pipe()  # the child's end of it closes when the child is gone, however it goes
+    if not (child := os.fork()):
+        _be(words, log)
+    os.close(held)
+    over, _, _ = select.select([ended], [], [], seconds)
+    os.close(ended)
+    if not over:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) if over else None
+
+
+def _be(words: list[str], log: Path) -> NoReturn:
+    """What the child does."""
     status = 99
     try:
         for stream in (1, 2):
@@ -62,25 +79,14 @@ def begin(words: list[str], log: Path) -> int:
         os._exit(status)
 
 
-def run(words: list[str], log: Path, seconds: float = 600) -> int | None:
-    """Its exit status; None where it had not ended after so many seconds and was killed."""
-    child, until = begin(words, log), time.monotonic() + seconds
-    while time.monotonic() < until:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.001)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
-
-
 # What lies there
 
 
 def check_whole(folder: Path) -> None:
     """Every file but hidden ones, which nobody takes for finished, is one from its beginning to its end."""
-    for path in [path for path in folder.rglob("[!.]*") if path.is_file() and path.name not in ("lock", "process")]:
+    for path in (path for path in folder.rglob("*") if path.is_file() and path.name not in ("lock", "process")):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
         try:
             if path.suffix == ".safetensors":
                 with safe_open(path, framework="pt") as file:
@@ -104,15 +110,35 @@ def result_of(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in ([weights] if weights.exists() else sorted(out.glob("*.png")))}
 
 
-def undisturbed(command: str, out: Path, log: Path, like: Path | None = None) -> dict[str, bytes]:
-    """The result of a run that is left alone; it takes over what another run has measured of the machine."""
-    if like is not None and (facts := like / "training" / FACTS).is_file():
-        (out / "training").mkdir(parents=True)
-        measured = {key: value for key, value in json.loads(facts.read_text()).items() if key in MEASURED}
-        (out / "training" / FACTS).write_text(json.dumps(measured))
+def undisturbed(command: str, out: Path, log: Path) -> dict[str, bytes]:
+    """The result of a run that is left alone."""
     status = run([*command.split(), "--out", str(out)], log)
     assert status == 0, (status, log.read_text())
     return result_of(out)
+
+
+class Wanted:
+    """What a command makes where nobody disturbs it. A fine-tuning plans by what it has measured of the machine, so it
+    is compared with one that has the same plan."""
+
+    def __init__(self, name: str, command: str):
+        self.name, self.command, self.log = name, command, Path(f"{name}.log")
+        self.results: dict[str, dict[str, bytes]] = {}
+        began = time.monotonic()
+        self.first = undisturbed(command, Path(f"{name}-alone"), self.log)
+        self.seconds = time.monotonic() - began
+
+    def like(self, out: Path) -> dict[str, bytes]:
+        """The result with the plan that lies in `out`."""
+        if not (facts := out / "training" / FACTS).is_file():
+            return self.first
+        plan = {key: value for key, value in json.loads(facts.read_text()).items() if key in MEASURED}
+        if (key := str(plan | {"seconds": 0})) not in self.results:  # where --samples decides, seconds do not matter
+            like = Path(f"{self.name}-like-{len(self.results)}")
+            (like / "training").mkdir(parents=True)
+            (like / "training" / FACTS).write_text(json.dumps(plan))
+            self.results[key] = undisturbed(self.command, like, self.log)
+        return self.results[key]
 
 
 # Killing
@@ -125,13 +151,13 @@ class Killed:
     kills: int = 0
     runs: int = 0  # that came to their end
     seconds: float = 0.0  # of one that is left alone
+    in_all: float = 0.0
 
 
-def torment(name: str, kills: int, rng: random.Random, say: Callable[[str], None] = print) -> Killed:
+def torment(name: str, kills: int, rng: random.Random) -> Killed:
     """Kill a command so many times, in the current folder, and check what it leaves. Raises AssertionError."""
-    found, command, log, began = Killed(), COMMANDS[name], Path(f"{name}.log"), time.monotonic()
-    wanted = undisturbed(command, Path(f"{name}-alone"), log)
-    found.seconds = time.monotonic() - began
+    start, command, wanted = time.monotonic(), COMMANDS[name], Wanted(name, COMMANDS[name])
+    found, log = Killed(seconds=wanted.seconds), wanted.log
     while found.kills < kills:
         out = Path(f"{name}-{found.runs}")
         words, status, lives = [*command.split(), "--out", str(out)], None, 0
@@ -150,24 +176,28 @@ def torment(name: str, kills: int, rng: random.Random, say: Callable[[str], None
         if lives == 1:  # the moments shall lie in all of a run, however busy the machine is now
             found.seconds = time.monotonic() - began
         assert not list(out.rglob(".*")), f"what was begun and killed is still in {out}"
-        if (out / "training" / FACTS).is_file():
-            wanted = undisturbed(command, Path(f"{name}-like-{found.runs}"), log, out)
-        assert result_of(out) == wanted and wanted, f"{out} is not what an undisturbed run makes"
+        result = result_of(out)
+        assert result and result == wanted.like(out), f"{out} is not what an undisturbed run makes"
         found.runs += 1
-        say(f"{name}: {found.kills} kills, {found.runs} runs came to their end, all alike")
+        shutil.rmtree(out)
+        print(f"{name}: {found.kills} kills, {found.runs} runs came to their end, all alike", file=sys.stderr)
+    found.in_all = time.monotonic() - start
     return found
 
 
-def on_a_desk(task: Callable[[], None]) -> None:
-    """Do it in a new folder with art and a tiny model, which is gone afterwards."""
+def on_a_desk(commands: Iterable[str], task: Callable[[], None]) -> None:
+    """Do it in a new folder with art and a tiny model, which is gone afterwards. The commands are run once here: what
+    they load, every child has."""
     torch.set_num_threads(1)
-    for module in ("train.run", "train.finetune", "generate.run"):
-        sibling(module)  # what is loaded here, every child has
+    tqdm.monitor_interval = 0  # or it would start a thread
     before, folder = Path.cwd(), tempfile.mkdtemp()
     try:
         os.chdir(folder)
         save_tiny(Path("tiny"))
         art_folder(Path("art"), each=5)
+        with contextlib.redirect_stdout(io.StringIO()):
+            for i, command in enumerate(commands):
+                assert igpt([*command.split(), "--out", f"once-{i}"]) == 0
         task()
     finally:
         os.chdir(before)
@@ -182,17 +212,17 @@ def main() -> None:
     parser.add_argument("--commands", nargs="+", choices=list(COMMANDS), default=list(COMMANDS), help="default: all")
     args = parser.parse_args()
 
+    found: dict[str, Killed] = {}
+
     def task() -> None:
         for name in args.commands:
-            found = torment(
-                name, args.kills, random.Random(f"{args.seed}/{name}"), lambda said: print(said, flush=True)
-            )
-            print(
-                f"{name}: killed {found.kills} times in {found.runs} runs ({found.seconds:.1f} s left alone)",
-                flush=True,
-            )
+            found[name] = torment(name, args.kills, random.Random(f"{args.seed}/{name}"))
 
-    on_a_desk(task)
+    on_a_desk([COMMANDS[name] for name in args.commands], task)
+    print("| command | killed | runs, all alike | seconds of one left alone | seconds in all |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, each in found.items():
+        print(f"| {name} | {each.kills} times | {each.runs} | {each.seconds:.1f} | {each.in_all:.0f} |")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 import igpt
 from generate.run import replay
 from igpt.config import ANY_LABEL, NO_LABEL, GPTConfig, SamplingOptions
-from igpt.files import plan_output, stem_for, write_picture
+from igpt.files import append_line, plan_output, stem_for, write_picture
 from igpt.image_gpt import ImageGPT
 from igpt.model import GPT
 from igpt.recipe import Recipe, UntrustedRecipe, digest, is_unchanged, read_recipe, recipe_of
@@ -258,15 +258,20 @@ def test_when_writing_fails_nothing_is_left_behind(
 
 
 def test_what_a_killed_process_left_behind_is_cleared_away_an_hour_later(tmp_path: Path) -> None:
-    old, older, new = (tmp_path / f".igpt-{number}.part" for number in range(3))
-    older.mkdir()
-    (older / "model.safetensors").touch()
+    old, new = (tmp_path / f".igpt-{number}.part" for number in range(2))
     for path in (old, new):
-        path.touch()
-    for path in (old, older):
-        os.utime(path, (0, 0))
+        path.mkdir()
+        (path / "model.safetensors").touch()
+    os.utime(old, (0, 0))
     write_picture(Image.new("RGB", (8, 8)), tmp_path / "a.png")
-    assert not old.exists() and not older.exists() and new.exists()
+    assert not old.exists() and new.exists()
+
+
+@pytest.mark.parametrize("before", [b"", b"one\n", b"one\ntw"])
+def test_a_line_goes_to_the_end_of_a_file_and_below_one_that_was_cut_off(before: bytes, tmp_path: Path) -> None:
+    (path := tmp_path / "metrics.jsonl").write_bytes(before)
+    append_line(path, "new")
+    assert path.read_bytes() == before + b"\n" * before.endswith(b"tw") + b"new\n"
 
 
 def test_a_written_picture_has_the_rights_that_any_new_file_has(tmp_path: Path) -> None:

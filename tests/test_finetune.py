@@ -261,7 +261,7 @@ def test_a_full_disk_leaves_what_was_saved_before(
     with disk_for_files_of(30_000):  # bytes: enough for all but the states
         assert main(words) == 2
     error = capsys.readouterr().err
-    assert "cannot be" in error and error.count("\n") == 1
+    assert "cannot be written" in error and error.count("\n") == 1
     assert [path.read_bytes() for path in files] == before and not list(out.rglob("*.part"))
     assert main(words) == 0 and igpt.load(out, "cpu").provenance["gpt"]["samples"] == 200
 

@@ -16,17 +16,8 @@ import torch
 from PIL import Image, ImageCms
 
 from tests.painting import noise
-from tokenizer_vq.base import MAX_PIXELS, UserError
-from tokenizer_vq.images import (
-    UnreadablePicture,
-    as_rgb,
-    fit_cover,
-    flatten,
-    open_picture,
-    random_crop,
-    to_picture,
-    to_tensor,
-)
+from tokenizer_vq.base import MAX_PIXELS, UserError, flatten
+from tokenizer_vq.images import UnreadablePicture, as_rgb, fit_cover, open_picture, random_crop, to_picture, to_tensor
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

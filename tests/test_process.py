@@ -87,7 +87,7 @@ with claimed(Path({str(tmp_path)!r})):
     assert not (tmp_path / "process").exists()
 
 
-@pytest.mark.parametrize("setting", ["float64", "float16", "meta"])
+@pytest.mark.parametrize("setting", ["float64", "float16", "meta", "autocast"])
 def test_a_callers_own_defaults_of_torch_change_no_pixel(setting: str, tiny_folder: Path) -> None:
     def pictures() -> list[bytes]:
         model = igpt.load(tiny_folder)
@@ -98,10 +98,38 @@ def test_a_callers_own_defaults_of_torch_change_no_pixel(setting: str, tiny_fold
 
     before = pictures()
     try:
-        torch.set_default_device("meta") if setting == "meta" else torch.set_default_dtype(getattr(torch, setting))
-        changed = pictures()
-        assert torch.get_default_dtype() == getattr(torch, setting, torch.float32)
+        if setting == "meta":
+            torch.set_default_device("meta")
+        elif setting != "autocast":
+            torch.set_default_dtype(getattr(torch, setting))
+        with torch.autocast("cpu", torch.bfloat16, enabled=setting == "autocast"):
+            changed = pictures()
+        dtype = getattr(torch, setting, torch.float32)
+        assert torch.get_default_dtype() == (dtype if isinstance(dtype, torch.dtype) else torch.float32)
     finally:
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
     assert changed == before
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork")
+def test_what_is_forked_after_drawing_draws_as_well(tiny_folder: Path) -> None:
+    """Threads of OpenMP do not live on in a child, which waited for them for ever."""
+    code = f"""
+import hashlib, os, sys, torch, igpt
+torch.set_num_threads(2)
+model = igpt.load({str(tiny_folder)!r}, "cpu")
+def draw():
+    (picture,) = model.generate(size=64, seed=5)
+    print(hashlib.sha256(picture.tobytes()).hexdigest(), flush=True)
+draw()
+child = os.fork()
+if child:
+    sys.exit(os.waitpid(child, 0)[1])
+draw()
+os._exit(0)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100)
+    first, second = ended.stdout.split()
+    assert ended.returncode == 0 and first == second, ended.stderr

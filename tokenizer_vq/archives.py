@@ -9,6 +9,7 @@ Notable choices:
 from __future__ import annotations
 
 import os
+import re
 import tarfile
 import tempfile
 import unicodedata
@@ -55,7 +56,9 @@ class Entry(NamedTuple):
 
 
 def normalized(name: str) -> str:
-    """One spelling of a name, fit for a terminal: macOS gives accents decomposed, Linux allows bytes of any kind."""
+    """One spelling of a name, fit for a terminal: macOS gives accents decomposed, Linux allows bytes of any kind. Those
+    that are no UTF-8 are read as Latin-1, which old names are in most often."""
+    name = re.sub("[\udc80-\udcff]", lambda byte: chr(ord(byte[0]) - 0xDC00), name)  # Python's stand-ins for them
     return unicodedata.normalize("NFC", name.encode("utf-8", "replace").decode("utf-8")).translate(CONTROLS)
 
 

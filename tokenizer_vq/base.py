@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from PIL.Image import Image, alpha_composite, new
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -22,6 +24,19 @@ CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "\ufffd")  # for str.tr
 
 class UserError(ValueError):
     """Something the user can correct. The message is one sentence: what was received, what is wanted."""
+
+
+def flatten(picture: Image, ground: str = "white", threshold: int | None = None) -> Image:
+    """A picture as RGB, with a colour under what is transparent. With a threshold nothing is half transparent: pixels
+    of that alpha or more keep their colour."""
+    if picture.mode == "RGB":
+        return picture
+    picture = picture.convert("RGBA")
+    if threshold is None:
+        return alpha_composite(new("RGBA", picture.size, ground), picture).convert("RGB")
+    page = new("RGB", picture.size, ground)
+    page.paste(picture, mask=picture.getchannel("A").point(lambda alpha: 255 * (alpha >= threshold)))
+    return page
 
 
 class ImageTokenizer(Protocol):

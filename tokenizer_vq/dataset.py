@@ -49,7 +49,7 @@ def _read_manifest(path: Path) -> dict[str, str]:
                 if split_of.setdefault(name, split) != split:
                     raise UserError(f"{path} puts {name} into {split_of[name]} and into {split}: one of them is wanted")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"the manifest {path} cannot be read: {error}") from error
+        raise UserError(f"the manifest {path} cannot be read ({error}): a CSV file in UTF-8 is wanted") from error
     return split_of
 
 

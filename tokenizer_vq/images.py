@@ -20,7 +20,7 @@ from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.Image import Resampling
 from torch import Tensor
 
-from .base import MAX_PIXELS, UserError
+from .base import MAX_PIXELS, UserError, flatten
 
 PICTURE_SUFFIXES = frozenset(  # in lower case
     ".png .jpg .jpeg .jpe .jfif .webp .gif .bmp .tif .tiff .avif .heic .heif .ppm .pgm .pbm .pnm .tga .jp2".split()
@@ -83,23 +83,12 @@ def _why_unknown(head: bytes) -> str:
 
 def as_rgb(picture: Image.Image) -> Image.Image:
     """A picture of any mode to upright sRGB of 8 bit without metadata, transparency laid on white."""
-    upright = _upright(picture)
-    return upright.convert("RGB") if upright.mode == "RGB" else flatten(upright, "white")
+    return flatten(_upright(picture))
 
 
 def as_rgba(picture: Image.Image) -> Image.Image:
     """As `as_rgb`, with the transparency of the picture."""
     return _upright(picture).convert("RGBA")
-
-
-def flatten(picture: Image.Image, ground: str, threshold: int | None = None) -> Image.Image:
-    """An RGBA picture as RGB with a colour under what is transparent. With a threshold nothing is half transparent:
-    pixels of that alpha or more keep their colour."""
-    if threshold is None:
-        return Image.alpha_composite(Image.new("RGBA", picture.size, ground), picture).convert("RGB")
-    page = Image.new("RGB", picture.size, ground)
-    page.paste(picture, mask=picture.getchannel("A").point(lambda alpha: 255 * (alpha >= threshold)))
-    return page
 
 
 def _upright(picture: Image.Image) -> Image.Image:

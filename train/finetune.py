@@ -78,9 +78,8 @@ def finetune(art: str | Path, out: str | Path, model: str, options: TuneOptions)
     collection = load_collection(art)
     run = Run(collection.art, collection.train, collection.val, options, work)
     tuning = _Tuning(collection, run, base, model, start)
-    if not options.adapter and checkpoint.find(model).is_file():
-        command = shlex.join(["igpt", "lock", str(out), "--out", f"{out}.age"])
-        run.say(f"{base.name} is locked, but the new model is written open: `{command}` locks it")
+    if not options.adapter:
+        run.say_if_locked(model)
     with claimed(work):
         run.check_same_run("finetune", model=f"{base.name} {base.weights_hash[:12]}")
         if "minutes" in tuning.facts:
@@ -95,8 +94,6 @@ def finetune(art: str | Path, out: str | Path, model: str, options: TuneOptions)
                 run.say("stopped before its first look at validation, so it has learned little or nothing yet")
             run.say(tuning.write())
             raise
-        except OSError as error:
-            raise UserError(f"the training cannot be written to {out}: {error.strerror}") from error
         return out
 
 

@@ -67,6 +67,13 @@ class Run(Generic[Options]):
         if len(skipped) > LISTED_FILES:
             self.say(f"... and {len(skipped) - LISTED_FILES} more")
 
+    def say_if_locked(self, model: str) -> None:
+        """That what is learned from a locked model lies open."""
+        if checkpoint.find(model).is_file():
+            out = str(self.work.parent)
+            again = f"igpt lock {shlex.quote(out)} --out {shlex.quote(out + '.age')}"
+            self.say(f"{model} is locked, but the new model is written open: `{again}` locks it")
+
     def check_same_run(self, stage: str | None, **more: str) -> None:
         """Write down what is trained on and how. Raises UserError if the folder is of another run."""
         path, out = self.work / "options.json", self.work.parent
@@ -81,11 +88,7 @@ class Run(Generic[Options]):
                         f"{out} was started with {name.replace('_', '-')} {old.get(name)}, now it is {options[name]}; "
                         "use the same options to go on, or another --out"
                     )
-        try:
-            self.work.mkdir(parents=True, exist_ok=True)
-            write_json(path, {"art": self.art.fingerprint, "stage": stage, "options": options})
-        except OSError as error:
-            raise UserError(f"the training cannot be written to {self.work}: {error.strerror}") from error
+        write_json(path, {"art": self.art.fingerprint, "stage": stage, "options": options})
 
     @property
     def bf16(self) -> bool:
@@ -127,6 +130,8 @@ class Run(Generic[Options]):
 def work_folder(out: Path, stage: str | None) -> Path:
     """Where the training keeps its state. Raises UserError if `out` cannot become a model folder; makes nothing yet."""
     check_writable(out)
+    if str(out) != str(out).encode("utf-8", "replace").decode("utf-8"):  # safetensors would open nothing there
+        raise UserError(f"the name {str(out)!r} is no UTF-8; another --out is wanted")
     if out.is_dir() and any(out.iterdir()) and not (out / WORK).is_dir():
         if not (out / checkpoint.CONFIG).is_file():
             raise UserError(f"{out} holds something else than a model; a new or empty folder is wanted")
@@ -169,7 +174,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """A whole file or none."""
+    """A whole file or none. Raises UserError when the disk refuses."""
     with atomic_write(path) as part:
         part.write_text(json.dumps(values, indent=2), encoding="utf-8")
 

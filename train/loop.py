@@ -32,7 +32,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from igpt.files import write_picture
+from igpt.files import append_line, write_picture
 from tokenizer_vq.base import UserError
 
 from .options import LearningOptions
@@ -306,8 +306,7 @@ class Trainer:
         self.latest |= values
         if self.main:
             line = {"stage": self.task.name, "step": self.step, "time": round(time.time(), 1)} | values
-            with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(self.folder / "metrics.jsonl", json.dumps(line))
             self.bar.set_postfix({name: f"{value:.3f}" for name, value in list(values.items())[:3]}, refresh=False)
 
     def say(self, sentence: str) -> None:

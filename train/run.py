@@ -50,7 +50,8 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     check_same_start({"stage": stage, "art": collection.fingerprint, **asdict(options)})
     train_ids, val_ids = collection.split()
     if len(train_ids) < 2 or collection.different < 3:
-        raise UserError(f"{art} has {collection.different} different usable pictures; 3 or more are wanted")
+        parts = f"{len(train_ids)} to learn from; 3 or more and 2 to learn from are wanted"
+        raise UserError(f"{art} has {collection.different} different usable pictures, {parts}")
     # Whatever is wrong with other models or weights is said before anything is written.
     source = options.tokenizer or (str(out) if stage == "gpt" else None)
     found = checkpoint.load(source) if source else None
@@ -66,6 +67,8 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     limits = options.limits(tasks, sprites is not None)
     run = Run(collection, train_ids, val_ids, options, work, preset, limits)
     run.describe(collection.skipped)
+    if source:
+        run.say_if_locked(source)
     if not (source or sprites) and (sentence := advice(collection)):
         run.say(sentence)
     with claimed(work):

@@ -291,11 +291,8 @@ def write_shard(path: Path, parts: Sequence[Sequence[tuple[list[Tensor], str]]],
         "labels": torch.tensor([names.index(label) for _, label in pictures], dtype=torch.int32),
     }
     notes = {"identity": identity, "names": json.dumps(names), "counts": json.dumps([len(part) for part in parts])}
-    try:
-        with atomic_write(path) as file:
-            save_file(tensors, file, notes)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"tokens cannot be written to {path}: {error}") from error
+    with atomic_write(path) as file:
+        save_file(tensors, file, notes)
 
 
 def write_index(folder: Path, shards: int, views: int, identity: str, names: Sequence[str] = ()) -> None:
@@ -304,8 +301,5 @@ def write_index(folder: Path, shards: int, views: int, identity: str, names: Seq
     notes = [peek(shard_file(folder, shard)) for shard in range(shards)]
     names = list(names) or sorted({name for note in notes for name in json.loads(note["names"])})
     counts = [json.loads(note["counts"]) for note in notes]
-    try:
-        with atomic_write(folder / "index.json") as file:
-            file.write_text(json.dumps(dict(zip(INDEX, (identity, views, names, counts), strict=True))))
-    except OSError as error:
-        raise UserError(f"tokens cannot be written to {folder}: {error.strerror}") from error
+    with atomic_write(folder / "index.json") as file:
+        file.write_text(json.dumps(dict(zip(INDEX, (identity, views, names, counts), strict=True))))

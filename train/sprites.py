@@ -21,9 +21,9 @@ from igpt.image_gpt import ImageGPT
 from igpt.lora import with_tokens
 from igpt.sizes import LARGEST_SPRITE, SMALLEST_SIDE
 from igpt.sprites import OPAQUE
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import UserError, flatten
 from tokenizer_vq.dataset import ArtFolder
-from tokenizer_vq.images import flatten, from_uint8, to_tensor
+from tokenizer_vq.images import from_uint8, to_tensor
 from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
 
 from .options import TrainOptions

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -49,11 +49,8 @@ def save_state(path: Path, modules: Modules, optimizers: Optimizers, metadata: d
     for name, optimizer in optimizers.items():
         for i, slots in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{name}/{i}/{slot}": value for slot, value in slots.items()}
-    try:
-        with atomic_write(path) as part:
-            save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, part, metadata)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"the training cannot be saved to {path}: {error}; what was saved before is whole") from error
+    with atomic_write(path) as part:
+        save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, part, metadata)
 
 
 @torch.no_grad()
