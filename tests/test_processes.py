@@ -80,10 +80,10 @@ def small_memory(task: Task[Any]) -> Task[Any]:
     """No more than two samples at once fit."""
     loss = task.loss
 
-    def limited(modules: Any, batch: Any, *more: Any) -> Any:
+    def limited(batch: Any, *more: Any) -> Any:
         if len(batch["label"]) > 2:
             out_of_memory()
-        return loss(modules, batch, *more)
+        return loss(batch, *more)
 
     task.loss = limited  # type: ignore[method-assign]
     return task

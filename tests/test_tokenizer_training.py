@@ -155,7 +155,7 @@ def test_no_weights_are_kept_from_before_the_discriminator_has_its_full_say(art:
         assert ("score" in task.measure(FrozenCodes(vq()), progress)) is scored
     images, generator = torch.zeros(2, 3, 32, 32), torch.Generator().manual_seed(0)
     for progress, counts in ((0.0, False), (0.2, True)):
-        _, metrics = task.loss(task.modules, images, progress, generator)
+        _, metrics = task.loss(images, progress, generator)
         assert ("g_loss" in metrics) is counts and "d_loss" in metrics  # it learns before it counts
 
 

@@ -7,11 +7,12 @@ them (TiTok, Yu et al. 2024, arXiv 2406.07550, section 3.3, also trains its deco
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from igpt.evaluation.perceptual import Distance
 from tokenizer_vq.vq import VQTokenizer
 
+from .crops import DevicePictures
 from .discriminator import adaptive_gan_gradient, discriminator_for, hinge_loss, mean_score
 from .folder import Run
 from .options import TrainOptions
@@ -51,8 +52,9 @@ class FrozenCodes(VQTokenizer):
 def corrupt_tokens(tokens_Bhw: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """The tokens, about `share` of them exchanged for tokens from anywhere in the batch (drawn on the CPU)."""
     shape, device = tokens_Bhw.shape, tokens_Bhw.device
-    others = tokens_Bhw.flatten()[torch.randint(tokens_Bhw.numel(), shape, generator=generator).to(device)]
-    return torch.where((torch.rand(shape, generator=generator) < share).to(device), others, tokens_Bhw)
+    places = torch.randint(tokens_Bhw.numel(), shape, generator=generator).to(device, non_blocking=True)
+    wrong = (torch.rand(shape, generator=generator) < share).to(device, non_blocking=True)
+    return torch.where(wrong, tokens_Bhw.flatten()[places], tokens_Bhw)
 
 
 def discriminator_share(progress: float) -> float:
@@ -65,12 +67,15 @@ class DecoderTask(TokenizerTask):
 
     name = "decoder"
 
-    def __init__(self, run: Run[TrainOptions], distance: Distance, tokenizer: VQTokenizer):
+    def __init__(
+        self, run: Run[TrainOptions], distance: Distance, tokenizer: VQTokenizer, pictures: DevicePictures | None = None
+    ):
         with seeded(run.options.seed):
             discriminator = discriminator_for(distance) if run.options.adversarial > 0 else None
-            super().__init__(run, distance, FrozenCodes(tokenizer))
+            super().__init__(run, distance, FrozenCodes(tokenizer), pictures)
         if discriminator:
             self.modules["discriminator"] = discriminator.to(memory_format=torch.channels_last)
+            self.stages.append(discriminator)
             self.structure_weight = STRUCTURE_WEIGHT
 
     def optimizer(self, name: str) -> torch.optim.Optimizer:
@@ -79,24 +84,22 @@ class DecoderTask(TokenizerTask):
             return adamw(self.modules[name], DISCRIMINATOR_RATE * self.options.tokenizer_lr, beta=0.5)
         return super().optimizer(name)
 
-    def loss(
-        self, modules: dict[str, nn.Module], batch: Tensor, progress: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of a batch of crops [B, 3, H, W]: one number whose gradients are those of the decoder and the
+    def loss(self, batch: Tensor, progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of a batch of crops: one number whose gradients are those of the decoder and the
         discriminator, each of its own loss."""
-        images_BCHW = batch.contiguous(memory_format=torch.channels_last)
-        recon_BCHW = modules["model"](images_BCHW, generator).float()
+        images_BCHW, discriminator = self.images(batch), self.modules.get("discriminator")
+        recon_BCHW = self.modules["model"](images_BCHW, generator).float()
         leaf_BCHW = recon_BCHW.detach().requires_grad_()
         losses, real, fake = self.compare(images_BCHW, leaf_BCHW, generator)
         total, g_loss = torch.stack(list(losses.values())).sum(), None
         weight = self.options.adversarial * discriminator_share(progress)
-        if weight:  # the bare module, as a distributed one would wait for gradients of its own weights
-            losses["g_loss"] = g_loss = -mean_score(self.modules["discriminator"](*fake))
+        if discriminator and weight:
+            losses["g_loss"] = g_loss = -mean_score(discriminator(*fake))
         gradient_BCHW = adaptive_gan_gradient(total, g_loss, weight, leaf_BCHW)
         loss = (recon_BCHW * gradient_BCHW).sum()  # of which this is the gradient
-        if "discriminator" in modules:
-            real_scores = modules["discriminator"](*real)
-            fake_scores = modules["discriminator"](fake[0].detach(), [each.detach() for each in fake[1]])
+        if discriminator:
+            real_scores = discriminator(*real)
+            fake_scores = discriminator(fake[0].detach(), [each.detach() for each in fake[1]])
             d_loss = hinge_loss(real_scores, fake_scores)
             losses |= {"d_loss": d_loss, "d_real": mean_score(real_scores), "d_fake": mean_score(fake_scores)}
             loss = loss + d_loss

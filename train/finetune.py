@@ -179,7 +179,7 @@ class _Tuning:
             start = time.perf_counter()
             samples = default_collate([self.task.dataset[first + k] for k in range(batch)])
             samples = send_to_device(samples, self.base.device)
-            loss, _ = self.task.loss(self.task.modules, samples, 0.0, torch.Generator())
+            loss, _ = self.task.loss(samples, 0.0, torch.Generator())
             loss.backward()  # type: ignore[no-untyped-call]
             model.zero_grad(set_to_none=True)
         return time.perf_counter() - start

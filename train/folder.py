@@ -35,6 +35,7 @@ from .state import peek
 
 WORK = "training"  # the folder inside the model folder that a training can resume from
 FREE_OPTIONS = {"quiet", "workers", "save_minutes", "precision"}  # they may change between runs
+GPU_WORKERS = 8  # processes that load samples for a GPU, at most
 LISTED_FILES = 10  # skipped files that are named on the screen
 
 Options = TypeVar("Options", bound=LearningOptions)
@@ -96,9 +97,13 @@ class Run(Generic[Options]):
         self, task: Task[Model], samples: int, batch: int, identity: str, seconds: float | None = None
     ) -> tuple[Model, dict[str, Any]]:
         """Learn a task on what `identity` names; the best averaged model and its numbers on held-out pictures."""
-        workers = getattr(self.options, "workers", 0)  # fine-tuning has none
+        workers, cuda = getattr(self.options, "workers", 0), pick_device().type == "cuda"  # fine-tuning has none
+        if workers is None:
+            workers = min(GPU_WORKERS, (os.cpu_count() or 1) // torch.cuda.device_count()) if cuda else 0
         seconds = self.limits.get(task.name, math.inf) if seconds is None else seconds
-        schedule = Schedule(self.options, -(-samples // batch), batch, self.bf16, seconds, workers)
+        schedule = Schedule(
+            self.options, -(-samples // batch), batch, self.bf16, seconds, "inductor" if cuda else None, workers
+        )
         return loop.run(task, schedule, self.work, identity), self.numbers(task.name, batch)
 
     def state_file(self, task: str, which: str) -> Path:

@@ -37,6 +37,18 @@ SHEET_SAMPLES, SHEET_SEED = 16, 0
 MEASURED_GRIDS = 1024  # held-out ones, at most
 
 
+class GPTLoss(nn.Module):
+    """A GPT and its loss in one, so that where it is compiled no memory ever holds its logits in float32."""
+
+    def __init__(self, model: GPT):
+        super().__init__()
+        self.model = model
+
+    def forward(self, cells_BLn: Tensor, positions_BL2: Tensor, labels_B: Tensor, targets_BLn: Tensor) -> Tensor:
+        """Of samples of TokenWindows; the target of what is not asked for is -1."""
+        return cross_entropy(self.model(cells_BLn, positions_BL2, labels_B, targets_BLn.clamp(min=0)), targets_BLn)
+
+
 class GPTTask(Task[GPT]):
     """A `loop.Task`: the GPT on cached tokens. The tokenizer only paints the sheets."""
 
@@ -47,6 +59,7 @@ class GPTTask(Task[GPT]):
         self.tokenizer, self.lr, self.config = tokenizer, lr, model.config
         self.random_orders, seed = run.options.random_orders, run.options.seed
         self.modules: dict[str, nn.Module] = {"model": model}
+        self.stages: Sequence[nn.Module] = [GPTLoss(model)]
         noise: dict[str, Any] = {"noise": run.options.token_noise, "label_dropout": LABEL_DROPOUT}
         self.dataset: Dataset[Any] = TokenWindows(
             cache, run.train, model.config, seed, random_orders=self.random_orders, **noise
@@ -67,12 +80,10 @@ class GPTTask(Task[GPT]):
         return (batch["targets"] >= 0).sum()
 
     def loss(
-        self, modules: dict[str, nn.Module], batch: dict[str, Tensor], progress: float, generator: torch.Generator
+        self, batch: dict[str, Tensor], progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Of samples of TokenWindows: `cross_entropy`."""
-        targets_BLn = batch["targets"]
-        logits_BLnK = modules["model"](batch["cells"], batch["positions"], batch["label"], targets_BLn.clamp(min=0))
-        loss = cross_entropy(logits_BLnK, targets_BLn)
+        loss = self.stages[0](batch["cells"], batch["positions"], batch["label"], batch["targets"])
         return loss, {"nats": loss}
 
     def measure(self, model: GPT, progress: float = 1.0) -> dict[str, float]:

@@ -14,16 +14,18 @@ from igpt.cpu import keep_freed_memory
 from igpt.evaluation.perceptual import LPIPS, Distance, EncoderDistance, GradientSSIM, perceptual
 from igpt.files import write_picture
 from igpt.model import GPT
+from igpt.sizes import Grids
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.palette import PaletteTokenizer
 from tokenizer_vq.vq import VQTokenizer
 
 from .card import model_card
+from .crops import DevicePictures, fit_on
 from .decoder import DecoderTask
 from .folder import Run, claimed, command_line, weights_fingerprint, work_folder
 from .gpt import GPTTask, new_gpt
-from .options import SHARES, Preset, TrainOptions
+from .options import GPU_PRESET, SHARES, Preset, TrainOptions
 from .processes import check_same_start, processes, together
 from .shards import ArtShards, open_art
 from .sprites import LARGEST_LEARNED, advice, palette_for
@@ -100,6 +102,8 @@ def _preset(
     if sprites or (found and isinstance(found.tokenizer, PaletteTokenizer)):
         return options.suited_to_sprites(min(LARGEST_LEARNED, max(map(max, art.sizes))))
     side = int(median(min(size) for size in art.sizes))
+    if options.preset is None and processes().device.type == "cuda":
+        options = replace(options, preset=GPU_PRESET)
     return options.suited(pictures, side, found.tokenizer.downsample if found else None)
 
 
@@ -126,7 +130,13 @@ def _train_tokenizer(
     if not isinstance(distance, LPIPS):
         encoder = f"the encoder of {run.options.perceptual}" if isinstance(distance, EncoderDistance) else ""
         run.say(f"no LPIPS weights: reconstructions are compared by {encoder or 'edges and SSIM alone'}")
-    preset, fingerprint = run.preset, run.art.fingerprint
+    preset, fingerprint, device = run.preset, run.art.fingerprint, processes().device
+    short, pictures = Grids(preset.downsample, preset.cell, preset.cells).native_size[0], None
+    if fit_on(device, run.art, run.train, short):
+        run.say(
+            f"preset {run.options.preset or GPU_PRESET}; compiled; the pictures lie on {device} and are cropped there"
+        )
+        pictures = DevicePictures(run.art, run.train, short, device)
     codes = f"{preset.codes} codes of {preset.downsample}x{preset.downsample} pixels"
     before = "" if start else f"tokenizer: {codes} from {preset.tokenizer_crops:,} crops; "
     run.say(f"{before}decoder: {preset.decoder_crops:,} crops of {preset.crop} pixels a side; sheets are in {run.work}")
@@ -134,11 +144,11 @@ def _train_tokenizer(
     if start:
         tokenizer = start
     else:
-        task = TokenizerTask(run, distance)
+        task = TokenizerTask(run, distance, pictures=pictures)
         tokenizer, numbers = run.learn(task, preset.tokenizer_crops, preset.tokenizer_batch, fingerprint)
     if preset.decoder_crops:
         identity = f"{fingerprint}/{weights_fingerprint(tokenizer)}"
-        task = DecoderTask(run, distance, tokenizer)
+        task = DecoderTask(run, distance, tokenizer, pictures)
         tokenizer, later = run.learn(task, preset.decoder_crops, preset.tokenizer_batch, identity)
         numbers |= {"decoder_samples": later["samples"], "seconds": numbers["seconds"] + later["seconds"]}
     if processes().is_main_process:

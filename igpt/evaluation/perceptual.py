@@ -5,7 +5,7 @@ Pictures are [B, 3, H, W] in [-1, 1] everywhere in this file, and every measure 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -191,19 +191,30 @@ def edge_profile(images_BCHW: Tensor, period: int) -> Tensor:
 
 
 @torch.no_grad()
-def reconstruction(tokenizer: ImageTokenizer, batches: Iterable[Tensor], distance: Distance) -> dict[str, float]:
+def reconstruction(
+    tokenizer: ImageTokenizer,
+    batches: Iterable[Tensor],
+    distance: Distance,
+    total: Callable[[Tensor], Tensor] = torch.clone,
+) -> dict[str, float]:
     """Mean PSNR, SSIM and perceptual distance of pictures to their decoded tokens, clamped to [-1, 1] as in a file; the
-    use of the codes; and `grid`, the relative deviation of their `edge_profile` (about 0.02 for real pictures)."""
-    scores, tokens, profile = [], [], torch.zeros(tokenizer.downsample)
+    use of the codes; and `grid`, the relative deviation of their `edge_profile` (about 0.02 for real pictures).
+
+    Where processes share the pictures out, `total` adds the sums of all of them up."""
+    parts = (4, tokenizer.downsample, tokenizer.vocab_size)
+    sums = torch.zeros(sum(parts), dtype=torch.float64)
+    scores_count, profile, counts_K = torch.split(sums, parts)
     for images_BCHW in batches:
-        tokens.append(tokenizer.encode(images_BCHW))
-        recon_BCHW = tokenizer.decode(tokens[-1]).float().clamp(-1, 1)
-        scores.append(torch.stack([measure(images_BCHW, recon_BCHW).cpu() for measure in (psnr, ssim, distance)]))
+        tokens_Bhw = tokenizer.encode(images_BCHW)
+        recon_BCHW = tokenizer.decode(tokens_Bhw).float().clamp(-1, 1)
+        scores_count[:3] += torch.stack([f(images_BCHW, recon_BCHW).cpu().sum() for f in (psnr, ssim, distance)])
+        scores_count[3] += len(images_BCHW)
         profile += edge_profile(recon_BCHW, tokenizer.downsample).cpu() * len(images_BCHW)
-    means = torch.cat(scores, dim=1).mean(1).tolist()
-    usage = codebook_usage(torch.cat([tokens_Bhw.flatten() for tokens_Bhw in tokens]), tokenizer.vocab_size)
+        counts_K += torch.bincount(tokens_Bhw.flatten().cpu(), minlength=len(counts_K))
+    scores_count, profile, counts_K = torch.split(total(sums).cpu(), parts)
+    usage = codebook_usage(counts_K)
     return {
-        **dict(zip(("psnr", "ssim", distance.name), means, strict=True)),
+        **dict(zip(("psnr", "ssim", distance.name), (scores_count[:3] / scores_count[3]).tolist(), strict=True)),
         "codes_used": usage.used,
         "perplexity": usage.perplexity,
         "grid": float(profile.std(correction=0) / profile.mean()),
