@@ -90,27 +90,71 @@ def test_a_tokenizer_learns_from_pictures_on_the_device_as_from_the_loader(art: 
 # Compiled stages
 
 
+def differs(kind: str, art: Path, folder: Path, backend: str) -> float:
+    """How far compiled steps end from eager ones, over how far those have moved. Without dropout, of which a compiled
+    GPT draws other numbers."""
+
+    def weights(steps: int, compiler: str | None) -> Tensor:
+        about = schedule(steps, batch=4, compiler=compiler)
+        return torch.cat(
+            [p.flatten() for p in run(task_of(kind, art, 0.0), about, folder / f"{steps}{compiler}").parameters()]
+        )
+
+    eager = weights(4, None)
+    return float((weights(4, backend) - eager).norm() / (eager - weights(1, None)).norm())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_steps_give_the_weights_of_eager_ones(kind: str, art: Path, tmp_path: Path) -> None:
-    """With dropout and noise: the graphs that the compiler sees, run as they are."""
-    compiled, eager = (
-        run(task_of(kind, art), schedule(4, batch=4, compiler=backend), tmp_path / str(backend)).state_dict()
-        for backend in ("aot_eager", None)
-    )
-    for name, value in eager.items():
-        torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-5, msg=name)
+    """The graphs that the compiler sees, run as they are."""
+    assert differs(kind, art, tmp_path, "aot_eager") < 0.02
+
+
+class Line(Task[Any]):
+    """The least that can be learned: Inductor needs minutes on a CPU for a GPT, even a tiny one."""
+
+    name, divisible, dataset = "line", False, torch.linspace(-1, 1, 64).view(64, 1)
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.stages = [torch.nn.Sequential(torch.nn.Linear(1, 16), torch.nn.GELU(), torch.nn.Linear(16, 1))]
+        self.modules = {"model": self.stages[0]}
+
+    def optimizer(self, name: str) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.modules[name].parameters(), lr=1e-2)
+
+    def loss(self, batch: Tensor, progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        loss = (self.stages[0](batch) - batch.sin()).square().mean()
+        return loss, {"error": loss}
+
+    def measure(self, model: Any, progress: float = 1.0) -> dict[str, float]:
+        return {"score": -progress}
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="Inductor wants a C++ compiler on a CPU")
-def test_a_gpt_compiled_by_inductor_learns_the_same(art: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(shutil.which("g++") is None, reason="on a CPU Inductor wants a C++ compiler")
+def test_stages_compiled_by_inductor_learn_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compiled, eager = (
-        run(task_of("gpt", art, dropout=0.0), schedule(3, batch=4, compiler=backend), tmp_path / str(backend))
-        for backend in ("inductor", None)
+        run(Line(), schedule(8, compiler=backend), tmp_path / str(backend)) for backend in ("inductor", None)
     )
-    for (name, value), other in zip(eager.state_dict().items(), compiled.state_dict().values(), strict=True):
-        torch.testing.assert_close(other, value, rtol=1e-2, atol=1e-4, msg=name)
+    for ours, theirs in zip(compiled.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert "cannot be compiled" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "stages"), [("tokenizer", 2), ("decoder", 4), ("gpt", 1)])
+def test_each_stage_is_one_graph_and_compiled_once(kind: str, stages: int, art: Path, tmp_path: Path) -> None:
+    """Encoder, decoder, GPT with its loss; the discriminator with and without gradients of what it looks at. The GPT
+    was 27 pieces once, and each of its layers compiled anew."""
+    graphs = []
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    run(task_of(kind, art), schedule(5, batch=4, compiler=counting), tmp_path)
+    assert len(graphs) == stages
 
 
 def test_what_cannot_be_compiled_is_said_once_and_learned_all_the_same(
