@@ -320,6 +320,18 @@ def test_two_processes_make_a_model_and_share_out_its_encoding(art: Path, tmp_pa
     assert scores[0] == pytest.approx(scores[1], rel=0.02)
 
 
+def tune(model: Path, art: Path, out: Path) -> int:
+    """`igpt finetune` in this process."""
+    return main(["finetune", str(art), "--model", str(model), "--out", str(out), "--quiet"])
+
+
+def test_fine_tuning_says_that_it_takes_one_process(tiny_folder: Path, art: Path, tmp_path: Path) -> None:
+    with started(tune, *[(tiny_folder, art, tmp_path / "mine")] * 2) as processes:
+        found = [each.ended() for each in processes]
+    assert [(code, "learns in one process" in words) for code, words in found] == [(2, True)] * 2, found
+    assert not (tmp_path / "mine").exists()
+
+
 # They draw together
 
 

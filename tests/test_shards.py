@@ -66,16 +66,18 @@ def test_a_pattern_names_shards_and_missing_or_short_ones_are_named(tmp_path: Pa
     with pytest.raises(UserError, match=r"shard-0003\.tar is missing"):
         shards_of(pattern.replace("0002", "0004"))
     whole = (tmp_path / "shard-0001.tar").read_bytes()
-    (tmp_path / "shard-0001.tar").write_bytes(whole[:700])
-    with pytest.raises(UserError, match=r"shard-0001\.tar is short"):
-        ArtShards(pattern)
+    for content, what in ((whole[:700], "short"), (b"no archive" * 100 + bytes(1024), r"no \.tar"), (b"", r"no \.tar")):
+        (tmp_path / "shard-0001.tar").write_bytes(content)
+        with pytest.raises(UserError, match=rf"shard-0001\.tar is {what}"):
+            ArtShards(pattern)
 
 
 def test_no_shard_is_looked_into_before_it_is_wanted(tmp_path: Path) -> None:
     pattern = write_tars(tmp_path, [40, 40])
-    (tmp_path / "shard-0001.tar").write_bytes(b"no archive" * 100 + bytes(1024))
+    with tarfile.open(tmp_path / "shard-0001.tar", "w") as tar:
+        put(tar, "notes.txt", b"no picture")
     art = ArtShards(pattern)
-    with pytest.raises(UserError, match=r"shard-0001\.tar"):
+    with pytest.raises(UserError, match=r"no picture in the shard .*shard-0001\.tar"):
         for k in range(16):
             art.sample(k, seed=0)
 

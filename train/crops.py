@@ -49,11 +49,10 @@ class Boxes(Crops):
 
 
 class DevicePictures:
-    """Pictures as bytes on a device, scaled down to a short side where theirs is longer."""
+    """Pictures of these sizes (width and height), as bytes on a device."""
 
-    def __init__(self, art: ArtFolder, indices: Sequence[int], short: int, device: torch.device):
-        sizes = [scaled_size(art.sizes[i], short) for i in indices]
-        self.sizes_N2 = torch.tensor(sizes, device=device)  # width and height
+    def __init__(self, art: ArtFolder, indices: Sequence[int], sizes: list[tuple[int, int]], device: torch.device):
+        self.sizes_N2 = torch.tensor(sizes, device=device)
         ends = list(accumulate(width * height for width, height in sizes))
         self.starts_N = torch.tensor([0, *ends[:-1]], device=device)
         self.pixels_P3 = torch.empty(ends[-1], 3, dtype=torch.uint8, device=device)
@@ -85,12 +84,6 @@ class DevicePictures:
         return torch.lerp(above, below, y_BS[:, :, None, None]).permute(0, 3, 1, 2)
 
 
-def scaled_size(size: tuple[int, int], short: int) -> tuple[int, int]:
-    """Width and height of a picture whose short side is at most so long."""
-    scale = min(1.0, short / min(size))
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
 def _neighbours(share_BS: Tensor, side_B1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of places on a side, the pixels before and after, and how far on from the first they are, 0 to 1."""
     place_BS = (share_BS * side_B1 - 0.5).clamp(min=0).minimum(side_B1 - 1)
@@ -98,9 +91,18 @@ def _neighbours(share_BS: Tensor, side_B1: Tensor) -> tuple[Tensor, Tensor, Tens
     return before_BS, (before_BS + 1).minimum(side_B1 - 1), place_BS - before_BS
 
 
-def fit_on(device: torch.device, art: ArtFolder, indices: Sequence[int], short: int) -> bool:
-    """Whether pictures are to lie on the device: on a GPU, where they fit beside what is learned."""
-    if device.type != "cuda" or isinstance(art, ArtShards):
-        return False
-    pixels = sum(width * height for width, height in (scaled_size(art.sizes[i], short) for i in indices))
-    return 3 * pixels <= DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
+def pictures_on(
+    device: torch.device, art: ArtFolder, indices: Sequence[int], short: int, room: float | None = None
+) -> DevicePictures | None:
+    """Pictures on a device, those with a longer short side scaled down to `short`; None where they take more bytes than
+    `room` (default: a share of the free memory of a GPU; nothing on a CPU)."""
+    if room is None:
+        room = DEVICE_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    if isinstance(art, ArtShards) or not room:
+        return None
+    sizes = []
+    for width, height in (art.sizes[i] for i in indices):
+        scale = min(1.0, short / min(width, height))
+        sizes.append((round(width * scale), round(height * scale)))
+    fits = 3 * sum(width * height for width, height in sizes) <= room
+    return DevicePictures(art, indices, sizes, device) if fits else None

@@ -6,13 +6,14 @@ them (TiTok, Yu et al. 2024, arXiv 2406.07550, section 3.3, also trains its deco
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
 from igpt.evaluation.perceptual import Distance
 from tokenizer_vq.vq import VQTokenizer
 
-from .crops import DevicePictures
 from .discriminator import adaptive_gan_gradient, discriminator_for, hinge_loss, mean_score
 from .folder import Run
 from .options import TrainOptions
@@ -24,29 +25,6 @@ STRUCTURE_WEIGHT = 0.3  # of edges and SSIM beside a discriminator, which they c
 ADVERSARIAL_START, ADVERSARIAL_RAMP = 0.1, 0.2  # shares of the run: without the discriminator, and while it fades in
 DISCRIMINATOR_RATE = 0.5  # over that of the decoder
 WINNING_LOSS = 0.1  # below this hinge loss a discriminator is never wrong, and teaches nothing
-
-
-class FrozenCodes(VQTokenizer):
-    """A copy of a tokenizer, of which only the way from codes to pictures learns."""
-
-    def __init__(self, tokenizer: VQTokenizer):
-        super().__init__(tokenizer.config)
-        self.load_state_dict(tokenizer.state_dict())
-        self.requires_grad_(False)
-        for part in (self.from_code, self.decoder):
-            part.requires_grad_(True)
-
-    def train(self, mode: bool = True) -> FrozenCodes:
-        """Without the codebook: one of moving averages would go on learning."""
-        super().train(mode)
-        self.quantizer.eval()
-        return self
-
-    def forward(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:  # type: ignore[override]
-        """Reconstructions [B, 3, H, W] from tokens, some of which are wrong."""
-        with torch.no_grad():
-            tokens_Bhw = corrupt_tokens(self.encode(images_BCHW), CORRUPTION, generator)
-        return self.decode(tokens_Bhw)
 
 
 def corrupt_tokens(tokens_Bhw: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -67,12 +45,12 @@ class DecoderTask(TokenizerTask):
 
     name = "decoder"
 
-    def __init__(
-        self, run: Run[TrainOptions], distance: Distance, tokenizer: VQTokenizer, pictures: DevicePictures | None = None
-    ):
+    def __init__(self, run: Run[TrainOptions], distance: Distance, tokenizer: VQTokenizer):
         with seeded(run.options.seed):
             discriminator = discriminator_for(distance) if run.options.adversarial > 0 else None
-            super().__init__(run, distance, FrozenCodes(tokenizer), pictures)
+            super().__init__(run, distance, copy.deepcopy(tokenizer).requires_grad_(False))
+        for part in (self.tokenizer.from_code, self.tokenizer.decoder):
+            part.requires_grad_(True)
         if discriminator:
             self.modules["discriminator"] = discriminator.to(memory_format=torch.channels_last)
             self.stages.append(discriminator)
@@ -88,7 +66,10 @@ class DecoderTask(TokenizerTask):
         """Of a batch of crops: one number whose gradients are those of the decoder and the
         discriminator, each of its own loss."""
         images_BCHW, discriminator = self.images(batch), self.modules.get("discriminator")
-        recon_BCHW = self.modules["model"](images_BCHW, generator).float()
+        self.tokenizer.quantizer.eval()  # its moving averages would go on learning
+        with torch.no_grad():
+            tokens_Bhw = corrupt_tokens(self.tokenizer.encode(images_BCHW), CORRUPTION, generator)
+        recon_BCHW = self.tokenizer.decode(tokens_Bhw).float()
         leaf_BCHW = recon_BCHW.detach().requires_grad_()
         losses, real, fake = self.compare(images_BCHW, leaf_BCHW, generator)
         total, g_loss = torch.stack(list(losses.values())).sum(), None

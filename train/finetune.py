@@ -39,6 +39,7 @@ from .folder import Run, claimed, read_json, work_folder, write_json
 from .gpt import TuneTask, bits_of
 from .loop import Schedule
 from .options import LearningOptions, TrainOptions, TuneOptions
+from .processes import processes
 from .sprites import with_colours_of
 from .state import load_state
 from .tokens import Views
@@ -74,6 +75,8 @@ def finetune(art: str | Path, out: str | Path, model: str, options: TuneOptions)
     """
     start = time.monotonic()
     options.check()
+    if processes().num_processes > 1:
+        raise UserError("igpt finetune learns in one process; start it without torchrun or accelerate launch")
     keep_freed_memory()
     out = Path(out).expanduser()
     work = work_folder(out, None)

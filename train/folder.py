@@ -28,6 +28,7 @@ from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
 
 from . import loop
+from .crops import DevicePictures
 from .loop import Model, Schedule, Task
 from .options import PRESETS, LearningOptions, Preset
 from .processes import processes
@@ -52,6 +53,7 @@ class Run(Generic[Options]):
     work: Path
     preset: Preset = PRESETS["small"]
     limits: dict[str, float] = field(default_factory=dict)  # seconds of learning, by the name of the task
+    pictures: DevicePictures | None = None  # those to learn from, where they lie on the device
 
     def say(self, sentence: str) -> None:
         """On the screen, unless it is to be quiet."""

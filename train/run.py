@@ -21,7 +21,7 @@ from tokenizer_vq.palette import PaletteTokenizer
 from tokenizer_vq.vq import VQTokenizer
 
 from .card import model_card
-from .crops import DevicePictures, fit_on
+from .crops import pictures_on
 from .decoder import DecoderTask
 from .folder import Run, claimed, command_line, weights_fingerprint, work_folder
 from .gpt import GPTTask, new_gpt
@@ -68,6 +68,8 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     limits = options.limits(tasks, sprites is not None)
     run = Run(collection, train_ids, val_ids, options, work, preset, limits)
     run.describe(collection.skipped)
+    if processes().device.type == "cuda":
+        run.say(f"with CUDA: preset {GPU_PRESET} where none is named, compiled in the first steps, which take a minute")
     if not (source or sprites) and (sentence := advice(collection)):
         run.say(sentence)
     with claimed(work):
@@ -130,13 +132,9 @@ def _train_tokenizer(
     if not isinstance(distance, LPIPS):
         encoder = f"the encoder of {run.options.perceptual}" if isinstance(distance, EncoderDistance) else ""
         run.say(f"no LPIPS weights: reconstructions are compared by {encoder or 'edges and SSIM alone'}")
-    preset, fingerprint, device = run.preset, run.art.fingerprint, processes().device
-    short, pictures = Grids(preset.downsample, preset.cell, preset.cells).native_size[0], None
-    if fit_on(device, run.art, run.train, short):
-        run.say(
-            f"preset {run.options.preset or GPU_PRESET}; compiled; the pictures lie on {device} and are cropped there"
-        )
-        pictures = DevicePictures(run.art, run.train, short, device)
+    preset, fingerprint = run.preset, run.art.fingerprint
+    side, _ = Grids(preset.downsample, preset.cell, preset.cells).native_size
+    run = replace(run, pictures=pictures_on(processes().device, run.art, run.train, side))
     codes = f"{preset.codes} codes of {preset.downsample}x{preset.downsample} pixels"
     before = "" if start else f"tokenizer: {codes} from {preset.tokenizer_crops:,} crops; "
     run.say(f"{before}decoder: {preset.decoder_crops:,} crops of {preset.crop} pixels a side; sheets are in {run.work}")
@@ -144,11 +142,11 @@ def _train_tokenizer(
     if start:
         tokenizer = start
     else:
-        task = TokenizerTask(run, distance, pictures=pictures)
+        task = TokenizerTask(run, distance)
         tokenizer, numbers = run.learn(task, preset.tokenizer_crops, preset.tokenizer_batch, fingerprint)
     if preset.decoder_crops:
         identity = f"{fingerprint}/{weights_fingerprint(tokenizer)}"
-        task = DecoderTask(run, distance, tokenizer, pictures)
+        task = DecoderTask(run, distance, tokenizer)
         tokenizer, later = run.learn(task, preset.decoder_crops, preset.tokenizer_batch, identity)
         numbers |= {"decoder_samples": later["samples"], "seconds": numbers["seconds"] + later["seconds"]}
     if processes().is_main_process:

@@ -76,15 +76,18 @@ def shards_of(pattern: str) -> list[str]:
 
 
 def _check_whole(shard: Path) -> None:
-    """Raises UserError for a .tar without the two empty blocks of 512 bytes that end one (POSIX pax)."""
+    """Raises UserError for what does not begin with the header of a .tar, or does not end with two empty blocks of 512
+    bytes as one does (POSIX pax)."""
     try:
         with shard.open("rb") as file:
+            begins = file.read(262).endswith(b"ustar")
             file.seek(-min(1024, shard.stat().st_size), os.SEEK_END)
             ends = file.read() == bytes(1024)
     except OSError as error:
         raise UserError(f"the shard {shard} cannot be read: {error.strerror}") from error
-    if not ends:
-        raise UserError(f"the shard {shard} is short: a whole, uncompressed .tar is wanted")
+    if not (begins and ends):
+        what = "short" if begins else "no .tar"
+        raise UserError(f"the shard {shard} is {what}: a whole, uncompressed .tar is wanted")
 
 
 def _on_disk(shard: str) -> Path:

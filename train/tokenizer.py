@@ -18,7 +18,7 @@ from tokenizer_vq.dataset import Crops
 from tokenizer_vq.images import fit_cover, to_picture, to_tensor
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
-from .crops import Boxes, DevicePictures, ShardCrops
+from .crops import Boxes, ShardCrops
 from .folder import Run
 from .loop import Task
 from .options import TrainOptions
@@ -43,24 +43,19 @@ class TokenizerTask(Task[VQTokenizer]):
     divisible = False  # the codebook counts the codes of a whole batch
     structure_weight = 1.0
 
-    def __init__(
-        self,
-        run: Run[TrainOptions],
-        distance: Distance,
-        tokenizer: VQTokenizer | None = None,
-        pictures: DevicePictures | None = None,
-    ):
-        self.art, self.options, self.distance, self.pictures = run.art, run.options, distance, pictures
+    def __init__(self, run: Run[TrainOptions], distance: Distance, tokenizer: VQTokenizer | None = None):
+        self.art, self.options, self.distance, self.pictures = run.art, run.options, distance, run.pictures
         if tokenizer is None:
             with seeded(run.options.seed):
                 tokenizer = VQTokenizer(VQConfig(channels=run.preset.channels, codes=run.preset.codes))
         # channels_last is what convolutions on both CPU and GPU run fastest in
-        self.modules: dict[str, nn.Module] = {"model": tokenizer.to(memory_format=torch.channels_last)}
+        self.tokenizer = tokenizer.to(memory_format=torch.channels_last)
+        self.modules: dict[str, nn.Module] = {"model": tokenizer}
         self.stages: list[nn.Module] = [tokenizer.encoder, tokenizer.decoder]
         self.side, _ = Grids(tokenizer.downsample, run.preset.cell, run.preset.cells).native_size
         self.crop = crop = run.preset.crop
         scales = (max(1.0, WIDEST_CROP * self.side / crop), max(1.0, self.side / crop))
-        crops = Boxes if pictures else ShardCrops if isinstance(run.art, ArtShards) else Crops
+        crops = Boxes if run.pictures else ShardCrops if isinstance(run.art, ArtShards) else Crops
         self.dataset: Dataset[Any] = crops(run.art, run.train, crop, run.options.seed, scales, run.options.flip)
         self.structure = distance if isinstance(distance, GradientSSIM) else GradientSSIM()
         self.used_K = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)  # codes chosen since the last warnings
@@ -78,7 +73,7 @@ class TokenizerTask(Task[VQTokenizer]):
     def loss(self, batch: Tensor, progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Of a batch of crops: `compare` and the quantizer's own."""
         images_BCHW = self.images(batch)
-        recon_BCHW, quantized = self.modules["model"](images_BCHW, generator, progress < QUANTIZED_AFTER)
+        recon_BCHW, quantized = self.tokenizer(images_BCHW, generator, progress < QUANTIZED_AFTER)
         self.used_K = self.used_K.to(images_BCHW.device)
         self.used_K[quantized.tokens_Bhw.flatten()] = True
         losses, *_ = self.compare(images_BCHW, recon_BCHW.float(), generator)

@@ -201,7 +201,7 @@ def reconstruction(
     use of the codes; and `grid`, the relative deviation of their `edge_profile` (about 0.02 for real pictures).
 
     Where processes share the pictures out, `total` adds the sums of all of them up."""
-    parts = (4, tokenizer.downsample, tokenizer.vocab_size)
+    parts = [4, tokenizer.downsample, tokenizer.vocab_size]
     sums = torch.zeros(sum(parts), dtype=torch.float64)
     scores_count, profile, counts_K = torch.split(sums, parts)
     for images_BCHW in batches:
