@@ -28,9 +28,10 @@ from igpt.config import GPTConfig
 from igpt.model import GPT
 from igpt.token_cache import TokenWindows
 from tokenizer_vq.vq import VQConfig, VQTokenizer
+from train.crops import ShardCrops
 from train.folder import Run
 from train.options import PRESETS, TrainOptions
-from train.shards import ArtShards, ShardCrops, TokenShards, shard_file, write_index, write_shard
+from train.shards import ArtShards, TokenShards, shard_file, write_index, write_shard
 from train.tokens import encode
 
 SIZE = 1000  # pictures a shard

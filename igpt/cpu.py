@@ -39,7 +39,7 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] to [..., O]."""
         weight = self.weight
-        if not (torch.is_inference_mode_enabled() and x.dtype == torch.float32 and _can_pack(weight)):
+        if self.training or not (torch.is_inference_mode_enabled() and x.dtype == torch.float32 and _can_pack(weight)):
             return F.linear(x, weight)
         dtype = self.drawing_dtype if packing_works(self.drawing_dtype) else torch.float32
         now = (weight.data_ptr(), weight._version, dtype)
@@ -112,7 +112,7 @@ class Dropout(nn.Dropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """x, in training with a share p of zeros and the others divided by 1 - p."""
-        if not (self.training and self.p and x.is_cpu):
+        if torch.compiler.is_compiling() or not (self.training and self.p and x.is_cpu):
             return super().forward(x)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         levels = bits.view(torch.int16)[: x.numel()].view_as(x)  # -32768 to 32767

@@ -15,7 +15,7 @@ from tests.test_training import QUIET, SHORT, SIMPLE, TOY, gpt_task, run_of, sch
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.vq import VQConfig, VQTokenizer
-from train.decoder import DecoderTask, FrozenCodes, corrupt_tokens
+from train.decoder import DecoderTask, corrupt_tokens
 from train.folder import Run
 from train.loop import run
 from train.options import TrainOptions
@@ -152,10 +152,10 @@ def test_the_last_stage_changes_the_decoder_and_nothing_that_makes_tokens(
 def test_no_weights_are_kept_from_before_the_discriminator_has_its_full_say(art: Path, tmp_path: Path) -> None:
     task = DecoderTask(run_of(art, replace(QUIET, adversarial=0.5)), SIMPLE, vq())
     for progress, scored in ((0.0, False), (0.2, False), (0.5, True)):
-        assert ("score" in task.measure(FrozenCodes(vq()), progress)) is scored
+        assert ("score" in task.measure(vq(), progress)) is scored
     images, generator = torch.zeros(2, 3, 32, 32), torch.Generator().manual_seed(0)
     for progress, counts in ((0.0, False), (0.2, True)):
-        _, metrics = task.loss(task.modules, images, progress, generator)
+        _, metrics = task.loss(images, progress, generator)
         assert ("g_loss" in metrics) is counts and "d_loss" in metrics  # it learns before it counts
 
 

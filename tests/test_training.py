@@ -110,10 +110,10 @@ def before_step(task: Task, steps: int, step: int, act: Callable[[], object]) ->
     """The task, which does something else too when the loss of a step is wanted."""
     loss = task.loss
 
-    def watched(modules: Any, batch: Any, progress: float, generator: torch.Generator) -> Any:
+    def watched(batch: Any, progress: float, generator: torch.Generator) -> Any:
         if round(progress * steps) == step:
             act()
-        return loss(modules, batch, progress, generator)
+        return loss(batch, progress, generator)
 
     task.loss = watched  # type: ignore[method-assign]
     return task
@@ -246,11 +246,11 @@ def test_a_batch_too_large_for_the_memory_goes_through_in_parts(
     sizes, loss = [], GPTTask.loss
 
     def small(task: GPTTask, most: int) -> GPTTask:
-        def limited(modules: Any, batch: Any, *more: Any) -> Any:
+        def limited(batch: Any, *more: Any) -> Any:
             sizes.append(len(batch["label"]))
             if sizes[-1] > most:
                 raise RuntimeError(error)
-            return loss(task, modules, batch, *more)
+            return loss(task, batch, *more)
 
         task.loss = limited  # type: ignore[method-assign]
         return task

@@ -168,10 +168,15 @@ def random_crop(picture: Image.Image, size: int, scale: float, rng: random.Rando
 
     `scale` is at least 1. With `flip`, half of the crops on average are mirrored.
     """
-    width, height = picture.size
+    crop = picture.resize((size, size), Resampling.LANCZOS, random_box(*picture.size, size, scale, rng))
+    return ImageOps.mirror(crop) if flip and rng.random() < 0.5 else crop
+
+
+def random_box(
+    width: int, height: int, size: int, scale: float, rng: random.Random
+) -> tuple[float, float, float, float]:
+    """Where `random_crop` cuts a picture of these sides: left, top, right and bottom, in pixels."""
     zoom = size * scale / min(width, height)
     wide, high = max(size, round(width * zoom)), max(size, round(height * zoom))
     left, top = rng.randint(0, wide - size), rng.randint(0, high - size)
-    box = (left * width / wide, top * height / high, (left + size) * width / wide, (top + size) * height / high)
-    crop = picture.resize((size, size), Resampling.LANCZOS, box)
-    return ImageOps.mirror(crop) if flip and rng.random() < 0.5 else crop
+    return left * width / wide, top * height / high, (left + size) * width / wide, (top + size) * height / high

@@ -113,7 +113,8 @@ class EMACodebook(nn.Module):
         self.sums_KE.lerp_(sums_KE / mean, step)
         dead_K = self.counts_K < DEAD_BELOW
         # One for every code, needed or not: how many are dead only the device knows.
-        places_K = torch.rand(len(dead_K), generator=generator, dtype=torch.float64).to(flat_ME.device)
+        places_K = torch.rand(len(dead_K), generator=generator, dtype=torch.float64)
+        places_K = places_K.to(flat_ME.device, non_blocking=True)
         revived_KE = inputs_of_all(flat_ME, (places_K * counts_K.sum()).long()) * REVIVED_AT
         self.sums_KE.copy_(torch.where(dead_K[:, None], revived_KE, self.sums_KE))
         self.counts_K.masked_fill_(dead_K, REVIVED_AT)
@@ -122,7 +123,7 @@ class EMACodebook(nn.Module):
     def cluster_sums(self, flat_ME: Tensor, tokens_M: Tensor) -> tuple[Tensor, Tensor]:
         """Sum [K, E] and count [K] of the inputs that chose each code, over all processes."""
         sums_KE = torch.zeros_like(self.codebook_KE).index_add_(0, tokens_M, flat_ME)
-        counts_K = torch.bincount(tokens_M, minlength=len(self.codebook_KE)).to(sums_KE)
+        counts_K = torch.zeros_like(sums_KE[:, 0]).index_add_(0, tokens_M, torch.ones_like(flat_ME[:, 0]))
         return summed(sums_KE), summed(counts_K)
 
 
@@ -156,8 +157,7 @@ class Usage(NamedTuple):
     perplexity: float  # exp of the entropy of the codes: the size of a codebook used uniformly with that entropy
 
 
-def codebook_usage(tokens: Tensor, codes: int) -> Usage:
-    """Health of a codebook from the tokens of many pictures (any shape)."""
-    share_K = torch.bincount(tokens.flatten().cpu(), minlength=codes).double()
-    share_K = share_K / share_K.sum().clamp(min=1)
+def codebook_usage(counts_K: Tensor) -> Usage:
+    """Health of a codebook from how often each code occurs in many pictures."""
+    share_K = counts_K.double() / counts_K.sum().clamp(min=1)
     return Usage(float((share_K > 0).double().mean()), float(torch.special.entr(share_K).sum().exp()))

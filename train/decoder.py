@@ -6,8 +6,10 @@ them (TiTok, Yu et al. 2024, arXiv 2406.07550, section 3.3, also trains its deco
 
 from __future__ import annotations
 
+import copy
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from igpt.evaluation.perceptual import Distance
 from tokenizer_vq.vq import VQTokenizer
@@ -25,34 +27,12 @@ DISCRIMINATOR_RATE = 0.5  # over that of the decoder
 WINNING_LOSS = 0.1  # below this hinge loss a discriminator is never wrong, and teaches nothing
 
 
-class FrozenCodes(VQTokenizer):
-    """A copy of a tokenizer, of which only the way from codes to pictures learns."""
-
-    def __init__(self, tokenizer: VQTokenizer):
-        super().__init__(tokenizer.config)
-        self.load_state_dict(tokenizer.state_dict())
-        self.requires_grad_(False)
-        for part in (self.from_code, self.decoder):
-            part.requires_grad_(True)
-
-    def train(self, mode: bool = True) -> FrozenCodes:
-        """Without the codebook: one of moving averages would go on learning."""
-        super().train(mode)
-        self.quantizer.eval()
-        return self
-
-    def forward(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:  # type: ignore[override]
-        """Reconstructions [B, 3, H, W] from tokens, some of which are wrong."""
-        with torch.no_grad():
-            tokens_Bhw = corrupt_tokens(self.encode(images_BCHW), CORRUPTION, generator)
-        return self.decode(tokens_Bhw)
-
-
 def corrupt_tokens(tokens_Bhw: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """The tokens, about `share` of them exchanged for tokens from anywhere in the batch (drawn on the CPU)."""
     shape, device = tokens_Bhw.shape, tokens_Bhw.device
-    others = tokens_Bhw.flatten()[torch.randint(tokens_Bhw.numel(), shape, generator=generator).to(device)]
-    return torch.where((torch.rand(shape, generator=generator) < share).to(device), others, tokens_Bhw)
+    places = torch.randint(tokens_Bhw.numel(), shape, generator=generator).to(device, non_blocking=True)
+    wrong = (torch.rand(shape, generator=generator) < share).to(device, non_blocking=True)
+    return torch.where(wrong, tokens_Bhw.flatten()[places], tokens_Bhw)
 
 
 def discriminator_share(progress: float) -> float:
@@ -68,9 +48,12 @@ class DecoderTask(TokenizerTask):
     def __init__(self, run: Run[TrainOptions], distance: Distance, tokenizer: VQTokenizer):
         with seeded(run.options.seed):
             discriminator = discriminator_for(distance) if run.options.adversarial > 0 else None
-            super().__init__(run, distance, FrozenCodes(tokenizer))
+            super().__init__(run, distance, copy.deepcopy(tokenizer).requires_grad_(False))
+        for part in (self.tokenizer.from_code, self.tokenizer.decoder):
+            part.requires_grad_(True)
         if discriminator:
             self.modules["discriminator"] = discriminator.to(memory_format=torch.channels_last)
+            self.stages.append(discriminator)
             self.structure_weight = STRUCTURE_WEIGHT
 
     def optimizer(self, name: str) -> torch.optim.Optimizer:
@@ -79,24 +62,25 @@ class DecoderTask(TokenizerTask):
             return adamw(self.modules[name], DISCRIMINATOR_RATE * self.options.tokenizer_lr, beta=0.5)
         return super().optimizer(name)
 
-    def loss(
-        self, modules: dict[str, nn.Module], batch: Tensor, progress: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of a batch of crops [B, 3, H, W]: one number whose gradients are those of the decoder and the
+    def loss(self, batch: Tensor, progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of a batch of crops: one number whose gradients are those of the decoder and the
         discriminator, each of its own loss."""
-        images_BCHW = batch.contiguous(memory_format=torch.channels_last)
-        recon_BCHW = modules["model"](images_BCHW, generator).float()
+        images_BCHW, discriminator = self.images(batch), self.modules.get("discriminator")
+        self.tokenizer.quantizer.eval()  # its moving averages would go on learning
+        with torch.no_grad():
+            tokens_Bhw = corrupt_tokens(self.tokenizer.encode(images_BCHW), CORRUPTION, generator)
+        recon_BCHW = self.tokenizer.decode(tokens_Bhw).float()
         leaf_BCHW = recon_BCHW.detach().requires_grad_()
         losses, real, fake = self.compare(images_BCHW, leaf_BCHW, generator)
         total, g_loss = torch.stack(list(losses.values())).sum(), None
         weight = self.options.adversarial * discriminator_share(progress)
-        if weight:  # the bare module, as a distributed one would wait for gradients of its own weights
-            losses["g_loss"] = g_loss = -mean_score(self.modules["discriminator"](*fake))
+        if discriminator and weight:
+            losses["g_loss"] = g_loss = -mean_score(discriminator(*fake))
         gradient_BCHW = adaptive_gan_gradient(total, g_loss, weight, leaf_BCHW)
         loss = (recon_BCHW * gradient_BCHW).sum()  # of which this is the gradient
-        if "discriminator" in modules:
-            real_scores = modules["discriminator"](*real)
-            fake_scores = modules["discriminator"](fake[0].detach(), [each.detach() for each in fake[1]])
+        if discriminator:
+            real_scores = discriminator(*real)
+            fake_scores = discriminator(fake[0].detach(), [each.detach() for each in fake[1]])
             d_loss = hinge_loss(real_scores, fake_scores)
             losses |= {"d_loss": d_loss, "d_real": mean_score(real_scores), "d_fake": mean_score(fake_scores)}
             loss = loss + d_loss

@@ -37,6 +37,7 @@ from .folder import Run, claimed, read_json, work_folder, write_json
 from .gpt import SHEETS_TIME, TuneTask, bits_of
 from .loop import Schedule
 from .options import TuneOptions
+from .processes import processes
 from .sprites import with_colours_of
 from .state import load_state
 from .tokens import Views
@@ -71,6 +72,8 @@ def finetune(art: str | Path, out: str | Path, model: str, options: TuneOptions)
     """
     start = time.monotonic()
     options.check()
+    if processes().num_processes > 1:
+        raise UserError("igpt finetune learns in one process; start it without torchrun or accelerate launch")
     keep_freed_memory()
     out = Path(out).expanduser()
     work = work_folder(out, None)
@@ -176,7 +179,7 @@ class _Tuning:
             start = time.perf_counter()
             samples = default_collate([self.task.dataset[first + k] for k in range(batch)])
             samples = send_to_device(samples, self.base.device)
-            loss, _ = self.task.loss(self.task.modules, samples, 0.0, torch.Generator())
+            loss, _ = self.task.loss(samples, 0.0, torch.Generator())
             loss.backward()  # type: ignore[no-untyped-call]
             model.zero_grad(set_to_none=True)
         return time.perf_counter() - start

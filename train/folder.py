@@ -28,6 +28,7 @@ from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
 
 from . import loop
+from .crops import DevicePictures
 from .loop import Model, Schedule, Task
 from .options import PRESETS, LearningOptions, Preset, TrainOptions
 from .processes import processes
@@ -35,6 +36,7 @@ from .state import peek
 
 WORK = "training"  # the folder inside the model folder that a training can resume from
 FREE_OPTIONS = {"quiet", "workers", "save_minutes", "precision"}  # they may change between runs
+GPU_WORKERS = 8  # processes that load samples for a GPU, at most
 LISTED_FILES = 10  # skipped files that are named on the screen
 
 Options = TypeVar("Options", bound=LearningOptions)
@@ -51,6 +53,7 @@ class Run(Generic[Options]):
     work: Path
     preset: Preset = PRESETS["small"]
     limits: dict[str, float] = field(default_factory=dict)  # seconds of learning, by the name of the task
+    pictures: DevicePictures | None = None  # those to learn from, where they lie on the device
 
     def say(self, sentence: str) -> None:
         """On the screen, unless it is to be quiet."""
@@ -100,7 +103,11 @@ class Run(Generic[Options]):
     ) -> tuple[Model, dict[str, Any]]:
         """Learn a task on what `identity` names; the best averaged model and its numbers on held-out pictures."""
         steps, seconds = -(-samples // batch), self.limits.get(task.name, math.inf)
-        schedule = Schedule(self.options, steps, batch, self.bf16, seconds, self.options.workers)
+        workers, cuda = self.options.workers, pick_device().type == "cuda"
+        if workers is None:
+            workers = min(GPU_WORKERS, (os.cpu_count() or 1) // torch.cuda.device_count()) if cuda else 0
+        compiler = "inductor" if cuda else None
+        schedule = Schedule(self.options, steps, batch, self.bf16, seconds, compiler, workers)
         return loop.run(task, schedule, self.work, identity), self.numbers(task.name, batch)
 
     def state_file(self, task: str, which: str) -> Path:

@@ -39,6 +39,18 @@ MEASURED_GRIDS = 1024  # held-out ones, at most
 SHEETS_TIME = 0.03  # share of the time of a fine-tuning
 
 
+class GPTLoss(nn.Module):
+    """A GPT and its loss in one, so that where it is compiled no memory ever holds its logits in float32."""
+
+    def __init__(self, model: GPT):
+        super().__init__()
+        self.model = model
+
+    def forward(self, cells_BLn: Tensor, positions_BL2: Tensor, labels_B: Tensor, targets_BLn: Tensor) -> Tensor:
+        """Of samples of TokenWindows; the target of what is not asked for is -1."""
+        return cross_entropy(self.model(cells_BLn, positions_BL2, labels_B, targets_BLn.clamp(min=0)), targets_BLn)
+
+
 class GPTTask(Task[GPT]):
     """A `loop.Task`: the GPT on cached tokens. The tokenizer only paints the sheets."""
 
@@ -49,6 +61,7 @@ class GPTTask(Task[GPT]):
         self.tokenizer, self.lr, self.config = tokenizer, lr, model.config
         self.random_orders, seed = run.options.random_orders, run.options.seed
         self.modules: dict[str, nn.Module] = {"model": model}
+        self.stages: Sequence[nn.Module] = [GPTLoss(model)]
         noise: dict[str, Any] = {"noise": run.options.token_noise, "label_dropout": LABEL_DROPOUT}
         self.dataset: Dataset[Any] = TokenWindows(
             cache, run.train, model.config, seed, random_orders=self.random_orders, **noise
@@ -69,12 +82,10 @@ class GPTTask(Task[GPT]):
         return (batch["targets"] >= 0).sum()
 
     def loss(
-        self, modules: dict[str, nn.Module], batch: dict[str, Tensor], progress: float, generator: torch.Generator
+        self, batch: dict[str, Tensor], progress: float, generator: torch.Generator
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Of samples of TokenWindows: `cross_entropy`."""
-        targets_BLn = batch["targets"]
-        logits_BLnK = modules["model"](batch["cells"], batch["positions"], batch["label"], targets_BLn.clamp(min=0))
-        loss = cross_entropy(logits_BLnK, targets_BLn)
+        loss = self.stages[0](batch["cells"], batch["positions"], batch["label"], batch["targets"])
         return loss, {"nats": loss}
 
     def measure(self, model: GPT, progress: float = 1.0) -> dict[str, float]:

@@ -5,8 +5,8 @@ the weights, log; and now and then evaluate (measure, paint a sheet, keep the be
 
 What is learned is a `Task`. Its samples are numbered, and sample k is a pure function of (seed, k), as dropout is of
 (seed, step). So a training has to remember only its weights and the step, and a run that was killed goes on to the same
-weights, bit for bit on the CPU. Several processes share every batch out and average gradients, each by its share
-(DistributedDataParallel): they learn what one would.
+weights, bit for bit on the CPU. Several processes share every batch out and add their gradients up: they learn what one
+would. No step waits for the device: what is measured is read when it is logged.
 """
 
 from __future__ import annotations
@@ -17,17 +17,15 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
-from accelerate.utils import send_to_device
+from accelerate.utils import broadcast, send_to_device
 from PIL.Image import Image
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -36,7 +34,7 @@ from igpt.files import append_line, write_picture
 from tokenizer_vq.base import UserError
 
 from .options import LearningOptions
-from .processes import News, agreed, check_same_start, companions, micro_batches, processes, together, total
+from .processes import News, add_up, agreed, check_same_start, companions, micro_batches, processes, together, total
 from .state import catch_interrupt, load_state, save_state, seeded
 
 EMA_DECAY = 0.999
@@ -55,19 +53,18 @@ class Task(Protocol[Measured]):
     modules: dict[str, nn.Module]
     dataset: Dataset[Any]
     divisible: bool  # whether a batch may come in parts, one after another
+    stages: Sequence[nn.Module] = ()  # what is compiled where that is faster, each for one shape of batch
 
     def weight(self, batch: Any) -> Tensor:
-        """Of how many things the loss of a batch is the mean."""
-        return torch.tensor(len(batch))
+        """Of how many things the loss of a batch is the mean; on its device."""
+        return torch.full((), len(batch), device=batch.device)
 
     def optimizer(self, name: str) -> torch.optim.Optimizer:
         """For modules[name], at its peak learning rate."""
 
-    def loss(
-        self, modules: dict[str, nn.Module], batch: Any, progress: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sum of the losses of all modules, and metrics to log. `modules` are the task's own, as they are to be
-        called; `progress` is the share of the run that is done; random draws on the CPU come from `generator`."""
+    def loss(self, batch: Any, progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of the losses of all modules, and metrics to log. `progress` is the share of the run that is done;
+        random draws on the CPU come from `generator`."""
 
     def measure(self, model: Measured, progress: float = 1.0) -> dict[str, float]:
         """Metrics on held-out data; "score" among them, lower is better; none while weights are not to be kept yet."""
@@ -90,6 +87,7 @@ class Schedule:
     batch: int
     bf16: bool = False
     seconds: float = math.inf  # where there is a limit to learning and evaluating, the clock decides instead of `steps`
+    compiler: Any = None  # torch.compile's backend for the stages of a task; None goes without
     workers: int = 0  # processes that load samples
     evaluations: int = 20
     log_every: int = 25  # steps; evaluations are at least as far apart
@@ -158,6 +156,9 @@ class Trainer:
         if schedule.batch < self.ranks:
             raise UserError(f"a batch of {schedule.batch} is too small for {self.ranks} processes: give each a sample")
         self.modules = {name: module.to(self.device) for name, module in task.modules.items()}
+        if self.ranks > 1:  # the weights of the first: other machines may draw other random numbers
+            modules = self.modules.values()
+            broadcast([value.detach() for each in modules for value in (*each.parameters(), *each.buffers())])
         self.averaged: Any = copy.deepcopy(self.modules["model"]).requires_grad_(False).eval()
         self.optimizers = {name: task.optimizer(name) for name in self.modules}
         self.step, self.progress, self.evaluated_at, self.micro_batches = 0, 0.0, 0, 1
@@ -169,12 +170,13 @@ class Trainer:
         if self.state_path.is_file():
             self._resume()
         check_same_start({"saved step": self.step, "identity": identity})  # else they see folders of their own
-        self.news, self.clock = News(), self.progress  # share of the time that has gone, as all see it
-        self.ddp = {name: module.train() for name, module in self.modules.items()}
-        self.fits = self.ranks == 1  # whether all know that their part of a batch does
-        if not self.fits:
-            ids = [self.device] if self.device.type == "cuda" else None
-            self.ddp = {name: DistributedDataParallel(module, ids) for name, module in self.ddp.items()}
+        self.news, self.warm = News(), False  # whether a first step is done, in which what is compiled was
+        self.clock = self.now = self.seconds_before  # when progress was last set, and what all think that the time is
+        for module in self.modules.values():
+            module.train()
+        self.compiled = list(task.stages) if schedule.compiler else []
+        for stage in self.compiled:
+            stage.forward = torch.compile(stage.forward, dynamic=False, backend=schedule.compiler)
         silent = schedule.options.quiet or not self.main
         self.bar = tqdm(desc=task.name, total=self.steps, initial=self.step, mininterval=1, disable=silent)
 
@@ -198,60 +200,62 @@ class Trainer:
         return DataLoader(self.task.dataset, batch_sampler=samples, num_workers=workers, pin_memory=pin)
 
     def gradients(self, batch: Any) -> dict[str, Tensor]:
-        """Leave the gradients of a batch in the weights, and return the metrics of its loss.
+        """Leave the gradients of a batch, of which each process has a part, in the weights; the metrics of its loss.
 
-        Where a batch does not fit into memory, it goes through in halves from here on. Of several processes each tries
-        its first batch alone: one that fails inside of a step would hold up all. UserError where it cannot be halved.
+        Where that part does not fit into memory, it goes through in halves from here on, whatever other processes do:
+        their gradients are added up afterwards. UserError where it cannot be halved. What cannot be compiled goes on
+        as it is.
         """
         batch = send_to_device(batch, self.device, non_blocking=True)
-        if not self.fits and self.task.divisible:
-            self._halve_until_it_fits(batch, alone=True)
-        self.fits = True
-        return self._halve_until_it_fits(batch, alone=self.ranks == 1)
-
-    def _halve_until_it_fits(self, batch: Any, alone: bool) -> dict[str, Tensor]:
-        while True:
-            metrics: dict[str, Tensor] | None = None
+        whole, metrics = total(self.task.weight(batch).float()), None
+        while metrics is None:
             try:
-                metrics = self._gradients(batch, alone)
-            except RuntimeError as error:
-                if "out of memory" not in str(error):
+                metrics = self._own_gradients(batch, whole)
+            except Exception as error:
+                reason = str(error)
+                if "out of memory" not in reason and not self.compiled:
                     raise
-            failed = agreed(metrics is None)[0] > 0 if alone else metrics is None
-            if metrics is not None and not failed:
-                return metrics
-            size = -(-self.schedule.batch // (self.micro_batches * self.ranks))
-            if not (self.task.divisible and size > 1 and alone):
-                raise UserError(
-                    f"{self.device} has too little memory for {size} samples at once; "
-                    "a smaller batch, a smaller model or the CPU is wanted"
-                )
-            self.micro_batches *= 2
-            if self.device.type == "cuda":  # outside the handler, which still holds the tensors of the failed step
-                torch.cuda.empty_cache()
-            print(f"out of memory: going on with {-(-size // 2)} samples at once", file=sys.stderr)
+            if metrics is None:  # outside the handler, which still holds the tensors of the failed step
+                self._halve() if "out of memory" in reason else self._go_uncompiled(reason)
+        parameters = (parameter for module in self.modules.values() for parameter in module.parameters())
+        add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
+        return metrics
 
-    def _gradients(self, batch: Any, alone: bool) -> dict[str, Tensor]:
-        """`alone`: without talking to other processes."""
+    def _own_gradients(self, batch: Any, whole: Tensor) -> dict[str, Tensor]:
+        """`whole` is the weight of the batch over all processes."""
         seed = self.schedule.options.seed * 1_000_003 + self.step
         generator = torch.Generator().manual_seed(seed)
         torch.manual_seed(seed * 131 + self.rank)  # of dropout
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
-        parts = micro_batches(batch, self.micro_batches)
-        weights = torch.stack([self.task.weight(part) for part in parts]).to(self.device, torch.float32)
-        shares = weights * (self.ranks / total(weights.sum()))  # as gradients are averaged over processes
         metrics: dict[str, Tensor] = {}
-        for i, (part, share) in enumerate(zip(parts, shares, strict=True), 1):
-            with ExitStack() as quiet:
-                for module in self.ddp.values():
-                    if isinstance(module, DistributedDataParallel) and (alone or i < len(parts)):
-                        quiet.enter_context(module.no_sync())
-                with self.autocast():
-                    loss, found = self.task.loss(self.ddp, part, self.progress, generator)
-                (loss * share).backward()
+        for part in micro_batches(batch, self.micro_batches):
+            share = self.task.weight(part) / whole
+            with self.autocast():
+                loss, found = self.task.loss(part, self.progress, generator)
+            (loss * share).backward()  # type: ignore[no-untyped-call]
+            share = share * self.ranks  # as a log has means over processes
             metrics = {name: metrics.get(name, 0) + value.detach() * share for name, value in found.items()}
         return metrics
+
+    def _halve(self) -> None:
+        size = -(-self.schedule.batch // (self.micro_batches * self.ranks))
+        if not (self.task.divisible and size > 1):
+            raise UserError(
+                f"{self.device} has too little memory for {size} samples at once; "
+                "a smaller batch, a smaller model or the CPU is wanted"
+            )
+        self.micro_batches *= 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        print(f"out of memory: going on with {-(-size // 2)} samples at once", file=sys.stderr)
+
+    def _go_uncompiled(self, reason: str) -> None:
+        for stage in self.compiled:
+            del stage.forward  # of the object; that of its class is there again
+        self.compiled = []
+        first = reason.strip().partition("\n")[0]
+        print(f"the {self.task.name} cannot be compiled here, so it learns more slowly: {first}", file=sys.stderr)
 
     def clip_and_step(self, rate: float) -> dict[str, Tensor]:
         """Move the weights at that share of the peak learning rates; the norms of their gradients, as metrics."""
@@ -268,20 +272,27 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.schedule.bf16)
 
     def advance(self) -> None:
-        """One step further: by the number of steps, or by the clock where the time is limited."""
+        """One step further: by the number of steps, or by the clock where the time is limited.
+
+        The first step after a start takes time but makes no progress, as it may have been compiled in it: what is left
+        to do is spread over the time that is left.
+        """
         self.step += 1
-        self.progress = self.step / self.schedule.steps
-        if self.schedule.seconds < math.inf:
-            self.progress = self.seconds / self.schedule.seconds if self.ranks == 1 else self.clock
-            self.bar.total = self.steps
+        if self.schedule.seconds == math.inf:
+            self.progress = self.step / self.schedule.steps
+        else:
+            now = self.seconds if self.ranks == 1 else self.now
+            gone = (now - self.clock) / max(self.schedule.seconds - self.clock, 1e-9)  # of the time that was left
+            if self.warm or gone >= 1:
+                self.progress += (1 - self.progress) * min(gone, 1.0)
+            self.warm, self.clock, self.bar.total = True, now, self.steps
         self.bar.update()
 
     def vote(self, stop: bool) -> tuple[bool, bool]:
         """Whether to stop, as some process wants to, and whether it is time to save. Several processes act on what was
         said a step ago, so that no step waits for the news."""
         save = self.main and time.monotonic() > self.saved_at + 60 * self.schedule.options.save_minutes
-        clock = self.seconds / self.schedule.seconds if self.ranks > 1 else self.progress
-        stopped, time_to_save, self.clock = self.news(stop, save, clock)
+        stopped, time_to_save, self.now = self.news(stop, save, self.seconds if self.ranks > 1 else 0.0)
         return stopped > 0, time_to_save > 0
 
     @property

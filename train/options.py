@@ -35,10 +35,12 @@ PRESETS = {
     "small": Preset(50_000, 10_000, 60_000, layers=8, width=256, heads=4),
     "sprites": Preset(50_000, 10_000, 200_000, layers=4, width=128, heads=2, gpt_batch=8),
     "medium": Preset(150_000, 30_000, 300_000, layers=10, width=384, heads=6),
-    "large": Preset(300_000, 60_000, 1_000_000, layers=12, width=512, heads=8, tokenizer_batch=64, gpt_batch=64),
+    "large": Preset(
+        300_000, 60_000, 1_000_000, layers=12, width=512, heads=8, crop=192, tokenizer_batch=64, gpt_batch=256
+    ),
 }
 
-DEFAULT_PRESET = "small"
+DEFAULT_PRESET, GPU_PRESET = "small", "large"
 DOWNSAMPLES = (4, 8, 16)
 TOKENS_A_SIDE = 12  # a picture has at least so many, if tokens can be that small
 TOKENS_A_CODE = 256  # of the collection: fewer tokens cannot fill a larger codebook
@@ -68,9 +70,10 @@ class LearningOptions(Options):
 class TrainOptions(LearningOptions):
     """Flags of `igpt train`; each field is one."""
 
-    preset: str = option(
-        DEFAULT_PRESET,
-        "how much to learn: each is several times the one before; sprites are learned with their own",
+    preset: str | None = option(
+        None,
+        f"how much to learn: each is several times the one before (default: {DEFAULT_PRESET}; with CUDA {GPU_PRESET}; "
+        "sprites are learned with their own)",
         choices=tuple(PRESETS),
     )
     manifest: str | None = option(None, "CSV with columns id and split (train, val): the held-out pictures")
@@ -98,7 +101,7 @@ class TrainOptions(LearningOptions):
     tokenizer_lr: float = option(4e-4, "peak learning rate of the tokenizer", low=1e-9, high=1)
     gpt_lr: float = option(3e-3, "peak learning rate of the GPT", low=1e-9, high=1)
     adversarial: float = option(0.7, "weight of the discriminator in the decoder's stage; 0 trains without", low=0)
-    workers: int = option(0, "processes that load pictures; 0 is best on two cores", low=0)
+    workers: int | None = option(None, "processes that load samples (default: 0; with CUDA up to 8)", low=0)
     flip: bool = option(True, "mirror pictures at random; leave out for lettering and sheets that read one way")
     views: int = option(2, "encodings of each picture: 1 at its short side, 2 also as a whole, 4 also mirrored", low=1)
 
@@ -109,7 +112,7 @@ class TrainOptions(LearningOptions):
         unless there is a tokenizer already with tokens of `downsample` pixels. What a flag says stays as it says.
         """
         self.check()
-        preset = PRESETS[self.preset]
+        preset = PRESETS[self.preset or DEFAULT_PRESET]
         fitting = preset.downsample if side >= TOKENS_A_SIDE * preset.downsample else min(DOWNSAMPLES)
         downsample = downsample or self.downsample or fitting
         levels = max(1, int(math.log2(downsample)) - 1)  # of the tokenizer: its patch of 4 pixels, then halvings
@@ -132,7 +135,7 @@ class TrainOptions(LearningOptions):
 
     def suited_to_sprites(self, side: int) -> Preset:
         """The preset for sprites of so many pixels a side at most: cells of 4x4 pixels for large ones."""
-        preset = PRESETS["sprites" if self.preset == DEFAULT_PRESET else self.preset]
+        preset = PRESETS[self.preset or "sprites"]
         cell = 2 if side <= SMALL_SPRITE else 4
         samples = self.gpt_samples or preset.gpt_samples
         return replace(preset, downsample=1, cell=cell, cells=math.ceil(side / cell) ** 2, gpt_samples=samples)

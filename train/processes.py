@@ -57,20 +57,37 @@ def agreed(*values: float) -> list[float]:
     return reduce(torch.tensor(values, dtype=torch.float64, device=here.device), "mean").tolist()
 
 
-class News:
-    """Means over all processes of what each says, told a call later, so that no step waits for the news; at the first
-    call and with one process at once."""
+def add_up(tensors: Sequence[Tensor]) -> None:
+    """Each of these tensors becomes its sum over all processes, by one message."""
+    if tensors and processes().num_processes > 1:
+        sums = torch.split(total(torch.cat([each.flatten() for each in tensors])), [each.numel() for each in tensors])
+        for each, values in zip(tensors, sums, strict=True):
+            each.copy_(values.view_as(each))
 
-    said: Tensor | None = None
+
+class News:
+    """Means over all processes of what each says, told a call later, so that no step waits for the news, nor for the
+    device that brings them; at the first call and with one process at once."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[Tensor, Any]] = []
 
     def __call__(self, *values: float) -> list[float]:
         """What was said at the call before."""
         here = processes()
         if here.num_processes == 1:
             return list(values)
-        now = reduce(torch.stack([torch.full((), float(value), device=here.device) for value in values]), "mean")
-        said, self.said = now if self.said is None else self.said, now
-        return said.tolist()
+        own = [torch.full((), float(value), dtype=torch.float64, device=here.device) for value in values]
+        now, arrived = reduce(torch.stack(own), "mean").to("cpu", non_blocking=True), None
+        if here.device.type == "cuda":
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record()
+        self.said.append((now, arrived))
+        before, arrived = self.said[0]
+        del self.said[:-1]
+        if arrived is not None:
+            arrived.synchronize()
+        return before.tolist()
 
 
 def together(act: Callable[[], Found], only_main: bool = False) -> Found:

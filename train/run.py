@@ -14,16 +14,18 @@ from igpt.cpu import keep_freed_memory
 from igpt.evaluation.perceptual import LPIPS, Distance, EncoderDistance, GradientSSIM, perceptual
 from igpt.files import write_picture
 from igpt.model import GPT
+from igpt.sizes import Grids
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.palette import PaletteTokenizer
 from tokenizer_vq.vq import VQTokenizer
 
 from .card import model_card
+from .crops import pictures_on
 from .decoder import DecoderTask
 from .folder import Run, claimed, command_line, weights_fingerprint, work_folder
 from .gpt import GPTTask, new_gpt
-from .options import SHARES, Preset, TrainOptions
+from .options import GPU_PRESET, SHARES, Preset, TrainOptions
 from .processes import check_same_start, processes, together
 from .shards import ArtShards, open_art
 from .sprites import LARGEST_LEARNED, advice, palette_for
@@ -69,6 +71,8 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     run.describe(collection.skipped)
     if source:
         run.say_if_locked(source)
+    if processes().device.type == "cuda":
+        run.say(f"with CUDA: preset {GPU_PRESET} where none is named, compiled in the first steps, which take a minute")
     if not (source or sprites) and (sentence := advice(collection)):
         run.say(sentence)
     with claimed(work):
@@ -103,6 +107,8 @@ def _preset(
     if sprites or (found and isinstance(found.tokenizer, PaletteTokenizer)):
         return options.suited_to_sprites(min(LARGEST_LEARNED, max(map(max, art.sizes))))
     side = int(median(min(size) for size in art.sizes))
+    if options.preset is None and processes().device.type == "cuda":
+        options = replace(options, preset=GPU_PRESET)
     return options.suited(pictures, side, found.tokenizer.downsample if found else None)
 
 
@@ -130,6 +136,8 @@ def _train_tokenizer(
         encoder = f"the encoder of {run.options.perceptual}" if isinstance(distance, EncoderDistance) else ""
         run.say(f"no LPIPS weights: reconstructions are compared by {encoder or 'edges and SSIM alone'}")
     preset, fingerprint = run.preset, run.art.fingerprint
+    side, _ = Grids(preset.downsample, preset.cell, preset.cells).native_size
+    run = replace(run, pictures=pictures_on(processes().device, run.art, run.train, side))
     codes = f"{preset.codes} codes of {preset.downsample}x{preset.downsample} pixels"
     before = "" if start else f"tokenizer: {codes} from {preset.tokenizer_crops:,} crops; "
     run.say(f"{before}decoder: {preset.decoder_crops:,} crops of {preset.crop} pixels a side; sheets are in {run.work}")

@@ -14,11 +14,10 @@ import glob
 import hashlib
 import json
 import os
-import random
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from itertools import accumulate, islice
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -33,8 +32,8 @@ from igpt.files import atomic_write
 from igpt.token_cache import TokenCache
 from tokenizer_vq.archives import Entry, files_in_archive
 from tokenizer_vq.base import UserError
-from tokenizer_vq.dataset import MIN_SIDE, VALIDATION_SHARE, ArtFolder, Crops, shuffled
-from tokenizer_vq.images import PICTURE_SUFFIXES, UnreadablePicture, open_picture, random_crop, to_tensor
+from tokenizer_vq.dataset import MIN_SIDE, VALIDATION_SHARE, ArtFolder, shuffled
+from tokenizer_vq.images import PICTURE_SUFFIXES, UnreadablePicture, open_picture
 
 from .state import peek
 
@@ -77,15 +76,18 @@ def shards_of(pattern: str) -> list[str]:
 
 
 def _check_whole(shard: Path) -> None:
-    """Raises UserError for a .tar without the two empty blocks of 512 bytes that end one (POSIX pax)."""
+    """Raises UserError for what does not begin with the header of a .tar, or does not end with two empty blocks of 512
+    bytes as one does (POSIX pax)."""
     try:
         with shard.open("rb") as file:
+            begins = file.read(262).endswith(b"ustar")
             file.seek(-min(1024, shard.stat().st_size), os.SEEK_END)
             ends = file.read() == bytes(1024)
     except OSError as error:
         raise UserError(f"the shard {shard} cannot be read: {error.strerror}") from error
-    if not ends:
-        raise UserError(f"the shard {shard} is short: a whole, uncompressed .tar is wanted")
+    if not (begins and ends):
+        what = "short" if begins else "no .tar"
+        raise UserError(f"the shard {shard} is {what}: a whole, uncompressed .tar is wanted")
 
 
 def _on_disk(shard: str) -> Path:
@@ -185,15 +187,18 @@ class ArtShards(ArtFolder):
                 return picture
         raise UserError(f"the shard {self.shards[shard]} has no picture to learn from")
 
-    def unit(self, shard: int) -> Iterator[Labelled]:
-        """All usable pictures of a shard, one after another."""
+    def unit(self, shard: int) -> list[Callable[[], Labelled | None]]:
+        """All pictures of a shard, to be opened; those that cannot be used are None then."""
         pictures, labels = _listed(self.shards[shard])
-        for entry in pictures:
-            picture, held_out = _opened(entry)
-            if picture is not None:
-                label_file = labels.get(str(PurePosixPath(entry.name).with_suffix(LABEL_SUFFIX)))
-                label = label_file.read().decode("utf-8", "replace").strip() if label_file else ""
-                yield Labelled(picture, label or entry.name.rpartition("/")[0] or self.top, held_out)
+        return [partial(self._labelled, entry, labels) for entry in pictures]
+
+    def _labelled(self, entry: Entry, labels: dict[str, Entry]) -> Labelled | None:
+        picture, held_out = _opened(entry)
+        if picture is None:
+            return None
+        label_file = labels.get(str(PurePosixPath(entry.name).with_suffix(LABEL_SUFFIX)))
+        label = label_file.read().decode("utf-8", "replace").strip() if label_file else ""
+        return Labelled(picture, label or entry.name.rpartition("/")[0] or self.top, held_out)
 
 
 def open_art(art: str | Path, manifest: str | None = None, grid: int | None = None) -> ArtFolder:
@@ -203,17 +208,6 @@ def open_art(art: str | Path, manifest: str | None = None, grid: int | None = No
     if manifest or grid:
         raise UserError("--manifest and --grid are for a folder or one archive, not for shards")
     return ArtShards(str(art))
-
-
-class ShardCrops(Crops):
-    """Crops of pictures in shards."""
-
-    art: ArtShards
-
-    def __getitem__(self, k: int) -> Tensor:
-        rng = random.Random(f"crop/{self.seed}/{k}")
-        picture = self.art.sample(k, self.seed)
-        return to_tensor(random_crop(picture, self.size, rng.uniform(*self.scales), rng, flip=self.flip))
 
 
 # Tokens

@@ -18,10 +18,12 @@ from tokenizer_vq.dataset import Crops
 from tokenizer_vq.images import fit_cover, to_picture, to_tensor
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
+from .crops import Boxes, ShardCrops
 from .folder import Run
 from .loop import Task
 from .options import TrainOptions
-from .shards import ArtShards, ShardCrops
+from .processes import shared_out, total
+from .shards import ArtShards
 from .state import seeded
 
 WIDEST_CROP = 0.7  # crops are taken from pictures scaled to between this and 1 times their native side
@@ -42,16 +44,18 @@ class TokenizerTask(Task[VQTokenizer]):
     structure_weight = 1.0
 
     def __init__(self, run: Run[TrainOptions], distance: Distance, tokenizer: VQTokenizer | None = None):
-        self.art, self.options, self.distance = run.art, run.options, distance
+        self.art, self.options, self.distance, self.pictures = run.art, run.options, distance, run.pictures
         if tokenizer is None:
             with seeded(run.options.seed):
                 tokenizer = VQTokenizer(VQConfig(channels=run.preset.channels, codes=run.preset.codes))
         # channels_last is what convolutions on both CPU and GPU run fastest in
-        self.modules: dict[str, nn.Module] = {"model": tokenizer.to(memory_format=torch.channels_last)}
+        self.tokenizer = tokenizer.to(memory_format=torch.channels_last)
+        self.modules: dict[str, nn.Module] = {"model": tokenizer}
+        self.stages: list[nn.Module] = [tokenizer.encoder, tokenizer.decoder]
         self.side, _ = Grids(tokenizer.downsample, run.preset.cell, run.preset.cells).native_size
-        crop = run.preset.crop
+        self.crop = crop = run.preset.crop
         scales = (max(1.0, WIDEST_CROP * self.side / crop), max(1.0, self.side / crop))
-        crops = ShardCrops if isinstance(run.art, ArtShards) else Crops
+        crops = Boxes if run.pictures else ShardCrops if isinstance(run.art, ArtShards) else Crops
         self.dataset: Dataset[Any] = crops(run.art, run.train, crop, run.options.seed, scales, run.options.flip)
         self.structure = distance if isinstance(distance, GradientSSIM) else GradientSSIM()
         self.used_K = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)  # codes chosen since the last warnings
@@ -61,12 +65,15 @@ class TokenizerTask(Task[VQTokenizer]):
         """AdamW."""
         return adamw(self.modules[name], self.options.tokenizer_lr)
 
-    def loss(
-        self, modules: dict[str, nn.Module], batch: Tensor, progress: float, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of a batch of crops [B, 3, H, W]: `compare` and the quantizer's own."""
-        images_BCHW = batch.contiguous(memory_format=torch.channels_last)
-        recon_BCHW, quantized = modules["model"](images_BCHW, generator, progress < QUANTIZED_AFTER)
+    def images(self, batch: Tensor) -> Tensor:
+        """The crops [B, 3, H, W] of a batch, cut here where the pictures lie on the device."""
+        images_BCHW = self.pictures.cut(batch, self.crop) if self.pictures else batch
+        return images_BCHW.contiguous(memory_format=torch.channels_last)
+
+    def loss(self, batch: Tensor, progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Of a batch of crops: `compare` and the quantizer's own."""
+        images_BCHW = self.images(batch)
+        recon_BCHW, quantized = self.tokenizer(images_BCHW, generator, progress < QUANTIZED_AFTER)
         self.used_K = self.used_K.to(images_BCHW.device)
         self.used_K[quantized.tokens_Bhw.flatten()] = True
         losses, *_ = self.compare(images_BCHW, recon_BCHW.float(), generator)
@@ -82,7 +89,8 @@ class TokenizerTask(Task[VQTokenizer]):
         L1, edges and SSIM do, and it looks from another corner every time.
         """
         y, x = torch.randint(JITTER, (2,), generator=generator).tolist()
-        real_BCHW, fake_BCHW = images_BCHW[..., y:, x:], recon_BCHW[..., y:, x:]
+        below, right = (start + 1 - JITTER + self.crop for start in (y, x))  # always as large: it may be compiled
+        real_BCHW, fake_BCHW = (each[..., y:below, x:right] for each in (images_BCHW, recon_BCHW))
         losses = {"l1": F.l1_loss(recon_BCHW, images_BCHW)}
         losses["structure"] = self.structure_weight * self.structure(images_BCHW, recon_BCHW).mean()
         if isinstance(self.distance, GradientSSIM):
@@ -100,9 +108,9 @@ class TokenizerTask(Task[VQTokenizer]):
         return metrics | {"score": metrics[self.distance.name]}
 
     def reconstruction(self, model: VQTokenizer, pictures: Sequence[int]) -> dict[str, float]:
-        """`perceptual.reconstruction` of some pictures."""
+        """`perceptual.reconstruction` of some pictures, shared out over all processes."""
         device = model.quantizer.codebook_KE.device
-        return reconstruction(model, self._squares(pictures, device), self.distance.to(device))
+        return reconstruction(model, self._squares(shared_out(pictures), device), self.distance.to(device), total)
 
     def _squares(self, pictures: Sequence[int], device: torch.device) -> Iterator[Tensor]:
         """The middles of pictures at the native size, in batches [B, 3, H, W]."""

@@ -9,7 +9,10 @@ from __future__ import annotations
 import functools
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from random import Random
 
 import torch
@@ -21,6 +24,7 @@ from igpt.bundle import Bundle
 from igpt.checkpoint import Tokenizer
 from igpt.sizes import Grid, Grids
 from igpt.token_cache import TokenCache, window
+from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.images import fit_cover, to_tensor
 from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
 
@@ -32,6 +36,7 @@ from .sprites import sprite_view
 from .state import catch_interrupt, peek
 
 PICTURES_A_SHARD = 128  # of a folder
+ENCODED_AT_ONCE = 16  # pictures: so many are open at the same time
 LONGEST_VIEW = 2.0  # a view shows at most this many times its short side
 FIXED_ZOOM = 1.12  # views beyond the first four come closer, up to this
 CLOSEST_VIEW = 1.35  # a free view shows at least the short side of a picture over this
@@ -113,38 +118,56 @@ def encode(run: Run[TrainOptions], tokenizer: Tokenizer) -> TokenShards:
     return TokenShards(folder)
 
 
-@torch.inference_mode()
 def _encoded(
     run: Run[TrainOptions], tokenizer: Tokenizer, shard: int, views: int, interrupt: threading.Event
 ) -> tuple[list[tuple[list[Tensor], str]], ...]:
-    """The tokens of a shard, of what is learned from and what is held out; not all where interrupted."""
-    flip, device = run.options.flip, processes().device
+    """The tokens of a shard, of what is learned from and what is held out; not all where interrupted. Pictures are
+    opened by threads, a few at a time, so that memory holds no more of them."""
     palette = tokenizer.config if isinstance(tokenizer, PaletteTokenizer) else None
     grids = Grids(tokenizer.downsample, run.preset.cell, run.preset.cells)
+
+    def views_of_one(opened: Callable[[], Labelled | None]) -> tuple[Labelled, list[Tensor]] | None:
+        if (found := opened()) is None:
+            return None
+        if palette is None:
+            return found, [view_of(found.picture, view, grids, run.options.flip) for view in range(views)]
+        return found, [sprite_view(found.picture, palette, grids.cell, mirrored=view == 1) for view in range(views)]
+
     parts: tuple[list[tuple[list[Tensor], str]], ...] = ([], [])
-    for picture, label, held_out in _pictures(run, shard, "RGB" if palette is None else "RGBA"):
-        encoded = []
-        for view in range(views):
-            if palette is None:
-                image_CHW = view_of(picture, view, grids, flip)
-            else:
-                image_CHW = sprite_view(picture, palette, grids.cell, mirrored=view == 1)
-            with torch.autocast(device.type, torch.bfloat16, enabled=run.bf16):
-                encoded.append(tokenizer.encode(image_CHW[None].to(device))[0].to("cpu", torch.uint16))
-        parts[held_out].append((encoded, label))
-        if interrupt.is_set():
-            break
+    pictures = iter(_pictures(run, shard, "RGB" if palette is None else "RGBA"))
+    with ThreadPoolExecutor() as pool:
+        while not interrupt.is_set() and (some := list(islice(pictures, ENCODED_AT_ONCE))):
+            found = [each for each in pool.map(views_of_one, some) if each]
+            tokens = iter(tokens_of(tokenizer, [image_CHW for _, images in found for image_CHW in images], run.bf16))
+            for (_, label, held_out), _ in found:
+                parts[held_out].append((list(islice(tokens, views)), label))
     return parts
 
 
-def _pictures(run: Run[TrainOptions], shard: int, mode: str) -> Iterator[Labelled]:
-    """The pictures of one token shard."""
+@torch.inference_mode()
+def tokens_of(tokenizer: Tokenizer, images: Sequence[Tensor], bf16: bool) -> list[Tensor]:
+    """Tokens [h, w] uint16 of pictures [3, H, W], those of one size together; on the device of this process."""
+    device, tokens = processes().device, list(images)
+    for shape in dict.fromkeys(image_CHW.shape for image_CHW in images):
+        alike = [i for i, image_CHW in enumerate(images) if image_CHW.shape == shape]
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            tokens_Bhw = tokenizer.encode(torch.stack([images[i] for i in alike]).to(device))
+        for i, tokens_hw in zip(alike, tokens_Bhw.to("cpu", torch.uint16), strict=True):
+            tokens[i] = tokens_hw
+    return tokens
+
+
+def _pictures(run: Run[TrainOptions], shard: int, mode: str) -> Sequence[Callable[[], Labelled | None]]:
+    """The pictures of one token shard, to be opened."""
     art, val = run.art, set(run.val)
     if isinstance(art, ArtShards):
-        yield from art.unit(shard)
-        return
-    for i in sorted((*run.train, *run.val))[shard * PICTURES_A_SHARD : (shard + 1) * PICTURES_A_SHARD]:
-        yield Labelled(art.picture(i, mode), art.labels[art.label_of[i]], i in val)
+        return art.unit(shard)
+    numbers = sorted((*run.train, *run.val))[shard * PICTURES_A_SHARD : (shard + 1) * PICTURES_A_SHARD]
+    return [partial(_labelled, art, i, mode, i in val) for i in numbers]
+
+
+def _labelled(art: ArtFolder, number: int, mode: str, held_out: bool) -> Labelled:
+    return Labelled(art.picture(number, mode), art.labels[art.label_of[number]], held_out)
 
 
 class Views(TokenCache):

@@ -5,7 +5,7 @@ Pictures are [B, 3, H, W] in [-1, 1] everywhere in this file, and every measure 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -181,14 +181,21 @@ def perceptual(source: str | None) -> Distance:
 
 
 @torch.no_grad()
-def reconstruction(tokenizer: ImageTokenizer, batches: Iterable[Tensor], distance: Distance) -> dict[str, float]:
+def reconstruction(
+    tokenizer: ImageTokenizer,
+    batches: Iterable[Tensor],
+    distance: Distance,
+    total: Callable[[Tensor], Tensor] = torch.clone,
+) -> dict[str, float]:
     """Mean PSNR, SSIM and perceptual distance of pictures to their decoded tokens, clamped to [-1, 1] as in a file; and
-    the use of the codes."""
-    scores, tokens = [], []
+    the use of the codes. Where processes share the pictures out, `total` adds the sums of all of them up."""
+    sums = torch.zeros(4 + tokenizer.vocab_size, dtype=torch.float64)
     for images_BCHW in batches:
         tokens_Bhw = tokenizer.encode(images_BCHW)
-        tokens.append(tokens_Bhw.flatten())
         recon_BCHW = tokenizer.decode(tokens_Bhw).float().clamp(-1, 1)
-        scores.append(torch.stack([measure(images_BCHW, recon_BCHW).cpu() for measure in (psnr, ssim, distance)]))
-    means, usage = torch.cat(scores, dim=1).mean(1).tolist(), codebook_usage(torch.cat(tokens), tokenizer.vocab_size)
-    return dict(zip(("psnr", "ssim", distance.name, "codes_used", "perplexity"), (*means, *usage), strict=True))
+        sums[:3] += torch.stack([f(images_BCHW, recon_BCHW).cpu().sum() for f in (psnr, ssim, distance)])
+        sums[3] += len(images_BCHW)
+        sums[4:] += torch.bincount(tokens_Bhw.flatten().cpu(), minlength=tokenizer.vocab_size)
+    sums = total(sums).cpu()
+    values = *(sums[:3] / sums[3]).tolist(), *codebook_usage(sums[4:])
+    return dict(zip(("psnr", "ssim", distance.name, "codes_used", "perplexity"), values, strict=True))

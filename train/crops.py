@@ -1,0 +1,108 @@
+"""Crops for the tokenizer: from shards, or cut from pictures that lie on the device as bytes, which feeds a GPU.
+
+There a sample is five numbers, which picture and where, that the CPU draws as for any other crop; pixels are looked up
+between their four neighbours by all crops of a batch at once. No loader, no copy of pictures from the host.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tokenizer_vq.dataset import ArtFolder, Crops, shuffled
+from tokenizer_vq.images import from_uint8, random_box, random_crop, to_tensor
+
+from .shards import ArtShards
+
+DEVICE_SHARE = 0.3  # of the free memory of a GPU: more pictures than fit into it come through the loader
+
+
+class ShardCrops(Crops):
+    """Crops of pictures in shards."""
+
+    art: ArtShards
+
+    def __getitem__(self, k: int) -> Tensor:
+        rng = random.Random(f"crop/{self.seed}/{k}")
+        picture = self.art.sample(k, self.seed)
+        return to_tensor(random_crop(picture, self.size, rng.uniform(*self.scales), rng, flip=self.flip))
+
+
+class Boxes(Crops):
+    """The same crops as numbers [5]: of which picture of `indices`, and left, top, right and bottom as shares of its
+    sides; left and right are exchanged where it is mirrored."""
+
+    def __getitem__(self, k: int) -> Tensor:
+        rng, place = random.Random(f"crop/{self.seed}/{k}"), shuffled(len(self.indices), k, self.seed)
+        width, height = self.art.sizes[self.indices[place]]
+        left, top, right, bottom = random_box(width, height, self.size, rng.uniform(*self.scales), rng)
+        if self.flip and rng.random() < 0.5:
+            left, right = right, left
+        return torch.tensor([place, left / width, top / height, right / width, bottom / height])
+
+
+class DevicePictures:
+    """Pictures of these sizes (width and height), as bytes on a device."""
+
+    def __init__(self, art: ArtFolder, indices: Sequence[int], sizes: list[tuple[int, int]], device: torch.device):
+        self.sizes_N2 = torch.tensor(sizes, device=device)
+        ends = list(accumulate(width * height for width, height in sizes))
+        self.starts_N = torch.tensor([0, *ends[:-1]], device=device)
+        self.pixels_P3 = torch.empty(ends[-1], 3, dtype=torch.uint8, device=device)
+
+        def place(number: int) -> None:
+            size = sizes[number]
+            picture = art.picture(indices[number]).resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+            pixels = torch.from_numpy(np.array(picture)).view(-1, 3)
+            self.pixels_P3[ends[number] - len(pixels) : ends[number]] = pixels.to(device)
+
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(place, range(len(sizes))))
+
+    def cut(self, boxes_B5: Tensor, size: int) -> Tensor:
+        """The crops [B, 3, size, size] of `Boxes`, in channels_last, by bilinear interpolation."""
+        picture_B, (left, top, right, bottom) = boxes_B5[:, 0].long(), boxes_B5[:, 1:, None].unbind(1)
+        ahead_S = (torch.arange(size, device=boxes_B5.device) + 0.5) / size
+        width_B1, height_B1 = self.sizes_N2[picture_B].unsqueeze(-1).unbind(1)
+        left_BS, right_BS, x_BS = _neighbours(left + (right - left) * ahead_S, width_B1)
+        above_BS, below_BS, y_BS = _neighbours(top + (bottom - top) * ahead_S, height_B1)
+
+        def pixels(y_BS: Tensor, x_BS: Tensor) -> Tensor:
+            place_BSS = self.starts_N[picture_B, None, None] + y_BS[:, :, None] * width_B1[:, None] + x_BS[:, None]
+            return from_uint8(self.pixels_P3[place_BSS])
+
+        across = x_BS[:, None, :, None]
+        above = torch.lerp(pixels(above_BS, left_BS), pixels(above_BS, right_BS), across)
+        below = torch.lerp(pixels(below_BS, left_BS), pixels(below_BS, right_BS), across)
+        return torch.lerp(above, below, y_BS[:, :, None, None]).permute(0, 3, 1, 2)
+
+
+def _neighbours(share_BS: Tensor, side_B1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of places on a side, the pixels before and after, and how far on from the first they are, 0 to 1."""
+    place_BS = (share_BS * side_B1 - 0.5).clamp(min=0).minimum(side_B1 - 1)
+    before_BS = place_BS.long()
+    return before_BS, (before_BS + 1).minimum(side_B1 - 1), place_BS - before_BS
+
+
+def pictures_on(
+    device: torch.device, art: ArtFolder, indices: Sequence[int], short: int, room: float | None = None
+) -> DevicePictures | None:
+    """Pictures on a device, those with a longer short side scaled down to `short`; None where they take more bytes than
+    `room` (default: a share of the free memory of a GPU; nothing on a CPU)."""
+    if room is None:
+        room = DEVICE_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    if isinstance(art, ArtShards) or not room:
+        return None
+    sizes = []
+    for width, height in (art.sizes[i] for i in indices):
+        scale = min(1.0, short / min(width, height))
+        sizes.append((round(width * scale), round(height * scale)))
+    fits = 3 * sum(width * height for width, height in sizes) <= room
+    return DevicePictures(art, indices, sizes, device) if fits else None
