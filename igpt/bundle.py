@@ -49,6 +49,8 @@ class Bundle:
         # may round otherwise, and a picture shall not depend on what else is drawn with it.
         self.at_once, on_gpu = pictures_at_once(self.device), self.device.type == "cuda"
         self.rows, self.half = self.at_once if on_gpu else 1, on_gpu and gpt.draws_in == torch.bfloat16
+        if on_gpu:
+            tokenizer.to(memory_format=torch.channels_last)
         self.grids = Grids(self.downsample, gpt.config.cell, gpt.config.cells)  # the token grids on which it draws
 
     @property

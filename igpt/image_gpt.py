@@ -26,7 +26,7 @@ from .config import (
     SamplingOptions,
     SpriteOptions,
 )
-from .device import Graphs, fast_bf16, own_settings, pick_device
+from .device import fast_bf16, own_settings, pick_device
 from .edit import Picture
 from .fitting import Inpainting, canvas_for, on_grid
 from .recipe import CHUNK, check_seeds
@@ -93,10 +93,7 @@ class ImageGPT(Bundle):
             name = file.absolute().parent if file.name == checkpoint.ADAPTER else file.stem
         assert found.gpt is not None
         tokenizer, gpt = found.tokenizer.to(target), found.gpt.to(target)
-        if fast_bf16(target) if bf16 is None else bf16:
-            gpt.draw_in(torch.bfloat16)
-        if target.type == "cuda":
-            tokenizer, gpt.graphs = tokenizer.to(memory_format=torch.channels_last), Graphs()
+        gpt.draw_in(torch.bfloat16 if (fast_bf16(target) if bf16 is None else bf16) else torch.float32)
         return cls(
             tokenizer,
             gpt,

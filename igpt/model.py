@@ -214,13 +214,17 @@ class GPT(nn.Module):
         return self.config.labels
 
     def draw_in(self, dtype: torch.dtype) -> None:
-        """Multiply in this precision when drawing (see `cpu.Linear`). The last layer stays in float32, as guidance
-        multiplies differences of its logits; on a GPU it is in float16, eight times finer than bfloat16."""
+        """Multiply in this precision when drawing (see `cpu.Linear`), where the GPT is now; on a GPU, replay drawings.
+
+        Guidance multiplies differences of logits, so the last layer stays in float32; on a GPU, where that would be
+        slow, it is in float16, eight times finer than bfloat16.
+        """
+        coarse = dtype == torch.bfloat16 and not self.query.is_cpu
         for module in self.modules():
-            if isinstance(module, Linear) and module is not self.head:
+            if isinstance(module, Linear):
                 module.drawing_dtype = dtype
-        self.draws_in = dtype
-        self.head.drawing_dtype = torch.float32 if self.query.is_cpu else torch.float16
+        self.head.drawing_dtype = torch.float16 if coarse else torch.float32
+        self.draws_in, self.graphs = dtype, Graphs() if self.query.is_cuda else None
 
     def forward(
         self, cells_BLn: Tensor, positions_BL2: Tensor, labels_B: Tensor, targets_BLn: Tensor | None = None

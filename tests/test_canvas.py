@@ -177,6 +177,18 @@ def test_more_pictures_than_fit_at_once_are_drawn_in_batches_and_come_out_the_sa
 # Seams
 
 
+def test_a_batch_that_is_filled_up_as_on_a_gpu_gives_the_pictures_it_gives_alone(
+    tiny_model: ImageGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = batch(tiny_model, (64, 48), seed=7, n=3).draw()
+    monkeypatch.setattr(tiny_model, "rows", 4)  # so many are decoded together too
+    filled = batch(tiny_model, (64, 48), seed=7, n=3).draw()
+    assert [result.recipe.tokens for result in filled] == [result.recipe.tokens for result in plain]
+    for (ours, _), (theirs, _) in zip(filled, plain, strict=True):
+        assert int(np.abs(np.asarray(ours).astype(int) - np.asarray(theirs)).max()) <= 1
+    assert len({result.recipe.tokens for result in filled}) == 3
+
+
 def test_the_seam_measure_sees_a_line_and_does_not_see_where_there_is_none() -> None:
     noise_CHW = torch.rand(3, 64, 64, generator=Generator().manual_seed(0))
     assert 0.8 < seam_ratio(noise_CHW, [16, 32, 48], [32]) < 1.2
