@@ -4,10 +4,12 @@
     python -m benchmarks.gpu --device cpu --tiny    # the same code path in seconds, to see that it runs
 
 Rows: steps of the tokenizer on crops cut on the device, steps of the GPT on grids, both eager and compiled (static
-shapes, one graph a stage), the product of two matrices that stands for the peak, drawing with guidance, decoding in
-batches. Every row runs for --seconds after a warm-up; the device is waited for at its start and its end alone.
-Checked: losses are finite and fall, compiled steps give the eager loss, drawn tokens are the same twice, no operation
-inside a step of the GPT waits for the device. What it cannot tell: how good anything looks.
+shapes, one graph a stage), against the product of two matrices and, for a card in PEAKS, its bfloat16 peak; drawing as
+`igpt generate` does, with guidance, 64 and 256 pictures at a time: operation by operation, as one CUDA graph (on a CPU
+by a stand-in), and up to finished pictures. Every row runs for --seconds after a warm-up; the device is waited for at
+its start and its end alone. Checked: losses are finite and fall, compiled steps give the eager loss, drawn tokens are
+the same every time and as a graph, no operation inside a step of the GPT waits for the device. What it cannot tell: how
+good anything looks.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import argparse
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +27,8 @@ from torch import Tensor, nn
 
 from benchmarks.timing import flops_of
 from igpt.config import GPTConfig, SamplingOptions
-from igpt.device import fast_bf16, pick_device
+from igpt.device import Graphs, Work, fast_bf16, pick_device
+from igpt.image_gpt import ImageGPT
 from igpt.model import GPT, cell_positions
 from igpt.sampling import generators, sample
 from tokenizer_vq.vq import VQConfig, VQTokenizer
@@ -33,6 +36,7 @@ from train.muon import muon
 from train.tokenizer import adamw
 
 PICTURES, SIDE = 256, 288  # painted ones, and pixels a side of them
+PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bfloat16 FLOP/s, dense, by the maker's data sheets (SXM)
 
 
 @dataclass(frozen=True)
@@ -44,18 +48,18 @@ class Sizes:
     crops: int
     crop: int  # pixels a side
     grids: int
-    drawn: int
+    drawn: tuple[int, ...]  # pictures at a time
     matrix: int  # rows of the matrices whose product stands for the peak
 
 
-FULL = Sizes(VQConfig(), GPTConfig(4096, 67), crops=64, crop=192, grids=256, drawn=256, matrix=8192)
+FULL = Sizes(VQConfig(), GPTConfig(4096, 67), crops=64, crop=192, grids=256, drawn=(64, 256), matrix=8192)
 TINY = Sizes(
     VQConfig(channels=(32,), codes=64, encoder_blocks=1, decoder_blocks=1),
     GPTConfig(64, 3, layers=2, width=64, heads=2, cells=16),
     crops=4,
     crop=32,
     grids=4,
-    drawn=4,
+    drawn=(2, 4),
     matrix=256,
 )
 
@@ -131,8 +135,8 @@ def tokenizer_step(bench: Bench, sizes: Sizes, compiled: bool) -> Callable[[], T
     return step
 
 
-def gpt_step(bench: Bench, sizes: Sizes, compiled: bool) -> tuple[Callable[[], Tensor], GPT]:
-    """One step of the GPT on grids whose tokens go up from cell to cell; the loss in nats."""
+def gpt_step(bench: Bench, sizes: Sizes, compiled: bool) -> tuple[Callable[[], Tensor], Callable[[], Tensor], GPT]:
+    """One step of the GPT on grids whose tokens go up from cell to cell, the loss in nats; and its gradients alone."""
     torch.manual_seed(0)
     config, generator = sizes.gpt, torch.Generator(bench.device).manual_seed(1)
     gpt = GPT(config).to(bench.device).train()
@@ -142,7 +146,7 @@ def gpt_step(bench: Bench, sizes: Sizes, compiled: bool) -> tuple[Callable[[], T
     if compiled:
         gpt.compile(dynamic=False)
 
-    def step() -> Tensor:
+    def gradients() -> Tensor:
         shape = (sizes.grids, config.cells)
         first_B11 = torch.randint(config.vocab_size, (sizes.grids, 1, 1), device=bench.device, generator=generator)
         order_BL = torch.rand(shape, device=bench.device, generator=generator).argsort(1)
@@ -153,11 +157,15 @@ def gpt_step(bench: Bench, sizes: Sizes, compiled: bool) -> tuple[Callable[[], T
         loss = F.cross_entropy(logits.float().flatten(0, 2), cells_BLn.flatten())
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(gpt.parameters(), 1.0)
-        optimizer.step()
         return loss.detach()
 
-    return step, gpt
+    def step() -> Tensor:
+        loss = gradients()
+        nn.utils.clip_grad_norm_(gpt.parameters(), 1.0)
+        optimizer.step()
+        return loss
+
+    return step, gradients, gpt
 
 
 def learns(step: Callable[[], Tensor], steps: int) -> tuple[float, float]:
@@ -182,20 +190,43 @@ def waits_for_nothing(bench: Bench, step: Callable[[], Tensor]) -> str:
     return "no" if not seen else f"{len(seen)} times: {seen[0].message}"
 
 
-def draw_row(bench: Bench, sizes: Sizes, gpt: GPT) -> tuple[float, Tensor]:
-    """Seconds to draw `drawn` grids with guidance, and the tokens of the last time."""
-    side = round(sizes.gpt.cells**0.5) * sizes.gpt.cell
-    labels_B = torch.arange(sizes.drawn) % sizes.gpt.labels
-    found: list[Tensor] = []
+def stand_in(work: Work, inputs: Sequence[Tensor]) -> tuple[Callable[[], object], Tensor]:
+    """What `igpt.device.cuda_graph` does, without CUDA: the same memory in and out every time."""
+    result = work(*inputs).clone()
+    return lambda: result.copy_(work(*inputs)), result
 
-    def draw() -> None:
-        with bench.autocast():
-            *_, last = sample(gpt, labels_B, (side, side), SamplingOptions(), generators(0, sizes.drawn))
-        found.append(last.tokens_Bhw)
 
-    seconds = bench.time(draw)
-    assert torch.equal(found[0], found[-1]), "the same seeds drew other tokens"
-    return seconds, found[-1]
+def drawing(bench: Bench, sizes: Sizes, gpt: GPT) -> list[tuple[str, str]]:
+    """The rows of drawing by `igpt generate`'s own way."""
+    torch.manual_seed(0)
+    tokenizer, labels = VQTokenizer(sizes.vq).to(bench.device), [str(i) for i in range(sizes.gpt.labels)]
+    gpt.draw_in(torch.bfloat16 if bench.bf16 else torch.float32)
+    model, table = ImageGPT(tokenizer, gpt, labels), []
+    for count in sizes.drawn:
+        found: list[Tensor] = []
+
+        def draw(count: int = count, found: list[Tensor] = found) -> None:
+            labels_B = torch.arange(count) % sizes.gpt.labels
+            *_, last = sample(gpt, labels_B, model.grids.native, SamplingOptions(), generators(0, count))
+            found.append(last.tokens_Bhw)
+
+        for graphs in (None, Graphs() if gpt.query.is_cuda else Graphs(stand_in)):
+            gpt.graphs, name = graphs, "eager" if graphs is None else "one graph"
+            speed = count / bench.time(draw)
+            assert graphs is None or graphs.recording is not None, "drawing could not be recorded"
+            table.append((f"drawing {count} at a time, {name}", f"{speed:,.1f} grids/s"))
+        assert all(torch.equal(tokens_Bhw, found[0]) for tokens_Bhw in found), "the same seeds drew other tokens"
+        model.at_once = model.rows = count
+        speed = count / bench.time(lambda count=count: model.generate(count))
+        table.append((f"drawing {count} at a time, as pictures", f"{speed:,.1f} pictures/s"))
+    tokens_Bhw = found[0].to(bench.device)
+
+    def decode() -> None:
+        with torch.inference_mode(), bench.autocast():
+            tokenizer.decode(tokens_Bhw[:64])
+
+    decoding = len(tokens_Bhw[:64]) / bench.time(decode)
+    return [*table, ("decoding alone", f"{decoding:,.1f} pictures/s")]
 
 
 def rows(bench: Bench, sizes: Sizes, compiled: tuple[bool, ...], steps: int) -> list[tuple[str, str]]:
@@ -215,32 +246,27 @@ def rows(bench: Bench, sizes: Sizes, compiled: tuple[bool, ...], steps: int) -> 
         speed = sizes.crops / bench.time(step)
         losses = f"loss {first:.3f} to {last:.3f}"
         table.append((f"tokenizer, {name}", f"{speed:,.0f} crops/s, {losses}, {ready:.0f} s before"))
+    card = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else ""
+    most = next((flops for name, flops in PEAKS.items() if name in card), None)
     for on in compiled:
         name, start = "compiled" if on else "eager", time.perf_counter()
-        step, gpt = gpt_step(bench, sizes, on)
+        step, gradients, gpt = gpt_step(bench, sizes, on)
         if not on:
-            flops = flops_of(step)
+            flops = flops_of(gradients)
         first, last = learns(step, steps)
         first_losses["GPT"].append(first)
-        ready, seconds = time.perf_counter() - start, bench.time(step)
-        share = f"{flops / seconds / 1e12:.3g} TFLOP/s = {flops / seconds / peak:.0%} of the product"
-        table.append((f"GPT, {name}", f"{sizes.grids / seconds:,.0f} grids/s, {share}, {ready:.0f} s before"))
+        ready = time.perf_counter() - start
+        for part, work in (("step", step), ("forward and back", gradients)):
+            seconds = bench.time(work)
+            share = f"{flops / seconds / 1e12:.3g} TFLOP/s = {flops / seconds / peak:.0%} of the product"
+            share += f", {flops / seconds / most:.0%} of the peak" if most else ""
+            table.append(
+                (f"GPT, {name}, {part}", f"{sizes.grids / seconds:,.0f} grids/s, {share}, {ready:.0f} s before")
+            )
         table.append((f"GPT, {name}, waits for the device", waits_for_nothing(bench, step)))
     for name, firsts in first_losses.items():
         assert max(firsts) - min(firsts) < 0.02 * max(firsts), f"{name}: eager and compiled losses differ: {firsts}"
-    seconds, tokens_Bhw = draw_row(bench, sizes, gpt.eval())
-    table.append(("drawing with guidance, 16 steps", f"{sizes.drawn / seconds:,.1f} grids/s"))
-    tokenizer = VQTokenizer(sizes.vq).to(bench.device).to(memory_format=torch.channels_last).eval()
-    batches = tokens_Bhw.to(bench.device).split(64)
-
-    def decode() -> None:
-        with torch.inference_mode(), bench.autocast():
-            for batch in batches:
-                tokenizer.decode(batch)
-
-    decoding = bench.time(decode)
-    table.append(("decoding in batches of 64", f"{sizes.drawn / decoding:,.1f} pictures/s"))
-    table.append(("drawing and decoding", f"{sizes.drawn / (seconds + decoding):,.1f} pictures/s"))
+    table += drawing(bench, sizes, gpt.eval())
     if bench.device.type == "cuda":
         table.append(("peak of GPU memory", f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"))
     return table

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from PIL.Image import Image
 
-from igpt.canvas import Batch, Task
+from igpt.canvas import Batch, Result, Task
 from igpt.files import Output, stem_for, write_file, write_picture
 from igpt.fitting import PartialGrid, canvas_for
 from igpt.image_gpt import ImageGPT
@@ -44,13 +45,20 @@ def draw_files(batches: Iterable[Batch], target: Target) -> list[Path]:
     paths: list[Path] = []
     captioned: list[tuple[Image, str]] = []  # for the sheet
     sprites: list[Sprite] = []
+    pool = ThreadPoolExecutor()  # compressing a picture takes longer than a GPU takes to draw it
+
+    def write(result: Result) -> tuple[str, Path]:
+        picture, recipe = result
+        stem = stem_for(target.title if batch.task.start else recipe.label or recipe.model, recipe.seed)
+        return stem, write_picture(picture, target.output.picture(stem), recipe, force=target.force)
+
     for batch in batches:
         frames: list[Image] = []
         steps = recorded(batch, frames) if target.timelapse else batch.steps()
-        for picture, recipe in batch.results(_last(steps, batch, target.quiet)):
-            stem = stem_for(target.title if batch.task.start else recipe.label or recipe.model, recipe.seed)
-            paths.append(_say(write_picture(picture, target.output.picture(stem), recipe, force=target.force)))
-            sprites.append(Sprite(paths[-1].name, picture, recipe.label, recipe.seed))
+        results = batch.results(_last(steps, batch, target.quiet))
+        for (picture, recipe), (stem, path) in zip(results, pool.map(write, results), strict=True):
+            paths.append(_say(path))
+            sprites += [Sprite(path.name, picture, recipe.label, recipe.seed)] * target.atlas
             if target.timelapse:
                 data = animation(frames, target.timelapse, exact=batch.model.downsample == 1)
                 place = target.output.companion(stem, f"-timelapse.{target.timelapse}")
@@ -71,11 +79,13 @@ def draw_files(batches: Iterable[Batch], target: Target) -> list[Path]:
 
 
 def shared_out(batches: Iterable[Batch], target: Target, process: int, processes: int) -> Iterator[Batch]:
-    """The batches that fall to one of several processes, without those that are on disk already, by this model."""
+    """The batches that fall to one of several processes, without those that are on disk already, by this model: of
+    each the last one is looked into."""
     for batch in islice(batches, process, None, processes):
         stems = [stem_for(label or batch.model.name, s) for label, s in zip(batch.labels, batch.seeds, strict=True)]
         places = [target.output.picture(stem) for stem in stems]
-        if not all(place.is_file() and recipe_of(place).weights_hash == batch.model.weights_hash for place in places):
+        written = all(place.is_file() for place in places)
+        if not (written and recipe_of(places[-1]).weights_hash == batch.model.weights_hash):
             yield batch
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from difflib import get_close_matches
 from typing import Any
 
@@ -16,6 +17,7 @@ from tokenizer_vq.images import to_picture
 
 from .checkpoint import Tokenizer
 from .config import ANY_LABEL, NO_LABEL, SamplingOptions
+from .device import pictures_at_once
 from .likelihood import label_nats
 from .model import GPT
 from .recipe import sampling_options
@@ -43,6 +45,12 @@ class Bundle:
         self.tokenizer, self.gpt, self.labels = tokenizer.eval(), gpt.eval(), list(labels)
         self.name, self.weights_hash, self.provenance = name, weights_hash, provenance or {}
         self.device, self.downsample = gpt.query.device, tokenizer.downsample  # pixels a side of a token
+        # New pictures are drawn so many together, and never in batches of fewer rows: on a GPU another number of rows
+        # may round otherwise, and a picture shall not depend on what else is drawn with it.
+        self.at_once, on_gpu = pictures_at_once(self.device), self.device.type == "cuda"
+        self.rows, self.half = self.at_once if on_gpu else 1, on_gpu and gpt.draws_in == torch.bfloat16
+        if on_gpu:
+            tokenizer.to(memory_format=torch.channels_last)
         self.grids = Grids(self.downsample, gpt.config.cell, gpt.config.cells)  # the token grids on which it draws
 
     @property
@@ -57,14 +65,15 @@ class Bundle:
     def decode(self, tokens_Bhw: Tensor, known_Bhw: Tensor | None = None, at: tuple[int, int] = (0, 0)) -> list[Image]:
         """Pictures of token grids, at the grid's own size in pixels; unknown tokens are mid-grey. A window of a larger
         picture says with `at` which row and column its first token has there."""
-        pictures = []
-        for i, tokens_hw in enumerate(tokens_Bhw.to(self.device)):
-            # One picture at a time: convolutions gain nothing from batches on a CPU, and sums come out the same.
-            image_CHW = self.tokenizer.decode(tokens_hw[None], at)[0]
+        pictures: list[Image] = []
+        at_once = self.rows  # on a CPU convolutions gain nothing from batches, and sums come out the same
+        for first in range(0, len(tokens_Bhw), at_once):
+            with torch.autocast("cuda", torch.bfloat16) if self.half else nullcontext():
+                images_BCHW = self.tokenizer.decode(tokens_Bhw[first : first + at_once].to(self.device), at)
             if known_Bhw is not None:
-                known_HW = known_Bhw[i].repeat_interleave(self.downsample, 0).repeat_interleave(self.downsample, 1)
-                image_CHW = image_CHW * known_HW.to(self.device)
-            pictures.append(to_picture(image_CHW))
+                known_BHW = known_Bhw[first : first + at_once].to(self.device).repeat_interleave(self.downsample, 1)
+                images_BCHW = images_BCHW * known_BHW.repeat_interleave(self.downsample, 2).unsqueeze(1)
+            pictures += map(to_picture, images_BCHW)
         return pictures
 
     # Labels

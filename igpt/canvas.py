@@ -80,11 +80,13 @@ class Batch:
 
     def steps(self) -> Iterator[list[PartialGrid]]:
         """The grids of all its pictures after every step; those of the last one are complete."""
-        labels_B, seeds = self.model.label_numbers(self.labels), generators(self.seeds[0], len(self.seeds))
-        for step in self._compose(labels_B, seeds):
-            grids = [PartialGrid(*pair) for pair in zip(step.tokens_Bhw, step.known_Bhw, strict=True)]
+        labels_B, count = self.model.label_numbers(self.labels), len(self.labels)
+        rows = count if self.start is not None else max(count, self.model.rows)  # more than asked for are left out
+        seeds = generators(self.seeds[0], rows)
+        for step in self._compose(F.pad(labels_B, (0, rows - count), value=int(labels_B[-1])), seeds):
+            grids = [PartialGrid(*pair) for pair in zip(step.tokens_Bhw, step.known_Bhw, strict=True)][:count]
             yield grids
-        for i, generator in enumerate(seeds):
+        for i, generator in enumerate(seeds[:count]):
             for finer in self.canvas.levels[1:]:
                 enlarged = self._enlarged(grids[i].tokens_hw, finer, generator)
                 for grid in self.refine(enlarged, int(labels_B[i]), generator):
@@ -114,7 +116,8 @@ class Batch:
         """The picture of the tokens on a finer grid; known are some of its tokens and those that were given."""
         model, given, wraps = self.model, self.given, self.canvas.wraps
         size = grid[1] * model.downsample, grid[0] * model.downsample
-        picture = fitting.resized(model, decode(model, tokens_hw, wraps), size, wraps)
+        (picture,) = decode(model, tokens_hw[None], wraps)
+        picture = fitting.resized(model, picture, size, wraps)
         known_hw = keep_mask(grid, model.gpt.config.cell, generator)
         if given is None:
             return PartialGrid(encode(model, picture, wraps), known_hw)
@@ -163,10 +166,11 @@ class Batch:
 
     def results(self, grids: Sequence[PartialGrid]) -> list[Result]:
         """The pictures of complete grids, with their recipes."""
-        results = []
-        for label, seed, (tokens_hw, _) in zip(self.labels, self.seeds, grids, strict=True):
-            grid, known_hw = (tokens_hw.shape[0], tokens_hw.shape[1]), torch.zeros(0, dtype=torch.bool)
-            picture = fitting.finish(self.model, tokens_hw, self.canvas)
+        results, tokens_Bhw = [], torch.stack([tokens_hw for tokens_hw, _ in grids])
+        pictures = fitting.finish(self.model, tokens_Bhw, self.canvas)
+        grid = (tokens_Bhw.shape[1], tokens_Bhw.shape[2])
+        for label, seed, tokens_hw, picture in zip(self.labels, self.seeds, tokens_Bhw, pictures, strict=True):
+            known_hw = torch.zeros(0, dtype=torch.bool)
             if self.given is not None:
                 picture = fitting.composite(self.model, self.given, picture)
                 known_hw = ~fitting.mask_tokens(self.model, self.given.mask, grid)
@@ -222,7 +226,7 @@ class Batch:
         """An unfinished picture in its final size. What is not drawn yet is mid-grey in a composition; later on it is
         the enlarged composition."""
         if bool(grid.known_hw.all()) or grid.known_hw.shape != self.canvas.levels[0]:
-            return self._sprite(fitting.finish(self.model, grid.tokens_hw, self.canvas))
+            return self._sprite(*fitting.finish(self.model, grid.tokens_hw[None], self.canvas))
         (picture,) = self.model.decode(grid.tokens_hw[None], grid.known_hw[None])
         return self._sprite(fitting.cover(self.model, picture, self.canvas.size))
 

@@ -6,7 +6,7 @@ weights laid out by oneDNN beforehand (on two cores; `benchmarks/sampling.py`). 
 they are tried first, and where they are missing or wrong the plain product is used.
 
 CPUs that multiply bfloat16 in hardware are faster in it with 64 rows and more: three to seven times with AMX, 1.5 to
-1.7 times with AVX-512 alone. So a layer may draw in it. Sums are float32 either way.
+1.7 times with AVX-512 alone. So a layer may draw in it, as it does on a GPU. Sums are float32 either way.
 """
 
 from __future__ import annotations
@@ -28,23 +28,28 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # numbers of malloc.h
 
 
 class Linear(nn.Linear):
-    """nn.Linear without a bias. In inference mode on a CPU in float32 it keeps a second, packed copy of its weights."""
+    """nn.Linear without a bias. In inference mode it keeps a second copy of its weights: packed on a CPU, and on a GPU
+    in `drawing_dtype`, in which the result is then too."""
 
     def __init__(self, features_in: int, features_out: int):
         super().__init__(features_in, features_out, bias=False)
-        self.drawing_dtype = torch.float32  # of the packed copy, which is float32 where packing in this does not work
+        self.drawing_dtype = torch.float32  # of the copy, which is float32 where packing in this does not work
         self._packed: Tensor | None = None
-        self._packed_from: tuple[Any, ...] = ()  # address and version of the weights that were packed, and precision
+        self._packed_from: tuple[Any, ...] = ()  # address and version of the weights that were copied, and precision
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] to [..., O]."""
         weight = self.weight
-        if self.training or not (torch.is_inference_mode_enabled() and x.dtype == torch.float32 and _can_pack(weight)):
+        compiling = torch.compiler.is_compiling()  # where no other question can be asked
+        if compiling or self.training or not (torch.is_inference_mode_enabled() and _can_copy(weight, x)):
             return F.linear(x, weight)
-        dtype = self.drawing_dtype if packing_works(self.drawing_dtype) else torch.float32
+        dtype = self.drawing_dtype if not weight.is_cpu or packing_works(self.drawing_dtype) else torch.float32
         now = (weight.data_ptr(), weight._version, dtype)
         if self._packed is None or self._packed_from != now:
-            self._packed, self._packed_from = _pack(weight.to(dtype)), now
+            copied = weight.detach().to(dtype)
+            self._packed, self._packed_from = _pack(copied) if weight.is_cpu else copied, now
+        if not weight.is_cpu:
+            return F.linear(x.to(dtype), self._packed)
         return (_exact_product if dtype == x.dtype else _rough_product)(x, self._packed)
 
     def train(self, mode: bool = True) -> Linear:
@@ -57,10 +62,11 @@ class Linear(nn.Linear):
         return self.__dict__ | {"_packed": None, "_packed_from": ()}
 
 
-def _can_pack(weight: Tensor) -> bool:
+def _can_copy(weight: Tensor, x: Tensor) -> bool:
     """Never under autocast, which asks for plain products in another precision: `packing_works` compares with them."""
-    plain = weight.is_cpu and weight.dtype == torch.float32 and not weight.is_inference()
-    return plain and not torch.is_autocast_enabled("cpu") and packing_works(torch.float32)
+    autocast = torch.is_autocast_enabled("cpu" if weight.is_cpu else "cuda")
+    plain = weight.dtype == torch.float32 and not weight.is_inference() and not autocast
+    return plain and (not weight.is_cpu or (x.dtype == torch.float32 and packing_works(torch.float32)))
 
 
 def _pack(weight: Tensor) -> Tensor:

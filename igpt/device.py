@@ -1,13 +1,16 @@
-"""Which device to work on, and whether it multiplies fast in bfloat16."""
+"""Which device to work on, whether it multiplies fast in bfloat16, and work on it that is replayed."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from tokenizer_vq.base import UserError
 
@@ -31,6 +34,12 @@ def pick_device(asked: str | None = None) -> torch.device:
     if not (number or "0").isdecimal() or int(number or 0) >= devices(kind):
         raise UserError(f"there is no device {asked!r} here; there is {', '.join(present)}")
     return torch.device(f"{kind}:{number}" if number else kind)
+
+
+def pictures_at_once(device: torch.device) -> int:
+    """How many pictures of the native size to draw together, so that any number fits into memory."""
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
+    return 64 if memory > 16e9 else 16
 
 
 @contextmanager
@@ -68,3 +77,52 @@ def fast_bf16(device: torch.device | None = None) -> bool:
     processor = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     library = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
     return bool(processor and library and processor() and library())
+
+
+Work = Callable[..., Tensor]
+
+
+def cuda_graph(work: Work, inputs: Sequence[Tensor]) -> tuple[Callable[[], None], Tensor]:
+    """Work recorded as one CUDA graph: what does it again with what is then in `inputs`, and where its result is."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = work(*inputs)
+    return graph.replay, result
+
+
+class Graphs:
+    """Work that comes again and again with tensors of the same shapes, recorded once and then replayed: thousands of
+    small operations without Python between them.
+
+    The first REPEATS times it is done as it is, which also warms up. Only the last recording is kept, as each holds
+    memory. Where recording fails, a warning says so once, and everything is done as it is.
+    """
+
+    REPEATS = 2
+
+    def __init__(self, record: Callable[..., tuple[Callable[[], None], Tensor]] | None = cuda_graph):
+        self.record, self.key, self.times = record, (), 0
+        self.recording: tuple[list[Tensor], Callable[[], None], Tensor] | None = None
+
+    def __deepcopy__(self, memo: Any) -> Graphs:
+        return Graphs(self.record)
+
+    def __call__(self, key: Any, work: Work, inputs: Sequence[Tensor]) -> Tensor:
+        """work(*inputs). `key` stands for all that matters but the values of the inputs."""
+        if key != self.key:
+            self.key, self.times, self.recording = key, 0, None
+        self.times += 1
+        if self.times > self.REPEATS and self.recording is None and self.record is not None:
+            own = [x.clone() for x in inputs]
+            try:
+                self.recording = (own, *self.record(work, own))
+            except RuntimeError as error:
+                self.record = None
+                warnings.warn(f"drawing goes on without CUDA graphs: {error}", stacklevel=2)
+        if self.recording is None:
+            return work(*inputs)
+        own, replay, result = self.recording
+        for mine, new in zip(own, inputs, strict=True):
+            mine.copy_(new)
+        replay()
+        return result.clone()

@@ -113,10 +113,12 @@ def on_grid(model: Bundle, given: Inpainting, grid: Grid) -> PartialGrid:
 # Out of a grid
 
 
-def finish(model: Bundle, tokens_hw: Tensor, canvas: Canvas) -> Image.Image:
-    """The picture of a grid in exactly the size of the canvas."""
-    picture = decode(model, tokens_hw, canvas.wraps)
-    return resized(model, picture, canvas.size, True) if canvas.wraps else cover(model, picture, canvas.size)
+def finish(model: Bundle, tokens_Bhw: Tensor, canvas: Canvas) -> list[Image.Image]:
+    """The pictures of grids in exactly the size of the canvas."""
+    pictures = decode(model, tokens_Bhw, canvas.wraps)
+    if canvas.wraps:
+        return [resized(model, picture, canvas.size, True) for picture in pictures]
+    return [cover(model, picture, canvas.size) for picture in pictures]
 
 
 def cover(model: Bundle, picture: Image.Image, size: tuple[int, int]) -> Image.Image:

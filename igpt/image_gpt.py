@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 SPRITES = ("scale", "ground", "palette")  # of DrawArguments, those for palette models
-PICTURES_AT_ONCE = 16  # so that any number fits into memory; a picture is the same in any batch
 
 
 class DrawArguments(TypedDict, total=False):
@@ -79,8 +78,8 @@ class ImageGPT(Bundle):
     ) -> ImageGPT:
         """A model folder, an in-the-box name or a Hub id, on `device` (default: the best there is), with an adapter.
 
-        On a CPU it draws in bfloat16 or float32 (default: bfloat16 where the hardware has it). Raises UserError if
-        there is no such model or device, if files are damaged or the adapter is of another model.
+        It draws in bfloat16 or float32 (default: bfloat16 where the hardware has it). Raises UserError if there is no
+        such model or device, if files are damaged or the adapter is of another model.
         """
         target = pick_device(device)
         found = checkpoint.load(name)
@@ -93,10 +92,16 @@ class ImageGPT(Bundle):
             found = with_adapter(found, file)
             name = file.absolute().parent if file.name == checkpoint.ADAPTER else file.stem
         assert found.gpt is not None
-        if fast_bf16(target) if bf16 is None else bf16:
-            found.gpt.draw_in(torch.bfloat16)
-        parts = found.tokenizer.to(target), found.gpt.to(target), found.labels
-        return cls(*parts, name=Path(name).name, weights_hash=found.weights_hash, provenance=found.provenance)
+        tokenizer, gpt = found.tokenizer.to(target), found.gpt.to(target)
+        gpt.draw_in(torch.bfloat16 if (fast_bf16(target) if bf16 is None else bf16) else torch.float32)
+        return cls(
+            tokenizer,
+            gpt,
+            found.labels,
+            name=Path(name).name,
+            weights_hash=found.weights_hash,
+            provenance=found.provenance,
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write the model to a folder: config.json and model.safetensors."""
@@ -136,7 +141,7 @@ class ImageGPT(Bundle):
         self, task: Task, n: int = 1, *, at_once: int | None = None, **draw: Unpack[DrawArguments]
     ) -> Iterator[Batch]:
         """What draws n pictures of a task, step by step and with their recipes; of an edit one at a time, of new ones
-        at most `at_once` together (default: PICTURES_AT_ONCE)."""
+        at most `at_once` together (default: as many as fit into memory)."""
         changes: dict[str, Any] = {"label": None, "seed": 0, "options": None, **draw}
         label, seed, options = (changes.pop(name) for name in ("label", "seed", "options"))
         task = task._replace(sprite=self._sprite({name: changes.pop(name) for name in SPRITES if name in changes}))
@@ -146,7 +151,7 @@ class ImageGPT(Bundle):
         options = replace(options, **changes)
         options.check()
         seed, n = check_seeds(seed, n)
-        label, at_once = self.label_for(task, label), 1 if task.start is not None else at_once or PICTURES_AT_ONCE
+        label, at_once = self.label_for(task, label), 1 if task.start is not None else at_once or self.at_once
         return (
             Batch(self, task, self.labels_for(label, first, min(at_once, seed + n - first)), first, options)
             for first in range(seed, seed + n, at_once)

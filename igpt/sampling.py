@@ -1,7 +1,9 @@
 """Sampling tokens: pure functions (how many cells a step, filters, guidance) and one generator that uses them.
 
 `sample` yields the grid after every step; progress, previews and time-lapses are built on it. Randomness comes from one
-CPU generator a picture, so a seed means the same picture in any batch and on any device.
+CPU generator a picture, so a seed means the same picture in any batch and on any device. All of it, and all else that a
+drawing starts with (`Plan`), goes to the device at once; `draw` then never waits for the device, and the shapes in it
+depend on the plan's shapes and the number of steps alone, so that a GPU may replay it whole (`device.Graphs`).
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ def keep_top_p(logits_K: Tensor, p: float) -> Tensor:
     if p >= 1:
         return logits_K
     # numpy, because it sorts values alone, which is five times as fast as torch's sorting of values and places.
-    rising = torch.from_numpy(np.sort(logits_K.numpy(), axis=-1))
+    rising = torch.from_numpy(np.sort(logits_K.numpy(), axis=-1)) if logits_K.is_cpu else logits_K.sort(-1).values
     too_many = (rising.softmax(-1).cumsum(-1) <= 1 - p).sum(-1, keepdim=True).clamp(max=logits_K.shape[-1] - 1)
     return logits_K.masked_fill(logits_K < rising.gather(-1, too_many), -math.inf)
 
@@ -100,6 +102,52 @@ def drawing_orders(mask_BL: Tensor, order: str, seeds: Sequence[torch.Generator]
     return torch.stack(rows)
 
 
+class Plan(NamedTuple):
+    """What a drawing starts with: cells that are seen (S of them) and cells to draw (M), in order."""
+
+    labels_B: Tensor
+    seen_BSn: Tensor
+    seen_BS2: Tensor  # their places
+    tokens_BMn: Tensor  # 0 where not given
+    given_BMn: Tensor  # bool: tokens that are not drawn
+    positions_BM2: Tensor
+    uniform_BMn: Tensor  # float64: the quantiles at which tokens are drawn
+
+
+def draw(gpt: GPT, plan: Plan, counts: Sequence[int], options: SamplingOptions, guided: bool) -> Iterator[Tensor]:
+    """The tokens of the cells of a plan, [B, M, n], after every step; so many cells are drawn in each."""
+    device, total, drawn = gpt.query.device, plan.tokens_BMn.shape[1], 0
+    # Where guidance compares, every grid is in the batch a second time, without its label.
+    copies, labelled_B11 = 1 + guided, (plan.labels_B != gpt.null_label).view(-1, 1, 1)
+    both = torch.cat([plan.labels_B, torch.full_like(plan.labels_B, gpt.null_label)][:copies])
+    cache = gpt.init_cache(both.to(device), plan.seen_BSn.shape[1] + total)
+
+    def copied(x: Tensor) -> Tensor:
+        return x.to(device).repeat(copies, 1, 1)
+
+    if plan.seen_BSn.shape[1]:
+        gpt.append(copied(plan.seen_BSn), copied(plan.seen_BS2), cache)
+    tokens_BMn = plan.tokens_BMn.clone()
+    for count in counts:
+        # All cells of a step at once, and within each one token after the other.
+        now = slice(drawn, drawn + count)
+        drawn += count
+        hidden = gpt.query_hidden(copied(plan.positions_BM2[:, now]), cache)
+        # Guidance grows with the share that is drawn: strong early guidance would make all pictures alike.
+        weight_B11 = torch.where(labelled_B11, 1 + (options.guidance - 1) * (drawn / total), 1.0)
+        for j in range(tokens_BMn.shape[2]):
+            logits_BMK = gpt.next_token(hidden, copied(tokens_BMn[:, now, :j])).float().to(tokens_BMn.device)
+            if guided:
+                cond, uncond = logits_BMK.chunk(2)
+                logits_BMK = uncond + guidance_delta(cond, uncond, weight_B11)
+            token_BM = sample_token(logits_BMK, plan.uniform_BMn[:, now, j], options)
+            tokens_BMn[:, now, j] = torch.where(plan.given_BMn[:, now, j], tokens_BMn[:, now, j], token_BM)
+        yield tokens_BMn
+        # They become content of all later ones.
+        if drawn < total:
+            gpt.append(copied(tokens_BMn[:, now]), copied(plan.positions_BM2[:, now]), cache)
+
+
 def _in_cells(known: Known | None, batch: int, grid: tuple[int, int], cell: int) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens (0 where unknown), which are known and which to draw, each [B, L, n]: L cells of n tokens."""
     nothing_hw = torch.zeros(grid, dtype=torch.bool)
@@ -124,47 +172,38 @@ def sample(
     drawn to what comes before it in the cell. What is neither given nor to be drawn stays unknown. All grids of a batch
     must have equally many cells to see and to draw. The first thing yielded is the grid as given, before any step.
     """
-    cell, device, labels_B = gpt.config.cell, gpt.query.device, labels_B.cpu()
-    rows, columns = grid[0] // cell, grid[1] // cell
+    cell, (rows, columns), labels_B = gpt.config.cell, (side // gpt.config.cell for side in grid), labels_B.cpu()
     tokens_BLn, known_BLn, mask_BLn = _in_cells(known, len(labels_B), grid, cell)
-    grids_B1 = torch.arange(len(labels_B)).unsqueeze(1)  # x[grids_B1, cells_BM] are these cells of each grid
-    # Where guidance compares, every grid is in the batch a second time, without its label.
-    labelled_B11 = (labels_B != gpt.null_label).view(-1, 1, 1)
-    copies = 2 if options.guidance != 1 and bool(labelled_B11.any()) else 1
-    both = torch.cat([labels_B, torch.full_like(labels_B, gpt.null_label)][:copies])
-    positions_L2, cache = cell_positions(rows, columns), gpt.init_cache(both.to(device), rows * columns)
-
-    def copied(x: Tensor) -> Tensor:
-        return x.to(device).repeat(copies, 1, 1)
-
-    # The cells that are given whole become the first of the content, in a random order.
-    whole_BL = known_BLn.all(-1)
-    orders_BM = drawing_orders(mask_BLn.any(-1) & ~whole_BL, options.order, seeds)
-    if whole_BL.any():
-        seen_BM = drawing_orders(whole_BL, "random", seeds)
-        gpt.append(copied(tokens_BLn[grids_B1, seen_BM]), copied(positions_L2[seen_BM]), cache)
     yield Step(to_grid(tokens_BLn, rows, cell), to_grid(known_BLn, rows, cell))
-
-    total, drawn = orders_BM.shape[1], 0
-    for count in cells_per_step(total, total if options.order == "raster" else options.steps):
-        # All cells of a step at once, and within each one token after the other.
-        cells_BM = orders_BM[:, drawn : drawn + count]
-        drawn += count
-        hidden = gpt.query_hidden(copied(positions_L2[cells_BM]), cache)
-        uniform_BMn = torch.stack([torch.rand(count, cell**2, generator=g, dtype=torch.float64) for g in seeds])
-        given_BMn, tokens_BMn = known_BLn[grids_B1, cells_BM], tokens_BLn[grids_B1, cells_BM]
-        # Guidance grows with the share that is drawn: strong early guidance would make all pictures alike.
-        weight_B11 = torch.where(labelled_B11, 1 + (options.guidance - 1) * (drawn / total), 1.0)
-        for j in range(cell**2):
-            logits_BMK = gpt.next_token(hidden, copied(tokens_BMn[..., :j])).float().cpu()
-            if copies == 2:
-                cond, uncond = logits_BMK.chunk(2)
-                logits_BMK = uncond + guidance_delta(cond, uncond, weight_B11)
-            token_BM = sample_token(logits_BMK, uniform_BMn[..., j], options)
-            tokens_BMn[..., j] = torch.where(given_BMn[..., j], tokens_BMn[..., j], token_BM)
-        # They become known, and content of all later ones.
+    # The cells that are given whole become the first of the content, in a random order.
+    whole_BL, grids_B1 = known_BLn.all(-1), torch.arange(len(labels_B)).unsqueeze(1)
+    orders_BM = drawing_orders(mask_BLn.any(-1) & ~whole_BL, options.order, seeds)
+    seen_BS = drawing_orders(whole_BL, "random" if whole_BL.any() else "raster", seeds)
+    positions_L2, total = cell_positions(rows, columns), orders_BM.shape[1]
+    counts = cells_per_step(total, total if options.order == "raster" else options.steps)
+    uniform_BMn = torch.stack([torch.rand(total, cell**2, generator=g, dtype=torch.float64) for g in seeds])
+    seen, asked = (grids_B1, seen_BS), (grids_B1, orders_BM)  # x[asked] are these cells of each grid
+    parts = (labels_B, tokens_BLn[seen], positions_L2[seen_BS], tokens_BLn[asked], known_BLn[asked])
+    # Apple's GPUs have no float64: there tokens are drawn on the CPU, and only the GPT is on the GPU.
+    at = "cpu" if gpt.query.device.type == "mps" else gpt.query.device
+    plan = Plan(*(x.to(at) for x in (*parts, positions_L2[orders_BM], uniform_BMn)))
+    guided = options.guidance != 1 and bool((labels_B != gpt.null_label).any())
+    for step, tokens_BMn in enumerate(_drawn(gpt, plan, counts, options, guided)):
+        new = grids_B1, orders_BM[:, : sum(counts[: step + 1])]
         tokens_BLn, known_BLn = tokens_BLn.clone(), known_BLn.clone()
-        tokens_BLn[grids_B1, cells_BM], known_BLn[grids_B1, cells_BM] = tokens_BMn, True
+        tokens_BLn[new], known_BLn[new] = tokens_BMn[:, : new[1].shape[1]], True
         yield Step(to_grid(tokens_BLn, rows, cell), to_grid(known_BLn, rows, cell))
-        if drawn < total:
-            gpt.append(copied(tokens_BMn), copied(positions_L2[cells_BM]), cache)
+
+
+def _drawn(gpt: GPT, plan: Plan, counts: Sequence[int], options: SamplingOptions, guided: bool) -> Iterator[Tensor]:
+    """`draw`, on the CPU: step by step, or where a GPU may replay it, all steps before the first is seen."""
+    if gpt.graphs is None or not counts:
+        return (tokens_BMn.cpu() for tokens_BMn in draw(gpt, plan, counts, options, guided))
+
+    def work(*parts: Tensor) -> Tensor:
+        *_, tokens_BMn = draw(gpt, Plan(*parts), counts, options, guided)
+        return tokens_BMn
+
+    weights = [(weight.data_ptr(), weight.is_inference() or weight._version) for weight in gpt.parameters()]
+    key = (weights, counts, options, guided, [x.shape for x in plan])
+    return iter([gpt.graphs(key, work, plan).cpu()] * len(counts))

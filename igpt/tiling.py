@@ -63,22 +63,24 @@ def encode(model: Bundle, picture: Image.Image, wraps: bool = False, side: int =
     return tokens_hw[OVERLAP:-OVERLAP, OVERLAP:-OVERLAP].clone() if wraps else tokens_hw
 
 
-def decode(model: Bundle, tokens_hw: Tensor, wraps: bool = False, side: int = TOKENS_AT_ONCE) -> Image.Image:
-    """The picture of a token grid, at the grid's own size in pixels."""
-    token, (h, w) = model.downsample, tokens_hw.shape
+def decode(model: Bundle, tokens_Bhw: Tensor, wraps: bool = False, side: int = TOKENS_AT_ONCE) -> list[Image.Image]:
+    """The pictures of token grids, at the grids' own size in pixels."""
+    token, (h, w) = model.downsample, tokens_Bhw.shape[1:]
     if wraps:
         rows, columns = (torch.arange(-OVERLAP, length + OVERLAP) % length for length in (h, w))
-        return _closed(decode(model, tokens_hw[rows][:, columns], side=side), OVERLAP * token, BLENDED_BORDER * token)
+        larger = decode(model, tokens_Bhw[:, rows][:, :, columns], side=side)
+        return [_closed(picture, OVERLAP * token, BLENDED_BORDER * token) for picture in larger]
     rows_at_once, columns_at_once = window_for(h, w, side)
-    picture = Image.new("RGB", (w * token, h * token))
+    pictures = [Image.new("RGB", (w * token, h * token)) for _ in tokens_Bhw]
     for y in spans(h, rows_at_once, OVERLAP):
         for x in spans(w, columns_at_once, OVERLAP):
-            (part,) = model.decode(tokens_hw[None, y.start : y.stop, x.start : x.stop], at=(y.start, x.start))
+            parts = model.decode(tokens_Bhw[:, y.start : y.stop, x.start : x.stop], at=(y.start, x.start))
             # Over a neighbour a window is nothing in its unused border, rises over the blended one, and then is all.
-            across = _ramp(part.size, token if x.start else 0)
-            down = _ramp(part.size[::-1], token if y.start else 0).transpose(Image.Transpose.TRANSPOSE)
-            picture.paste(part, (x.start * token, y.start * token), ImageChops.multiply(across, down))
-    return picture
+            across = _ramp(parts[0].size, token if x.start else 0)
+            down = _ramp(parts[0].size[::-1], token if y.start else 0).transpose(Image.Transpose.TRANSPOSE)
+            for picture, part in zip(pictures, parts, strict=True):
+                picture.paste(part, (x.start * token, y.start * token), ImageChops.multiply(across, down))
+    return pictures
 
 
 def _ramp(size: tuple[int, int], token: int) -> Image.Image:

@@ -142,7 +142,7 @@ def test_a_large_picture_is_its_composition_said_again_in_finer_tokens(tiny_mode
     frames = list(batch(tiny_model, (64, 64)).steps())
     coarse, fine = ([frame for (frame,) in frames if frame.tokens_hw.shape == (side, side)] for side in (8, 16))
     assert torch.equal(coarse[-1].tokens_hw, final(tiny_model, (32, 32))[0].tokens_hw)
-    enlarged = decode(tiny_model, coarse[-1].tokens_hw).resize((64, 64), Image.Resampling.LANCZOS)
+    enlarged = decode(tiny_model, coarse[-1].tokens_hw[None])[0].resize((64, 64), Image.Resampling.LANCZOS)
     enlarged_hw = encode(tiny_model, enlarged)
     assert all(torch.equal(frame.tokens_hw[~frame.known_hw], enlarged_hw[~frame.known_hw]) for frame in fine)
     same_hw = fine[-1].tokens_hw == enlarged_hw
@@ -177,6 +177,18 @@ def test_more_pictures_than_fit_at_once_are_drawn_in_batches_and_come_out_the_sa
 # Seams
 
 
+def test_a_batch_that_is_filled_up_as_on_a_gpu_gives_the_pictures_it_gives_alone(
+    tiny_model: ImageGPT, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = batch(tiny_model, (64, 48), seed=7, n=3).draw()
+    monkeypatch.setattr(tiny_model, "rows", 4)  # so many are decoded together too
+    filled = batch(tiny_model, (64, 48), seed=7, n=3).draw()
+    assert [result.recipe.tokens for result in filled] == [result.recipe.tokens for result in plain]
+    for (ours, _), (theirs, _) in zip(filled, plain, strict=True):
+        assert int(np.abs(np.asarray(ours).astype(int) - np.asarray(theirs)).max()) <= 1
+    assert len({result.recipe.tokens for result in filled}) == 3
+
+
 def test_the_seam_measure_sees_a_line_and_does_not_see_where_there_is_none() -> None:
     noise_CHW = torch.rand(3, 64, 64, generator=Generator().manual_seed(0))
     assert 0.8 < seam_ratio(noise_CHW, [16, 32, 48], [32]) < 1.2
@@ -190,7 +202,7 @@ def test_the_seam_measure_sees_a_line_and_does_not_see_where_there_is_none() -> 
 
 def test_decoding_in_windows_leaves_no_seam_and_looks_as_decoded_at_once(tiny_model: ImageGPT) -> None:
     tokens_hw = torch.randint(32, (36, 60), generator=Generator().manual_seed(0))
-    whole, pieces = (decode(tiny_model, tokens_hw, side=side) for side in (60, 24))
+    (whole,), (pieces,) = (decode(tiny_model, tokens_hw[None], side=side) for side in (60, 24))
     assert pieces.size == whole.size == (240, 144)
     difference = ImageChops.difference(whole, pieces).convert("L")
     assert 0 < float(np.asarray(difference).mean()) < 12, "windows have their own statistics, but nearly the same ones"
@@ -209,10 +221,10 @@ def edge_ratio(picture: Image.Image, every: int) -> float:
 
 def test_a_decoded_texture_goes_on_at_its_other_side(tiny_model: ImageGPT) -> None:
     tokens_hw = torch.randint(32, (12, 16), generator=Generator().manual_seed(1))
-    wraps, plain = (decode(tiny_model, tokens_hw, wraps=wraps) for wraps in (True, False))
+    (wraps,), (plain,) = (decode(tiny_model, tokens_hw[None], wraps=wraps) for wraps in (True, False))
     assert wraps.size == plain.size == (64, 48)
     assert edge_ratio(wraps, 4) < 1.5
-    moved = decode(tiny_model, tokens_hw.roll((6, 8), (0, 1)), wraps=True)
+    (moved,) = decode(tiny_model, tokens_hw.roll((6, 8), (0, 1))[None], wraps=True)
     back = ImageChops.offset(moved, -32, -24)
     assert float(np.asarray(ImageChops.difference(back, wraps)).mean()) < 12, "where a texture begins does not matter"
 
@@ -227,7 +239,7 @@ def test_the_edges_of_a_texture_are_drawn_with_both_sides_in_sight_and_its_middl
 
 def test_a_texture_keeps_wrapping_when_it_is_refined_and_resized(tiny_model: ImageGPT) -> None:
     (drawing,) = final(tiny_model, (64, 64), wraps=True)
-    picture = finish(tiny_model, drawing.tokens_hw, Canvas((90, 50), [], wraps=True))
+    (picture,) = finish(tiny_model, drawing.tokens_hw[None], Canvas((90, 50), [], wraps=True))
     assert picture.size == (90, 50) and edge_ratio(picture, 1) < 2
 
 
@@ -323,7 +335,7 @@ def test_a_sprite_that_is_laid_on_a_grid_and_cut_out_again_is_the_very_sprite(
 ) -> None:
     for grid in tiny_pixels.grids.pyramid(*size):
         tokens_hw = torch.randint(6, grid, generator=Generator().manual_seed(3))
-        picture = cover(tiny_pixels, decode(tiny_pixels, tokens_hw), size)
+        picture = cover(tiny_pixels, *decode(tiny_pixels, tokens_hw[None]), size)
         assert cover(tiny_pixels, letterbox(tiny_pixels, picture, grid), size).tobytes() == picture.tobytes()
         assert picture.size == size and mask_tokens(tiny_pixels, Image.new("L", size, 255), grid).all()
 
@@ -335,7 +347,7 @@ def test_one_pixel_of_a_mask_is_enough_for_a_token_of_a_sprite(size: tuple[int, 
     unknown_hw = mask_tokens(tiny_pixels, wanted, grid)
     assert int(unknown_hw.sum()) == 1
     painted_hw = torch.where(unknown_hw, 1, 0)
-    picture = cover(tiny_pixels, decode(tiny_pixels, painted_hw), size)
+    picture = cover(tiny_pixels, *decode(tiny_pixels, painted_hw[None]), size)
     assert picture.getpixel((size[0] // 2 + 1, size[1] // 2 + 1)) == (255, 255, 255), "and it is the one over it"
 
 

@@ -184,6 +184,16 @@ def test_positions_have_the_label_in_the_middle_of_any_grid() -> None:
         assert torch.equal(cell_positions(h, w)[-1] - cell_positions(h, w)[0], torch.tensor([h - 1.0, w - 1.0]))
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_the_whole_forward_pass_can_be_compiled_as_one_graph_and_learns_the_same(backend: str) -> None:
+    """A rotation as complex numbers could not be: Inductor has none."""
+    gpt, inputs, found = make().train(), sequence(3, 4), []
+    for forward in (gpt, torch.compile(gpt, fullgraph=True, dynamic=False, backend=backend)):
+        loss = F.cross_entropy(forward(*inputs).flatten(0, 2), inputs[0].flatten())
+        found.append([loss, *torch.autograd.grad(loss, gpt.query_blocks.parameters())])
+    assert all(torch.allclose(ours, theirs, atol=1e-5) for ours, theirs in zip(*found, strict=True))
+
+
 def test_an_untrained_gpt_finds_all_tokens_equally_likely() -> None:
     gpt = GPT(GPTConfig(7, 2, layers=2, width=32, heads=2))
     assert torch.equal(gpt(*sequence(2, 3)), torch.zeros(2, 6, 4, 7))

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.gpu import stand_in
 from igpt.config import ORDERS, GPTConfig, SamplingOptions
+from igpt.device import Graphs, Work
 from igpt.model import GPT, cell_positions, to_cells
 from igpt.sampling import (
     Known,
+    Plan,
     cells_per_step,
+    draw,
     generators,
     guidance_delta,
     keep_top_k,
@@ -244,3 +251,72 @@ def test_every_grid_may_have_its_own_given_and_wanted_cells_and_comes_out_as_if_
         alone = (x[i : i + 1] for x in (given_Bhw, known_Bhw, wanted_Bhw))
         *_, step = sample(gpt, labels_B[:1], (6, 8), PLAIN, generators(5 + i, 1), Known(*alone))
         assert torch.equal(step.tokens_Bhw[0], both.tokens_Bhw[i])
+
+
+# As a GPU draws
+
+
+def unrecordable(work: Work, inputs: Sequence[Tensor]) -> tuple[Callable[[], None], Tensor]:
+    raise RuntimeError("operation not permitted when stream is capturing")
+
+
+def test_replayed_drawings_are_those_drawn_step_by_step_for_every_seed_label_and_option() -> None:
+    plain, graphed = make(), make()
+    graphed.graphs, recordings = Graphs(stand_in), []
+    given_hw = torch.zeros(4, 4, dtype=torch.bool)
+    given_hw[:2] = True
+    known = Known(torch.full((2, 4, 4), 3), given_hw)
+    options = SamplingOptions(steps=3, guidance=2.0)
+    for changed, given in ((options, None), (replace(options, top_p=0.5), None), (options, known)):
+        for seed in range(5):
+            labels_B = torch.tensor([seed % 2, 2])
+            ends = [list(sample(g, labels_B, (4, 4), changed, generators(seed, 2), given)) for g in (plain, graphed)]
+            for ours, theirs in zip(*ends, strict=True):
+                assert torch.equal(ours.tokens_Bhw, theirs.tokens_Bhw) and torch.equal(ours.known_Bhw, theirs.known_Bhw)
+            recordings.append(graphed.graphs.recording is not None)
+    assert recordings == [False, False, True, True, True] * 3, "from the third time on"
+    for gpt in (plain, graphed):
+        nn.init.normal_(gpt.head.weight, std=0.4, generator=torch.Generator().manual_seed(9))
+    assert torch.equal(last(plain, 2, (4, 4), options, 8), last(graphed, 2, (4, 4), options, 8)), "weights were changed"
+
+
+def test_where_nothing_can_be_recorded_a_warning_says_so_once_and_the_same_is_drawn() -> None:
+    gpt, options = make(), SamplingOptions(steps=2)
+    wanted = last(gpt, 2, (4, 4), options)
+    gpt.graphs = Graphs(unrecordable)
+    with pytest.warns(UserWarning, match="goes on without CUDA graphs") as warned:
+        assert all(torch.equal(last(gpt, 2, (4, 4), options), wanted) for _ in range(5))
+    assert len(warned) == 1
+
+
+def plan(gpt: GPT, device: str) -> Plan:
+    """Of two grids of four cells, one of them seen."""
+    cells_BLn, places_BL2 = torch.ones(2, 4, 4, dtype=torch.long), cell_positions(2, 2).expand(2, -1, -1)
+    parts = (torch.tensor([0, 2]), cells_BLn[:, :1], places_BL2[:, :1], cells_BLn[:, 1:], cells_BLn[:, 1:] == 0)
+    return Plan(*(x.to(device) for x in (*parts, places_BL2[:, 1:], torch.full((2, 3, 4), 0.5, dtype=torch.float64))))
+
+
+class Operations(TorchDispatchMode):
+    """The names of all operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@torch.inference_mode()
+def test_no_operation_of_a_drawing_waits_for_the_device() -> None:
+    """Nothing is read back: it runs where there is nothing to read, and no shape depends on a value."""
+    options = SamplingOptions(top_k=3, guidance=2.0)
+    with Operations() as seen:
+        *_, drawn_BMn = draw(make(), plan(make(), "cpu"), [1, 2], options, True)
+    waiting = {"_local_scalar_dense", "item", "nonzero", "masked_select", "unique", "_unique2", "equal", "is_nonzero"}
+    assert "searchsorted" in seen.names and not seen.names & waiting
+    gpt = make().to("meta")
+    gpt.draw_in(torch.bfloat16)
+    steps = list(draw(gpt, plan(gpt, "meta"), [1, 2], options, True))
+    assert len(steps) == 2 and steps[-1].is_meta and steps[-1].shape == drawn_BMn.shape
