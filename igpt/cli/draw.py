@@ -171,7 +171,8 @@ def _replay(args: argparse.Namespace) -> None:
             raise UserError(f"the picture names the model {recipe.model!r}; say with --model where it is")
         name = args.model or recipe.model
         model = models[name] = models.get(name) or flags.load_model(args, name)
-        how = {"from_tokens": args.from_tokens, "force": args.force, "quiet": args.quiet}
+        how: dict[str, Any] = {"from_tokens": args.from_tokens, "force": args.force}
+        how |= {"draw": lambda batch: [*batch.steps()][-1]} if args.quiet else {}
         sibling("generate.run").replay(model, recipe, output.picture(f"{path.stem}-replay"), **how)
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import gradio as gr
 
 from tokenizer_vq.base import UserError
 
-from . import draw, edit, gallery, know, learn
+from . import tabs
 from .engine import Engine
 from .page import QUIET, WATCHING, Page
 
-TABS = {"Draw": draw, "Edit": edit, "Gallery": gallery, "Learn": learn, "Know": know}
+TABS = {"Draw": tabs.draw, "Edit": tabs.edit, "Gallery": tabs.gallery, "Learn": tabs.learn, "Know": tabs.know}
 HOST, PORTS_TRIED = "127.0.0.1", 100
 LARGEST_UPLOAD = "500mb"
 CSS = """
@@ -49,36 +49,29 @@ def build(engine: Engine) -> Any:
         with left, gr.Tabs() as page.tabs:
             for name, tab in TABS.items():
                 with gr.Tab(name, id=name) as page.tab:
-                    tab.add_to(page)
-        blocks.load(page.begin, None, [page.model, *page.of_model], **QUIET)
+                    tab(page)
+        blocks.load(page.for_model, page.model, page.of_model, **QUIET)
         blocks.load(page.watch, None, page.views, **WATCHING)
     return blocks
 
 
 def serve(engine: Engine, port: int) -> tuple[str, Callable[[], None]]:
     """Serve the page at `port`, or the next one that is free; its address, and what ends it."""
-    free = next((p for p in range(port, min(port + PORTS_TRIED, 65536)) if _is_free(p)), None)
-    if free is None:
-        raise UserError(f"no port from {port} on is free; --port names another")
-    if free != port:
-        print(f"igpt: port {port} is in use, {free} is free", file=sys.stderr)
     fonts = [gr.themes.Font(name) for name in ("system-ui", "sans-serif")], [gr.themes.Font("monospace")]
     gr.set_static_paths([engine.out])
     blocks = build(engine)
     blocks.queue(default_concurrency_limit=None)
-    blocks.launch(
-        server_name=HOST,
-        server_port=free,
-        quiet=True,
-        prevent_thread_lock=True,
-        share=False,
-        ssr_mode=False,
-        footer_links=[],
-        max_file_size=LARGEST_UPLOAD,
-        theme=gr.themes.Default(font=fonts[0], font_mono=fonts[1]),
-        css=CSS,
-        js=SCRIPT,
-    )
+    how: dict[str, Any] = {"quiet": True, "prevent_thread_lock": True, "share": False, "ssr_mode": False}
+    how |= {"footer_links": [], "max_file_size": LARGEST_UPLOAD, "css": CSS, "js": SCRIPT}
+    how["theme"] = gr.themes.Default(font=fonts[0], font_mono=fonts[1])
+    for free in range(port, min(port + PORTS_TRIED, 65536)):
+        with suppress(OSError):  # it is in use
+            blocks.launch(server_name=HOST, server_port=free, **how)
+            break
+    else:
+        raise UserError(f"no port from {port} on is free; --port names another")
+    if free != port:
+        print(f"igpt: port {port} is in use, {free} is free", file=sys.stderr)
     logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # a browser that leaves early is no error
 
     def close() -> None:
@@ -86,13 +79,3 @@ def serve(engine: Engine, port: int) -> tuple[str, Callable[[], None]]:
         blocks.close(verbose=False)
 
     return f"http://{HOST}:{free}", close
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            one.bind((HOST, port))
-        except OSError:
-            return False
-        return True

@@ -5,6 +5,7 @@ All that the studio knows of the inside of igpt is in this file. Nothing in here
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import signal
@@ -15,6 +16,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -27,7 +29,7 @@ from igpt import checkpoint, edit
 from igpt.canvas import Batch
 from igpt.config import DEFAULT_MODEL, NO_LABEL
 from igpt.evaluation.options import AuditOptions, SurpriseOptions
-from igpt.files import stem_for, write_file, write_picture
+from igpt.files import Output, stem_for
 from igpt.fitting import PartialGrid
 from igpt.image_gpt import ImageGPT
 from igpt.recipe import digest, recipe_of
@@ -37,7 +39,7 @@ from igpt.sizes import LARGEST_SIDE
 from tokenizer_vq.base import UserError
 from tokenizer_vq.images import open_picture
 
-from .jobs import Job, Jobs, Pictures
+from .jobs import Job, Jobs, Pictures, Stopped
 
 LOADED_MODELS = 2  # that are kept in memory
 PREVIEW_SIDE = 768  # pixels, at most
@@ -65,7 +67,7 @@ class Engine(Jobs):
     def __init__(self, models: Sequence[str], out: Path, device: str | None = None) -> None:
         super().__init__()
         self.out, self.device = out.expanduser().absolute(), device
-        self.places: dict[str, tuple[str, str | None]] = {}  # of each name the model, and the adapter if there is one
+        self.places: dict[str, tuple[str, str | None]] = {}  # of each name the model, or the base and the adapter
         self._models: dict[str, ImageGPT] = {}
         self._loading = threading.Lock()
         for model in [*models, *checkpoint.in_the_box(), *map(str, sorted((self.out / "models").glob("*")))]:
@@ -74,16 +76,16 @@ class Engine(Jobs):
     # Models
 
     def register(self, model: str) -> str:
-        """Put a name, a folder or an adapter on the list; the name that it has there."""
+        """Put a name, a folder or an adapter on the list; the name that it has there, which recipes give it, too."""
         place = Path(model).expanduser().absolute()
-        adapter = place / checkpoint.ADAPTER if place.is_dir() else place
-        if adapter.is_file():
-            base = _base_of(adapter)
-            self.places[place.stem] = self.places.get(base, (base, None))[0], str(adapter)
-            return place.stem
+        place = place.parent if place.name == checkpoint.ADAPTER else place
+        adapter, name = place / checkpoint.ADAPTER if place.is_dir() else place, place.name
         # By its whole path: a folder that is deleted later is not to be looked for on the net.
-        name = place.name if place.is_dir() else model
-        self.places[name] = str(place) if place.is_dir() else model, None
+        found: tuple[str, str | None] = str(place) if place.exists() else model, None
+        if adapter.is_file() and adapter.suffix == ".safetensors":
+            name, found = name.removesuffix(adapter.suffix), (_base_of(adapter), str(adapter))
+        self.places[name] = found
+        self._models.pop(name, None)  # it may have learned more
         return name
 
     def model(self, name: str) -> ImageGPT:
@@ -91,6 +93,7 @@ class Engine(Jobs):
         with self._loading:
             if name not in self._models:
                 place, adapter = self.places[name]
+                place = self.places.get(place, (place, None))[0] if adapter else place
                 self._models[name] = igpt.load(place, self.device, adapter=adapter)
                 while len(self._models) > LOADED_MODELS:
                     del self._models[next(iter(self._models))]
@@ -120,37 +123,26 @@ class Engine(Jobs):
         """Draw new pictures, or with the name and the parameters of a function of igpt.edit edited ones."""
 
         def work(job: Job) -> None:
-            model = self.model(wish.model)
+            model, run = self.model(wish.model), sibling("generate.run")
+            before: list[tuple[Any, str]] = [(Path(path), "before") for path in parameters[:1]]
+            how, atlas = wish.how | (wish.sprite if model.downsample == 1 else {}), wish.atlas and model.downsample == 1
             if command:
                 task = getattr(edit, command)(model, *_fitted(model, command, parameters))
-                stem, done = f"{Path(parameters[0]).stem}-{command}", [(Path(parameters[0]), "before")]
+                title = f"{Path(parameters[0]).stem}-{command}"
             else:
-                task, stem, done = model.new_picture(wish.size or None, wish.tile), "", []
-            sprites = []
-            how = wish.how | (wish.sprite if model.downsample == 1 else {})
-            for batch in model.batches(task, wish.n, **how):
-                for picture, recipe in batch.results(_watched(job, batch, done)):
-                    name = stem_for(stem or recipe.label or recipe.model, recipe.seed)
-                    path = write_picture(picture, self.out / f"{name}.png", recipe)
-                    done = [*done, (path, _caption(recipe.seed, recipe.label))]
-                    sprites.append(sibling("generate.atlas").Sprite(path.name, picture, recipe.label, recipe.seed))
-            if wish.atlas and model.downsample == 1:
-                done = [*done, (self._atlas(sprites), "the atlas")]
-            job.show(f"{wish.n} drawn, in the folder {self.out.name}", done)
+                task, title = model.new_picture(wish.size or None, wish.tile), wish.model
+            draw = partial(_watched, job, before.copy())
+            target = run.Target(Output(self.out), title, atlas=atlas, quiet=True, draw=draw)
+            paths = run.draw_files(model.batches(task, wish.n, **how), target)
+            if atlas:  # its PNG and JSON in one file, to be downloaded
+                with ZipFile(paths[-2].with_suffix(".zip"), "w") as both:
+                    for path in paths[-2:]:
+                        both.write(path, path.name)
+            done = [(path, path.stem) for path in paths if path.suffix == ".png"]
+            job.show(f"{wish.n} drawn, in the folder {self.out.name}", before + done)
 
         what = f"{command} of {Path(parameters[0]).name}" if command else f"{wish.n} new"
         self.submit(f"{what} by {wish.model}", work)
-
-    def _atlas(self, sprites: list[Any]) -> Path:
-        """The PNG of an atlas; next to it its JSON, and a .zip with both."""
-        name = stem_for("atlas", sprites[0].seed)
-        path = write_picture(sibling("generate.atlas").atlas(sprites, name)[0], self.out / f"{name}.png")
-        text = sibling("generate.atlas").atlas(sprites, path.name)[1].encode()
-        write_file(text, path.with_suffix(".json"), force=True)
-        with ZipFile(path.with_suffix(".zip"), "w") as both:
-            both.write(path, path.name)
-            both.writestr(path.with_suffix(".json").name, text)
-        return path
 
     def redraw(self, path: str, *, tile: bool = False, scale: int = 1) -> None:
         """A picture's label, seed and options once more: as a texture, or `scale` times as large."""
@@ -165,8 +157,8 @@ class Engine(Jobs):
         recipe, name, place = recipe_of(path), self._name_in(path), self.out / f"{Path(path).stem}-replay.png"
 
         def work(job: Job) -> None:
-            job.show("drawing it again", [(Path(path), "recorded")])
-            drawn = sibling("generate.run").replay(self.model(name), recipe, place, quiet=True)
+            draw = partial(_watched, job, [(Path(path), "recorded")])
+            drawn = sibling("generate.run").replay(self.model(name), recipe, place, draw=draw)
             same = recipe_of(drawn).pixels == digest(open_picture(Path(path), mode="RGBA"))
             job.show(said := "the same pixels" if same else "other pixels", [(Path(path), "recorded"), (drawn, said)])
 
@@ -187,7 +179,7 @@ class Engine(Jobs):
             from igpt.evaluation.surprise import surprise_map
 
             model, picture = self.model(name), open_picture(Path(path), Path(path).name)
-            found = surprise_map(model, picture, model.label_number(label), SurpriseOptions())
+            found = surprise_map(model, picture, model.label_number(label), SurpriseOptions(), job.check)
             job.show(found.sentence, [(found.sheet, "")])
 
         self.submit(f"surprise of {Path(path).name}", work)
@@ -198,7 +190,7 @@ class Engine(Jobs):
         def work(job: Job) -> None:
             from igpt.evaluation.copies import audit
 
-            (found,) = audit(self.model(name), [Path(path)], art, AuditOptions(), quiet=True)
+            (found,) = audit(self.model(name), [Path(path)], art, AuditOptions(), quiet=True, check=job.check)
             job.lines = found.lines[1:]
             job.show(found.lines[0].removeprefix(f"{path}: "), [(found.sheet, "")])
 
@@ -207,15 +199,16 @@ class Engine(Jobs):
     # Learning
 
     def learn(self, base: str, art: str, name: str, *options: str) -> None:
-        """Fine-tune a model on a folder, by `igpt finetune` in a process of its own."""
+        """Fine-tune a model on a folder, by `igpt finetune` in a process of its own. Raises UserError on an adapter."""
+        if self.places[base][1]:
+            raise UserError(f"{base} is an adapter, which cannot learn more; choose a model")
         out = self.out / "models" / stem_for(name, 0).removesuffix("-0")
-        words = ["finetune", art, "--out", str(out), "--model", self.places[base][0], *options]
+        command = [sys.executable, "-m", "igpt", "finetune", art, "--out", str(out), "--model", self.places[base][0]]
 
         def work(job: Job) -> None:
             job.show("looking through the pictures")
             # A session of its own: Ctrl-C in the terminal reaches it by way of `stop`, once.
-            command = [sys.executable, "-m", "igpt", *words]
-            process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+            process = subprocess.Popen([*command, *options], stderr=subprocess.PIPE, text=True, start_new_session=True)
             job.on_stop = lambda: process.send_signal(signal.SIGINT)
             if job.stopped:  # before there was a process
                 job.on_stop()
@@ -223,15 +216,35 @@ class Engine(Jobs):
             for line in process.stderr:  # a progress line that overwrites itself comes as many
                 if found := PROGRESS.search(line):
                     job.state = f"learned {found[1]} %, {found[2]} left"
+                    job.table, job.pictures = job.table or _rows(out / "pictures.csv"), _newest_sheet(out)
                 elif line.strip():
-                    job.lines.append(line.rstrip())
-                job.version += 1
-            if process.wait() not in (0, 130):
+                    job.lines = [*job.lines, line.rstrip()]
+            code, written = (
+                process.wait(),
+                any((out / name).is_file() for name in (checkpoint.ADAPTER, *checkpoint.FILES)),
+            )
+            if job.stopped and not written:
+                raise Stopped
+            if code not in (0, 130):
                 raise UserError(job.lines[-1].removeprefix("igpt: ") if job.lines else "the training broke off")
-            job.pictures = [(path, "before and after") for path in out.glob("before-after.jpg")]
+            job.pictures = [(path, "before and after") for path in out.glob("before-after.jpg")] or job.pictures
             job.state = f"**{self.register(str(out))}** is in the list of models"
 
         self.submit(f"learning {name}", work)
+
+
+def _rows(listing: Path) -> list[list[str]]:
+    """What `igpt finetune` did with each file and why: first what it skipped."""
+    with suppress(OSError), open(listing, encoding="utf-8", newline="") as file:
+        rows = [[row["path"], row["use"], row["reason"]] for row in csv.DictReader(file)]
+        return sorted(rows, key=lambda row: not row[2])
+    return []
+
+
+def _newest_sheet(out: Path) -> Pictures:
+    """What a model draws while it learns, as of the last time it was measured."""
+    sheets = sorted(out.glob("training/*.png"), key=lambda sheet: sheet.stat().st_mtime)
+    return [(sheet, f"drawn at step {sheet.stem.rpartition('-')[2].lstrip('0') or 0}") for sheet in sheets[-1:]]
 
 
 def _base_of(adapter: Path) -> str:
@@ -249,14 +262,9 @@ def _fitted(model: ImageGPT, command: str, parameters: tuple[Any, ...]) -> tuple
     return path, mask.resize(edit.open_source(model, path).picture.size, Image.Resampling.NEAREST)
 
 
-def _caption(seed: int, label: str | None) -> str:
-    return f"{seed} {label or ''}"
-
-
-def _watched(job: Job, batch: Batch, before: Pictures) -> list[PartialGrid]:
-    """The finished grids of a drawing, of which previews are shown meanwhile."""
-    grids, next_time = [], 0.0
-    captions = [_caption(seed, label) for seed, label in zip(batch.seeds, batch.labels, strict=True)]
+def _watched(job: Job, done: list[tuple[Any, str]], batch: Batch) -> list[PartialGrid]:
+    """The finished grids of a drawing, of which previews are shown meanwhile, after those of what is done."""
+    grids, captioned, next_time = [], list[tuple[Any, str]](), 0.0
     for grids in batch.steps():
         share, now = batch.share_drawn(grids), time.monotonic()
         if share == 0 or (share < 1 and now < next_time):
@@ -265,6 +273,8 @@ def _watched(job: Job, batch: Batch, before: Pictures) -> list[PartialGrid]:
         pictures = [batch.preview(grid) for grid in grids]
         for picture in pictures:
             picture.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.NEAREST)
-        job.show(f"{share:.0%}", [*before, *zip(pictures, captions, strict=True)])
+        captioned = list(zip(pictures, map(str, batch.seeds), strict=True))
+        job.show(f"{share:.0%}", done + captioned)
         next_time = time.monotonic() + (time.monotonic() - now) * (1 / PREVIEW_SHARE - 1)
+    done += captioned
     return grids

@@ -21,21 +21,24 @@ class Stopped(Exception):
 
 
 class Job:
-    """One thing to do, and how far it is. Pages look at it meanwhile; `version` grows with every change."""
+    """One thing to do, and how far it is. Pages look at it meanwhile."""
 
     def __init__(self, title: str, work: Callable[[Job], None]):
-        self.title, self.work, self.state, self.version = title, work, "", 0
+        self.title, self.work, self.state, self.stopped = title, work, "", False
         self.pictures: Pictures = []
         self.lines: list[str] = []  # what else there is to read
-        self.stopped = False
+        self.table: list[list[str]] = []  # and rows of a table
         self.on_stop: Callable[[], None] = lambda: None
 
-    def show(self, state: str, pictures: Pictures | None = None) -> None:
-        """Tell how far it is. Raises Stopped where nobody wants more of it."""
-        self.state, self.pictures = state, self.pictures if pictures is None else pictures
-        self.version += 1  # last, as a page may look at any moment
+    def check(self) -> None:
+        """Raises Stopped where nobody wants more of it."""
         if self.stopped:
             raise Stopped
+
+    def show(self, state: str, pictures: Pictures | None = None) -> None:
+        """Tell how far it is. Raises Stopped, too."""
+        self.state, self.pictures = state, self.pictures if pictures is None else pictures
+        self.check()
 
 
 class Jobs:
@@ -57,8 +60,8 @@ class Jobs:
         return self.waiting.unfinished_tasks == 0
 
     def stop(self) -> None:
-        """Stop what is being done; what waits begins then."""
-        if self.busy:
+        """Stop what is being done, once; what waits begins then."""
+        if self.busy and not self.now.stopped:
             self.now.stopped = True
             self.now.on_stop()
 
@@ -74,7 +77,7 @@ class Jobs:
         while (job := self.waiting.get()) is not None:
             self.busy, self.now = True, job
             try:
-                job.show("")
+                job.check()
                 job.work(job)
             except Stopped:
                 job.state = "stopped"
@@ -84,6 +87,5 @@ class Jobs:
             except Exception as error:
                 job.state = f"**this went wrong: {str(error) or type(error).__name__}; the terminal has the details**"
                 traceback.print_exc()
-            job.version += 1
             self.busy = False
             self.waiting.task_done()

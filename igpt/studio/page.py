@@ -57,9 +57,8 @@ class Page:
                 self.scale = gr.Slider(1, 16, 1, step=1, label="Pixels a side of each pixel")
                 self.clear = gr.Checkbox(True, label="The ground is transparent")
                 self.atlas = gr.Checkbox(label="All of them on one atlas, too")
-            label = "Another palette: .gpl or .hex"
-            self.palette = gr.File(label=label, height=140, elem_id="palette", min_width=150)
-        self.model.input(self._of_model, self.model, self.of_model, **QUIET)
+            self.palette = dropped("Another palette: .gpl or .hex", "palette")
+        self.model.input(self.for_model, self.model, self.of_model, **QUIET)
         self.label.change(self._example, [self.model, self.label], self.strip, **QUIET)
 
     def easel(self) -> None:
@@ -71,6 +70,8 @@ class Page:
             stop = gr.Button("Stop", variant="stop", size="md", min_width=90)
             self.download = gr.DownloadButton("Download", interactive=False, size="md", min_width=90)
         self.log = gr.Textbox(visible=False, label="What it says", lines=8, max_lines=16, elem_id="log")
+        headers = ["file", "use", "reason"]
+        self.table = gr.Dataframe(headers=headers, visible=False, interactive=False, max_height=300, elem_id="files")
         self.files: Any = gr.State([])  # the files on the easel
         stop.click(self.engine.stop, **QUIET)
         self.pictures.select(_chosen, self.files, self.download, **QUIET)
@@ -78,18 +79,20 @@ class Page:
     # What a tab asks for
 
     def inputs(self, *more: Any) -> set[Any]:
-        """The settings and what a tab adds to them: the inputs of a handler that calls `wish`."""
+        """The settings and what a tab adds to them: the inputs of a handler that calls `draw`."""
         own = self.model, self.label, self.n, self.seed, self.fresh, self.scale, self.palette, self.clear, self.atlas
         return {*own, *self.sampling.values(), *more}
 
-    def wish(self, given: dict[Any, Any], **more: Any) -> Wish:
-        """What the settings ask for."""
+    def draw(self, given: dict[Any, Any], command: str = "", *parameters: Any, **more: Any) -> int:
+        """Have drawn what the settings ask for, as `Engine.draw`; the seed of the first."""
         how = {name: given[control] for name, control in self.sampling.items()}
         how["label"] = None if given[self.label] == BY_SEED else given[self.label]
         how["seed"] = secrets.randbelow(LARGEST_NEW_SEED) if given[self.fresh] else int(given[self.seed] or 0)
         sprite = {"scale": int(given[self.scale] or 1), "ground": GROUNDS[not given[self.clear]]}
         sprite |= {"palette": given[self.palette]} if given[self.palette] else {}
-        return Wish(given[self.model], int(given[self.n] or 1), how, sprite, atlas=given[self.atlas], **more)
+        wish = Wish(given[self.model], int(given[self.n] or 1), how, sprite, atlas=given[self.atlas], **more)
+        self.engine.draw(wish, command, *parameters)
+        return int(how["seed"])
 
     def on_press(self, button: Any, handler: Callable[..., Any], inputs: Any = None, outputs: Any = None) -> None:
         """Do something where a button is pressed, however often, and watch what comes of it."""
@@ -101,47 +104,37 @@ class Page:
     @property
     def views(self) -> list[Any]:
         """What `watch` gives new values."""
-        return [self.status, self.pictures, self.download, self.log, self.files, self.model]
+        return [self.status, self.model, self.log, self.table, self.pictures, self.download, self.files]
 
     async def watch(self) -> AsyncIterator[list[Any]]:
-        """What the easel shows, whenever it changes, until everything is done."""
-        seen: Any = None
+        """What the easel shows, as far as it changes, until everything is done."""
+        seen: list[Any] = [None] * len(self.views)
         while True:
-            idle, job = self.engine.idle, self.engine.now
-            now = job, job.version, self.engine.waiting.qsize()
+            idle, now = self.engine.idle, self._now()
             if now != seen:
+                yield [gr.skip() if new == old else view for new, old, view in zip(now, seen, _views(now), strict=True)]
                 seen = now
-                yield self._view()
             elif idle:
                 return
             await asyncio.sleep(LOOK_EVERY)
 
-    def _view(self) -> list[Any]:
+    def _now(self) -> list[Any]:
+        """Of each view what it shows."""
         job, waiting = self.engine.now, self.engine.waiting.qsize()
+        status = ": ".join(filter(None, (job.title, job.state)))
+        status += f"; {waiting} more waiting until it is done" * bool(waiting)
         pictures = [(p, caption) for p, caption in job.pictures if not isinstance(p, Path) or p.exists()]
         files = [_download(p) if isinstance(p, Path) else None for p, _ in pictures]
         last = next((file for file in reversed(files) if file), None)
-        return [
-            ": ".join(filter(None, (job.title, job.state)))
-            + f"; {waiting} more waiting until it is done" * bool(waiting),
-            gr.Gallery(pictures, columns=1 if len(files) < 2 else 2 if len(files) < 5 else 4, selected_index=None),
-            gr.DownloadButton(value=last, interactive=last is not None),
-            gr.Textbox("\n".join(job.lines), visible=bool(job.lines)),
-            files,
-            gr.Dropdown(list(self.engine.places)),
-        ]
+        return [status, list(self.engine.places), "\n".join(job.lines), job.table, pictures, last, files]
 
     @property
     def of_model(self) -> list[Any]:
         """What has other values with every model."""
         return [self.label, self.sprites, *self.sampling.values()]
 
-    def begin(self) -> list[Any]:
-        """A page that is opened, or opened again: the models there are by now."""
-        names = list(self.engine.places)
-        return [gr.Dropdown(names, value=names[0]), *self._of_model(names[0])]
-
-    def _of_model(self, name: str) -> list[Any]:
+    def for_model(self, name: str) -> list[Any]:
+        """The values of `of_model` for the model of that name."""
         model = said(self.engine.model)(name)
         labels = [BY_SEED, ANY_LABEL, *model.labels, NO_LABEL] if model.labels else [NO_LABEL]
         sampling = [getattr(model.sampling, field) for field in self.sampling]
@@ -150,6 +143,16 @@ class Page:
     def _example(self, name: str, label: str) -> Any:
         picture = said(self.engine.examples)(name, label)
         return gr.Image(picture, visible=picture is not None)
+
+
+def button(name: str) -> Any:
+    """The one that a tab is about."""
+    return gr.Button(name, variant="primary")
+
+
+def dropped(label: str, name: str, **more: Any) -> Any:
+    """A box to drop a file into."""
+    return gr.File(label=label, height=140, elem_id=name, min_width=150, **more)
 
 
 def said(handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -162,6 +165,21 @@ def said(handler: Callable[..., Any]) -> Callable[..., Any]:
             raise gr.Error(str(error), print_exception=False) from error
 
     return handle
+
+
+def _views(now: list[Any]) -> list[Any]:
+    """What shows it."""
+    status, names, lines, table, pictures, last, files = now
+    columns = 1 if len(files) < 2 else 2 if len(files) < 5 else 4
+    return [
+        status,
+        gr.Dropdown(names),
+        gr.Textbox(lines, visible=bool(lines)),
+        gr.Dataframe(table, visible=bool(table)),
+        gr.Gallery(pictures, columns=columns, selected_index=None),
+        gr.DownloadButton(value=last, interactive=last is not None),
+        files,
+    ]
 
 
 def _download(path: Path) -> str:
