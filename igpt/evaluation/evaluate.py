@@ -161,7 +161,7 @@ class Evaluation:
         n = min(len(self.samples), len(self.mixed) // 2)
         section = self.report.section(
             f"fidelity and diversity, {self.features.name}, {n} pictures a side",
-            'All against the same real pictures; "real" are others: no drawing can be better with so few. Distances: '
+            'All against the same real pictures; "real" are others: no drawing can be better with so few. KID: '
             "lower is nearer. Only numbers of the same features and the same count can be compared.",
         )
         others, real = self.squares(self.mixed[:n]), self.squares(self.mixed[n : 2 * n])
@@ -171,7 +171,6 @@ class Evaluation:
             x_ND = self.features.extract(pictures, n, self.quiet)
             with self.report.attempt(f"fidelity of {column} pictures"):
                 section.add(column, {"Vendi score": metrics.vendi(x_ND)})
-                section.add(column, {"Frechet distance": metrics.frechet(real_ND, x_ND)})
                 section.add(column, {"KID": metrics.kid(real_ND, x_ND, seed=self.options.seed)})
                 section.add(column, metrics.neighbourhoods(real_ND, x_ND))
 
