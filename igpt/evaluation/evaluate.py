@@ -25,7 +25,7 @@ from igpt.sheet import sheet
 from tokenizer_vq.images import fit_cover
 
 from . import metrics
-from .copies import Baseline, Split, copied, metric_spaces, novelty
+from .copies import Baseline, Split, metric_spaces, originality
 from .features import BATCH, batches, feature_space
 from .options import EvaluateOptions
 from .perceptual import perceptual, reconstruction
@@ -192,5 +192,5 @@ class Evaluation:
                 title = f"The drawn pictures nearest to training pictures in {space.kind}, and those"
                 self.add_sheet(f"nearest-in-{space.kind}", title, above, below)
                 for column, distance_N in (("drawn", drawn.distance_QK[:, 0]), ("held-out", baseline.val_N)):
-                    section.add(column, {f"copied, {space.kind}": copied(distance_N, baseline.val_N)})
-                    section.add(column, {f"novelty, {space.kind}": novelty(distance_N, baseline.val_N)})
+                    copied, novelty = originality(distance_N, baseline.val_N)
+                    section.add(column, {f"copied, {space.kind}": copied, f"novelty, {space.kind}": novelty})
