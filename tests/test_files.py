@@ -486,6 +486,7 @@ def test_the_recipe_of_a_picture_draws_the_same_pixels_again(
 def test_a_large_picture_and_a_texture_are_drawn_again_from_their_seed(
     asked: dict[str, Any], each_model: ImageGPT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The texture of pixels once ended in an error: two windows of a round had a cell of each other's core in sight."""
     (path,) = draw(each_model, tmp_path, **asked)
     recipe = recipe_of(path)
     assert recipe.pixels == digest(Image.open(path)) and recipe.tile == ("tile" in asked)
