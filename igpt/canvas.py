@@ -140,7 +140,9 @@ class Batch:
         tokens_Ln, known_Ln = (to_cells(x[None], cell)[0].clone() for x in start)
         for cells_Whw, core_Whw in cell_windows(rows, columns, gpt.config.cells, self.canvas.wraps):
             height, width = cells_Whw.shape[1:]
-            whole_Whw = known_Ln[cells_Whw].all(-1)
+            # As it is before the round: at the edges of some grids a window has a cell of another's core in sight.
+            tokens_Whwn, known_Whwn = tokens_Ln[cells_Whw], known_Ln[cells_Whw]
+            whole_Whw = known_Whwn.all(-1)
             mask_Whw = core_Whw & ~whole_Whw
             numbers = torch.randint(2**62, (len(cells_Whw),), generator=generator).tolist()
             # Only windows with equally many cells to see and to draw make a batch.
@@ -153,7 +155,7 @@ class Batch:
                     share = float(mask_Bhw.float().mean())
                     fewer = replace(self.options, steps=math.ceil(self.options.steps * share**0.5))  # known cells help
                     mask_Bhwn = mask_Bhw.unsqueeze(-1).expand(*mask_Bhw.shape, cell**2)
-                    parts = (tokens_Ln[cells_Bhw], known_Ln[cells_Bhw], mask_Bhwn)
+                    parts = (tokens_Whwn[window_B], known_Whwn[window_B], mask_Bhwn)
                     known = Known(*(to_grid(x.flatten(1, 2), height, cell) for x in parts))
                     seeds = [Generator().manual_seed(numbers[i]) for i in window_B]
                     labels_B, grid = torch.full((len(window_B),), label), (height * cell, width * cell)

@@ -18,9 +18,8 @@ def press_ctrl_c() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-@contextmanager
-def ctrl_c_once_there_is(path: Path) -> Iterator[None]:
-    """A block that ends with the KeyboardInterrupt that it gets when a file appears."""
+def press_ctrl_c_once_there_is(path: Path) -> None:
+    """Once, when a file appears, from another thread."""
 
     def press() -> None:
         while not path.exists():
@@ -28,6 +27,12 @@ def ctrl_c_once_there_is(path: Path) -> Iterator[None]:
         press_ctrl_c()
 
     threading.Thread(target=press, daemon=True).start()
+
+
+@contextmanager
+def ctrl_c_once_there_is(path: Path) -> Iterator[None]:
+    """A block that ends with the KeyboardInterrupt that it gets when a file appears."""
+    press_ctrl_c_once_there_is(path)
     with pytest.raises(KeyboardInterrupt):
         yield
         time.sleep(5)  # should it come at the very end

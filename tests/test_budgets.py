@@ -12,7 +12,7 @@ import igpt
 from tests.imports import FILES, MODULES, ROOT, imports_of
 
 MOST_LINES = {  # of product code, and what each later part may add
-    "the house": 8_000,  # the aim is 6,800
+    "the house": 7_819,  # the aim is 6,800
     "sprites": 667,
     "hardening": 608,
     "studio": 987,

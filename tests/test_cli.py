@@ -28,6 +28,7 @@ from igpt.model import GPT
 from igpt.recipe import Recipe
 from igpt.siblings import sibling
 from tests.imports import ROOT
+from tests.interrupts import press_ctrl_c_once_there_is
 from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
 
 Capture = pytest.CaptureFixture[str]
@@ -418,14 +419,12 @@ def test_the_bare_command_prints_its_help(capsys: Capture) -> None:
     assert "generate" in capsys.readouterr().out
 
 
-def test_an_interruption_ends_quietly(desk: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(sibling("generate.run"), "draw_files", interrupted)
-    assert main([*GENERATE, "--seed", "1"]) == 130
-    assert capsys.readouterr() == ("", "igpt: stopped\n")
-    assert list(desk.iterdir()) == []
+def test_an_interruption_ends_quietly_and_leaves_whole_pictures(desk: Path, capsys: Capture) -> None:
+    press_ctrl_c_once_there_is(desk / "red-1.png")
+    assert main([*GENERATE, "--seed", "1", "--label", "red", "-n", "10000"]) == 130
+    out, err = capsys.readouterr()
+    assert err == "igpt: stopped\n" and out.startswith("red-1.png\n") and 0 < len(list(desk.glob("*.png"))) < 10_000
+    assert all(Image.open(path).convert("RGB").size == (16, 16) for path in desk.glob("*.png"))
 
 
 # Processes of their own

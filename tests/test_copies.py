@@ -13,10 +13,9 @@ from igpt.evaluation.copies import (
     SAME,
     Baseline,
     Split,
-    copied,
     metric_spaces,
     nearest,
-    novelty,
+    originality,
     square_boxes,
     square_crops,
 )
@@ -86,8 +85,8 @@ def test_a_copied_training_set_is_all_copies_and_nothing_new(space: MetricSpace,
     baseline = Baseline(space, Split(wide_art, list(range(7)), [7, 8, 9]), 32)
     copies, unseen = distances(baseline, list(range(7))), distances(baseline, [7, 8, 9])
     assert torch.equal(unseen, baseline.val_N)
-    assert copied(copies, unseen) == 1 and novelty(copies, unseen) == pytest.approx(0, abs=SAME)
-    assert copied(unseen, unseen) == pytest.approx(1 / 3) and novelty(unseen, unseen) == 1
+    assert originality(copies, unseen) == (1, pytest.approx(0, abs=SAME))
+    assert originality(unseen, unseen) == (pytest.approx(1 / 3), 1)
     assert auc(unseen, copies) == 1, "nearer than anything unseen"
 
 
@@ -106,12 +105,11 @@ def test_the_nearest_of_thousands_are_those_of_a_comparison_of_all_pairs() -> No
 def test_spoilt_features_and_missing_pictures_are_refused(space: MetricSpace) -> None:
     with pytest.raises(UserError, match=r"NaN or infinity \(" + space.name[:6]):
         nearest(space, torch.full((1, 2, 4), torch.nan), torch.ones(3, 4), [0, 1, 2])
-    for measure in (copied, novelty):
-        with pytest.raises(UserError, match="no picture is held out"):
-            measure(torch.ones(3), torch.zeros(0))
+    with pytest.raises(UserError, match="no picture is held out"):
+        originality(torch.ones(3), torch.zeros(0))
     with pytest.raises(UserError, match="no measure"):
-        novelty(torch.ones(3), torch.zeros(5))
+        originality(torch.ones(3), torch.zeros(5))
 
 
 def test_the_threshold_is_the_first_percentile() -> None:
-    assert copied(torch.tensor([1.9, 2.0, 50.0, 60.0]), torch.arange(1, 102).double()) == 0.25
+    assert originality(torch.tensor([1.9, 2.0, 50.0, 60.0]), torch.arange(1, 102).double())[0] == 0.25

@@ -13,7 +13,7 @@ from PIL import Image
 
 from generate.run import replay
 from igpt.canvas import Task
-from igpt.config import ANCHORS, NO_LABEL, SamplingOptions, keep_of
+from igpt.config import NO_LABEL, SamplingOptions, keep_of
 from igpt.edit import blend, complete, extend, inpaint, open_source, vary
 from igpt.files import write_picture
 from igpt.image_gpt import SPRITES, DrawArguments, ImageGPT
@@ -48,8 +48,11 @@ def edited(model: ImageGPT, folder: Path, task: Task) -> Path:
 # What is kept
 
 
-@pytest.mark.parametrize("size", [(32, 32), (42, 30), (13, 20), (3, 2)], ids=str)
-@pytest.mark.parametrize("keep", ["top", "bottom", "left", "right", 0.25])
+@pytest.mark.parametrize(
+    ("keep", "size"),
+    [("top", (42, 30)), ("bottom", (32, 32)), ("left", (13, 20)), ("right", (3, 2)), (0.25, (20, 13))],
+    ids=str,
+)
 def test_complete_keeps_its_part_exactly_and_draws_the_rest(
     keep: str | float, size: tuple[int, int], each_model: ImageGPT
 ) -> None:
@@ -83,7 +86,7 @@ def test_inpaint_changes_nothing_outside_the_mask(size: tuple[int, int], each_mo
     assert changed(picture, piece)[~outside].mean() > 0.9
 
 
-@pytest.mark.parametrize("anchor", ANCHORS)
+@pytest.mark.parametrize("anchor", ["center", "top", "left", "bottom-right"])
 def test_extend_keeps_the_picture_where_the_anchor_says(anchor: str, each_model: ImageGPT) -> None:
     picture = paint(3, (40, 60, 200), (24, 20))
     (piece,) = each_model.extend(picture, (41, 33), anchor, seed=1, options=OPTIONS)
@@ -106,7 +109,7 @@ def test_vary_changes_nothing_at_0_and_more_the_stronger_it_is(each_model: Image
 
 
 def test_blend_takes_every_kept_pixel_from_one_of_the_two_and_mix_says_how_many(each_model: ImageGPT) -> None:
-    a, b = Image.new("RGB", (40, 32), (255, 0, 0)), Image.new("RGB", (80, 64), (0, 0, 255))
+    a, b = Image.new("RGB", (24, 16), (255, 0, 0)), Image.new("RGB", (48, 32), (0, 0, 255))
     counts = []
     for mix in (0.2, 0.5, 0.8):
         pixels = np.asarray(each_model.blend(a, b, mix, seed=2, options=OPTIONS)[0])
@@ -162,7 +165,7 @@ def test_a_mask_that_cuts_cells_draws_only_the_tokens_that_it_touches(each_model
     assert len(outcomes) > 4, "the rest of a cut cell is drawn"
 
 
-@pytest.mark.parametrize("size", [(16, 16), (13, 20), (40, 24), (200, 150)], ids=str)
+@pytest.mark.parametrize("size", [(13, 20), (24, 40), (200, 150)], ids=str)
 @pytest.mark.parametrize("command", ["complete", "inpaint", "extend", "vary", "blend"])
 def test_a_sprite_keeps_to_the_palette_and_what_is_not_drawn_stays(
     command: str, size: tuple[int, int], tiny_pixels: ImageGPT, tmp_path: Path
@@ -217,8 +220,8 @@ def test_without_a_label_an_edit_is_drawn_as_the_one_that_fits_best_to_what_is_g
 def test_the_guessed_label_is_the_likeliest_of_all(tiny_model: ImageGPT) -> None:
     guesses = set()
     for seed in range(24):
-        options, label_B = SamplingOptions(guidance=1), torch.tensor([seed % 2])
-        *_, step = sample(tiny_model.gpt, label_B, (8, 8), options, generators(seed, 1))
+        label_B = torch.tensor([seed % 2])
+        *_, step = sample(tiny_model.gpt, label_B, (8, 8), OPTIONS, generators(seed, 1))
         (tokens_hw,) = step.tokens_Bhw
         cells_16 = torch.randperm(16, generator=torch.Generator().manual_seed(0))
         order = to_cells(tokens_hw[None], 2)[:, cells_16], cell_positions(4, 4)[cells_16].unsqueeze(0)
@@ -233,7 +236,7 @@ def test_the_guessed_label_is_the_likeliest_of_all(tiny_model: ImageGPT) -> None
 # Tokens that a picture carries
 
 
-@pytest.mark.parametrize("size", [(32, 32), (25, 18), (72, 40)], ids=str)
+@pytest.mark.parametrize("size", [(25, 18), (40, 48)], ids=str)
 def test_a_picture_of_the_same_model_brings_its_exact_tokens_and_its_label(
     size: tuple[int, int], each_model: ImageGPT, tmp_path: Path
 ) -> None:

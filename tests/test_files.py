@@ -155,11 +155,10 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("international", [False, True])
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_chunk_that_is_no_recipe_is_not_trusted(text: str, international: bool, tmp_path: Path) -> None:
+def test_a_chunk_that_is_no_recipe_is_not_trusted(text: str, tmp_path: Path) -> None:
     with pytest.raises(UntrustedRecipe, match=r"a\.png"):
-        read_recipe(with_chunk(tmp_path / "a.png", text, international=international))
+        read_recipe(with_chunk(tmp_path / "a.png", text))
 
 
 @pytest.mark.parametrize("international", [False, True])
@@ -330,7 +329,7 @@ def test_a_caption_stays_in_its_cell() -> None:
 
 
 def test_a_sheet_of_many_pictures_stays_a_picture_one_can_open() -> None:
-    assert max(square_sheet([(Image.new("RGB", (1024, 512)), "")] * 100).size) < 4300
+    assert max(square_sheet([(Image.new("RGB", (1024, 512)), "")] * 25).size) < 4300
 
 
 # Sizes
@@ -380,9 +379,9 @@ def test_where_a_token_is_a_pixel_small_pictures_are_drawn_pixel_by_pixel() -> N
     assert grids.pyramid(130, 130) == [(26, 26)], "a pixel of 5x5"
 
 
-@pytest.mark.parametrize("size", [(8, 8), (16, 16), (17, 31), (31, 17), (64, 64), (67, 90), (8, 120)])
+@pytest.mark.parametrize("size", [(8, 8), (17, 31), (45, 60), (80, 8)])
 def test_a_picture_has_exactly_the_size_asked_for(size: tuple[int, int], each_model: ImageGPT) -> None:
-    (picture,) = each_model.generate(size=size, seed=3, steps=4)
+    (picture,) = each_model.generate(size=size, seed=3, steps=2)
     assert picture.size == size
 
 
@@ -468,7 +467,6 @@ def test_what_the_command_draws_is_what_the_library_draws(each_model: ImageGPT, 
     assert same(Image.open(path), picture)
 
 
-@pytest.mark.parametrize("from_tokens", [False, True])
 @pytest.mark.parametrize(
     "asked",
     [
@@ -479,19 +477,21 @@ def test_what_the_command_draws_is_what_the_library_draws(each_model: ImageGPT, 
     ids=["without label", "odd size", "raster order"],
 )
 def test_the_recipe_of_a_picture_draws_the_same_pixels_again(
-    asked: dict[str, Any], from_tokens: bool, each_model: ImageGPT, tmp_path: Path
+    asked: dict[str, Any], each_model: ImageGPT, tmp_path: Path
 ) -> None:
     (path,) = draw(each_model, tmp_path, **asked)
     recipe = recipe_of(path)
-    again = replay(each_model, recipe, tmp_path / "again.png", from_tokens=from_tokens)
-    assert same(Image.open(again), Image.open(path))
-    assert read_recipe(again) == recipe
+    for from_tokens in (False, True):
+        again = replay(each_model, recipe, tmp_path / "again.png", from_tokens=from_tokens)
+        assert same(Image.open(again), Image.open(path))
+        assert read_recipe(again) == recipe
 
 
-@pytest.mark.parametrize("asked", [{"size": (72, 40)}, {"tile": True, "size": (48, 32)}], ids=["large", "tile"])
+@pytest.mark.parametrize("asked", [{"size": (48, 40)}, {"tile": True, "size": (32, 24)}], ids=["large", "tile"])
 def test_a_large_picture_and_a_texture_are_drawn_again_from_their_seed(
     asked: dict[str, Any], each_model: ImageGPT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The texture of pixels once ended in an error: two windows of a round had a cell of each other's core in sight."""
     (path,) = draw(each_model, tmp_path, **asked)
     recipe = recipe_of(path)
     assert recipe.pixels == digest(Image.open(path)) and recipe.tile == ("tile" in asked)

@@ -138,11 +138,16 @@ def hostile(tmp_path: Path) -> Path:
 
 @pytest.mark.slow
 def test_the_command_does_not_see_the_users_scripts(hostile: Path, tiny_folder: Path) -> None:
-    code = "import sys; sys.path.insert(0, ''); from igpt.cli import main; sys.exit(main(sys.argv[1:]))"
-    drawn = python(code, hostile, "generate", "--size", "16", "--seed", "1", "--model", str(tiny_folder))
-    assert drawn == "red-1.png\n"
-    python(code, hostile, "replay", "red-1.png", "--model", str(tiny_folder))
-    assert "--preset" in python(code, hostile, "train", "--help")
+    code = """
+import sys
+sys.path.insert(0, "")
+from igpt.cli import main
+for words in (["generate", "--size", "16", "--seed", "1"], ["replay", "red-1.png"]):
+    assert main([*words, "--model", sys.argv[1]]) == 0
+main(["train", "--help"])
+"""
+    said = python(code, hostile, str(tiny_folder))
+    assert said.startswith("red-1.png\nred-1-replay.png\n") and "--preset" in said
     assert not list(hostile.glob("*was run"))
 
 

@@ -121,22 +121,17 @@ def nearest(
     return Neighbours(torch.cat([part.values for part in found]), torch.cat([part.indices for part in found]))
 
 
-def copied(distance_N: Tensor, val_M: Tensor) -> float:
-    """The share of pictures that lie nearer to the training set than one in a hundred held-out ones, or are the same.
-    Raises UserError where none is held out."""
+def originality(distance_N: Tensor, val_M: Tensor) -> tuple[float, float]:
+    """Of pictures at these distances to the training set, and held-out ones at those. Copied: the share that lie nearer
+    than one in a hundred held-out ones, or are the same. Novelty: their median distance over that of held-out ones, 0
+    for copies, 1 for what is as new as unseen art. Raises UserError where no picture is held out, or most of them are
+    copies themselves."""
     if not len(val_M):
-        raise UserError("no picture is held out, so nothing says how near is too near")
-    return float(((distance_N < val_M.double().quantile(PERCENTILE)) | (distance_N <= SAME)).double().mean())
-
-
-def novelty(distance_N: Tensor, val_M: Tensor) -> float:
-    """Median distance to the training set over that of held-out pictures: 0 for copies, 1 for what is as new as unseen
-    art. Raises UserError where no picture is held out, or most of them are copies themselves."""
-    if not len(val_M):
-        raise UserError("no picture is held out, so nothing says how far is new")
+        raise UserError("no picture is held out, so nothing says how near is too near, or how far is new")
     if (usual := float(val_M.median())) <= SAME:
-        raise UserError("most held-out pictures are in the training set too, so novelty has no measure")
-    return float(distance_N.median()) / usual
+        raise UserError("most held-out pictures are in the training set too, so originality has no measure")
+    copied_N = (distance_N < val_M.double().quantile(PERCENTILE)) | (distance_N <= SAME)
+    return float(copied_N.double().mean()), float(distance_N.median()) / usual
 
 
 # Audit
@@ -189,13 +184,14 @@ def _conclusion(i: int, found: Sequence[tuple[Baseline, Neighbours]]) -> str:
         if kind == "pixels" and float(distance_1) <= SAME:
             return f"this is {name}, whole, cropped or mirrored; copy score 1.00"
         try:
-            distinct, score = copied(distance_1, val_N) == 0, max(0.0, 1 - novelty(distance_1, val_N))
+            copied, novelty = originality(distance_1, val_N)
         except UserError as error:
             return str(error)
         nearer = float((val_N < distance_1 - SAME).double().mean())
-        ranked.append((distinct, nearer, -score, name, kind))
-    distinct, nearer, score, name, kind = min(ranked)
+        ranked.append((not copied, nearer, novelty, name, kind))
+    distinct, nearer, novelty, name, kind = min(ranked)
     conclusion = "no copy: as far from the training pictures as unseen art is"
     if not distinct:
         conclusion = f"nearer to {name} than unseen art comes to anything in {kind}: look closely"
-    return f"{conclusion}; copy score {-score:.2f}, {nearer:.0%} of the {len(val_N)} held-out pictures are nearer"
+    score = f"copy score {max(0.0, 1 - novelty):.2f}"
+    return f"{conclusion}; {score}, {nearer:.0%} of the {len(val_N)} held-out pictures are nearer"

@@ -25,7 +25,7 @@ from igpt.sheet import sheet
 from tokenizer_vq.images import fit_cover
 
 from . import metrics
-from .copies import Baseline, Split, copied, metric_spaces, novelty
+from .copies import Baseline, Split, metric_spaces, originality
 from .features import BATCH, batches, feature_space
 from .options import EvaluateOptions
 from .perceptual import perceptual, reconstruction
@@ -161,7 +161,7 @@ class Evaluation:
         n = min(len(self.samples), len(self.mixed) // 2)
         section = self.report.section(
             f"fidelity and diversity, {self.features.name}, {n} pictures a side",
-            'All against the same real pictures; "real" are others: no drawing can be better with so few. Distances: '
+            'All against the same real pictures; "real" are others: no drawing can be better with so few. KID: '
             "lower is nearer. Only numbers of the same features and the same count can be compared.",
         )
         others, real = self.squares(self.mixed[:n]), self.squares(self.mixed[n : 2 * n])
@@ -171,7 +171,6 @@ class Evaluation:
             x_ND = self.features.extract(pictures, n, self.quiet)
             with self.report.attempt(f"fidelity of {column} pictures"):
                 section.add(column, {"Vendi score": metrics.vendi(x_ND)})
-                section.add(column, {"Frechet distance": metrics.frechet(real_ND, x_ND)})
                 section.add(column, {"KID": metrics.kid(real_ND, x_ND, seed=self.options.seed)})
                 section.add(column, metrics.neighbourhoods(real_ND, x_ND))
 
@@ -193,5 +192,5 @@ class Evaluation:
                 title = f"The drawn pictures nearest to training pictures in {space.kind}, and those"
                 self.add_sheet(f"nearest-in-{space.kind}", title, above, below)
                 for column, distance_N in (("drawn", drawn.distance_QK[:, 0]), ("held-out", baseline.val_N)):
-                    section.add(column, {f"copied, {space.kind}": copied(distance_N, baseline.val_N)})
-                    section.add(column, {f"novelty, {space.kind}": novelty(distance_N, baseline.val_N)})
+                    copied, novelty = originality(distance_N, baseline.val_N)
+                    section.add(column, {f"copied, {space.kind}": copied, f"novelty, {space.kind}": novelty})

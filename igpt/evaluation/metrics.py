@@ -37,22 +37,6 @@ def kid(real_ND: Tensor, drawn_MD: Tensor, *, subsets: int = 100, size: int = 10
     return float(torch.stack(values).mean())
 
 
-def frechet(real_ND: Tensor, drawn_ND: Tensor) -> float:
-    """Frechet distance of the two Gaussians: |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)). Needs 2 vectors a side.
-
-    Heusel et al. 2017 (arXiv 1706.08500, equation 6). It falls with the number of pictures, so counts must be equal.
-    """
-    if len(real_ND) != len(drawn_ND):
-        raise UserError(f"a Frechet distance wants equal counts; got {len(real_ND)} and {len(drawn_ND)} pictures")
-    real_ND, drawn_ND = checked(real_ND, 2, "real"), checked(drawn_ND, 2, "drawn")
-    means = real_ND.mean(0), drawn_ND.mean(0)
-    # R of the QR decomposition is the smallest matrix with R'R = (N - 1) C.
-    r1, r2 = (torch.linalg.qr(x - m, mode="r").R for x, m in zip((real_ND, drawn_ND), means, strict=True))
-    # The eigenvalues of C1 C2 are the squared singular values of R1 R2': no root of a matrix has to be taken.
-    spread = r1.pow(2).sum() + r2.pow(2).sum() - 2 * torch.linalg.svdvals(r1 @ r2.T).sum()
-    return max(0.0, float((means[0] - means[1]).pow(2).sum() + spread / (len(real_ND) - 1)))
-
-
 def neighbourhoods(real_ND: Tensor, drawn_MD: Tensor, k: int = 5) -> dict[str, float]:
     """Precision and recall (Kynkaanniemi et al. 2019, arXiv 1904.06991, equation 2), density and coverage (Naeem et al.
     2020, arXiv 2002.09797, equations 3 and 4). The neighbourhood of a picture reaches to its k-th nearest of the same

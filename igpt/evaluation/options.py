@@ -20,9 +20,7 @@ class AuditOptions(Options):
 class EvaluateOptions(AuditOptions):
     """Flags of `igpt evaluate`; each field is one, with those of `igpt audit`."""
 
-    samples: int = option(
-        200, "how many pictures to draw; a Frechet distance wants thousands, KID works with 200", low=1, high=100_000
-    )
+    samples: int = option(200, "how many pictures to draw", low=1, high=100_000)
     seed: int = option(0, "every random draw of the evaluation follows from it", low=0, high=2**31 - 1)
     perceptual: str | None = option(None, "folder with LPIPS weights; without it a weight-free distance is used")
 
