@@ -23,12 +23,13 @@ from torch.utils.data import default_collate
 from igpt import checkpoint
 from igpt.config import NO_LABEL
 from igpt.cpu import keep_freed_memory
+from igpt.files import write_picture
 from igpt.image_gpt import ImageGPT
 from igpt.likelihood import label_nats
 from igpt.lora import apply_lora, largest_rank, merge_lora, save_adapter, with_labels
 from igpt.model import GPT
 from igpt.sheet import sheet
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import UserError, complaint
 
 from . import loop
 from .card import summary, tuned_card
@@ -55,10 +56,8 @@ TILE_SIDE = 160  # pixels of a picture on the sheet, about
 
 def finetuned(art: str | Path, out: str | Path, model: str, options: dict[str, Any]) -> ImageGPT:
     """As `finetune`, with options by name; the tuned model."""
-    try:
+    with complaint("finetune has no such option", TypeError):
         chosen = TuneOptions(**options)
-    except TypeError as error:
-        raise UserError(f"finetune has no such option: {error}") from error
     with torch.random.fork_rng():  # a library leaves its caller's random numbers alone
         folder = finetune(art, out, model, chosen)
         return ImageGPT.load(model, adapter=folder / checkpoint.ADAPTER) if chosen.adapter else ImageGPT.load(folder)
@@ -241,7 +240,7 @@ class _Tuning:
         examples = run.train[:: math.ceil(len(run.train) / BASE_PICTURES)]
         rows = {"the folder": map(run.art.picture, examples), "before": before, "after": after[: len(before)]}
         tiles = [[(self._tile(p), "" if i else name) for i, p in enumerate(row)] for name, row in rows.items()]
-        sheet(tiles).save(self.out / BEFORE_AFTER, "JPEG", quality=90)
+        write_picture(sheet(tiles), self.out / BEFORE_AFTER, force=True)
         facts |= {"copied": self.collection.copies(after), "drawn": len(after)}
         facts["minutes"] = round((time.monotonic() - self.start) / 60, 1)
         run.say(self.write())

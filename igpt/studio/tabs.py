@@ -15,7 +15,7 @@ from igpt.config import ANCHORS, DEFAULT_KEEP, DEFAULT_MIX, DEFAULT_STRENGTH, SI
 from igpt.files import stem_for
 from igpt.recipe import recipe_of
 from igpt.siblings import sibling
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import UserError, complaint
 from tokenizer_vq.images import open_picture
 
 from .page import BY_SEED, QUIET, Page, button, dropped, said
@@ -199,12 +199,10 @@ def _gathered(paths: list[str] | None, folder: Path) -> str:
     """The folder to which dropped pictures are copied, so that a training can go on another day."""
     if not paths:
         raise UserError("there are no pictures to learn from; drop some, or name a folder")
-    try:
+    with complaint(f"{folder} cannot be written", OSError):
         folder.mkdir(parents=True, exist_ok=True)
         for path in map(Path, paths):  # each in a folder that is called by its contents: two may have one name
             shutil.copy(path, folder / f"{path.stem}-{path.parent.name[:8]}{path.suffix}")
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
     return str(folder)
 
 
