@@ -232,6 +232,17 @@ def test_ctrl_c_before_it_learns_leaves_a_model_that_draws(
     assert model.labels == ["red", "blue", "green"] and model.generate(size=16, label="green", seed=1)
 
 
+def test_ctrl_c_while_it_draws_in_the_end_leaves_what_it_learned_and_the_same_command_ends_it(
+    green: Path, tiny_folder: Path, tmp_path: Path
+) -> None:
+    out, options = tmp_path / "out", replace(QUICK, samples=24)
+    with ctrl_c_once_there_is(out / "model.safetensors"):
+        finetune(green, out, str(tiny_folder), options)
+    assert igpt.load(out, "cpu").provenance["gpt"]["samples"] == 24 and "minutes" not in facts_of(out)
+    finetune(green, out, str(tiny_folder), options)
+    assert (out / BEFORE_AFTER).is_file() and facts_of(out)["crops"] == 24
+
+
 @contextmanager
 def disk_for_files_of(size: int) -> Iterator[None]:
     """A block in which no file can become larger, as on a full disk."""

@@ -46,7 +46,8 @@ from .tokens import Views
 LISTING, BEFORE_AFTER, FACTS = "pictures.csv", "before-after.jpg", "facts.json"
 VALIDATION_TIME, DRAWING_TIME = 0.1, 0.08  # shares of the time
 VALIDATION_COST = 1 / 3  # of a grid, over that of learning from it
-MIN_STEPS, MEASURED_STEPS = 10, 5  # in all, and between two measurements
+MIN_STEPS = 10
+MEASUREMENTS, STEPS_BETWEEN = 10, 5  # on validation pictures: about how many, and how far apart at least
 WRITING_SECONDS = 5.0  # the model and its states
 ASKED_PICTURES = 4  # by which the nearest label of the base is found
 DRAWN_PICTURES, BASE_PICTURES, DRAWN_AT_ONCE, DRAWING_SEED = 24, 8, 4, 1000  # in the end, as far as the time allows
@@ -155,7 +156,7 @@ class _Tuning:
         options, pictures = self.run.options, len(self.run.train)
         step, seconds = self._step_seconds(), self._seconds_left()
         look = VALIDATION_COST * step / options.batch  # at one window
-        windows = int(VALIDATION_TIME * 60 * options.minutes / Schedule.evaluations / look)
+        windows = int(VALIDATION_TIME * 60 * options.minutes / MEASUREMENTS / look)
         learning = (1 - VALIDATION_TIME - SHEETS_TIME) * seconds
         samples = options.samples or int(max(learning / step, MIN_STEPS) * options.batch)
         self.run.say(
@@ -200,7 +201,8 @@ class _Tuning:
         identity = f"{run.art.fingerprint}/{self.base.weights_hash}"
         seconds = math.inf if options.samples else self.facts["seconds"]
         steps = math.ceil((options.samples or 1) / options.batch)  # where the time decides, nobody knows how many
-        schedule = Schedule(options, steps, options.batch, run.bf16, seconds, log_every=MEASURED_STEPS)
+        often: dict[str, Any] = {"evaluations": MEASUREMENTS, "log_every": STEPS_BETWEEN}
+        schedule = Schedule(options, steps, options.batch, run.bf16, seconds, **often)
         self.gpt = loop.run(self.task, schedule, run.work, identity)
 
     # After

@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from glob import glob
 from pathlib import Path
@@ -42,12 +43,9 @@ def number(kind: type[int] | type[float]) -> Callable[[str], float]:
     """A converter for argparse that explains itself."""
 
     def convert(text: str) -> float:
-        try:
-            value = kind(text)
-            if math.isfinite(value):
+        with suppress(ValueError, OverflowError):
+            if math.isfinite(value := kind(text)):
                 return value
-        except (ValueError, OverflowError):
-            pass
         raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number within reach")
 
     return convert
