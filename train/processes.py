@@ -70,7 +70,7 @@ class News:
     device that brings them; at the first call and with one process at once."""
 
     def __init__(self) -> None:
-        self.said: list[tuple[Tensor, Any]] = []
+        self.said: tuple[Tensor, Any] | None = None
 
     def __call__(self, *values: float) -> list[float]:
         """What was said at the call before."""
@@ -78,15 +78,11 @@ class News:
         if here.num_processes == 1:
             return list(values)
         own = [torch.full((), float(value), dtype=torch.float64, device=here.device) for value in values]
-        now, arrived = reduce(torch.stack(own), "mean").to("cpu", non_blocking=True), None
-        if here.device.type == "cuda":
-            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            arrived.record()
-        self.said.append((now, arrived))
-        before, arrived = self.said[0]
-        del self.said[:-1]
-        if arrived is not None:
-            arrived.synchronize()
+        now = reduce(torch.stack(own), "mean").to("cpu", non_blocking=True)
+        arrived = torch.cuda.current_stream().record_event() if here.device.type == "cuda" else None
+        (before, when), self.said = self.said or (now, arrived), (now, arrived)
+        if when:
+            when.synchronize()
         return before.tolist()
 
 
