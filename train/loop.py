@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -130,7 +131,8 @@ def run(task: Task[Model], schedule: Schedule, folder: Path, identity: str = "")
             last = trainer.progress >= 1
             if last or trainer.step % schedule.log_every == 0:
                 trainer.log(metrics)
-            if last or trainer.step >= trainer.next_evaluation:
+            every = max(schedule.log_every, trainer.steps // schedule.evaluations)
+            if last or trainer.step >= trainer.evaluated_at + every:
                 trainer.evaluate(last)
 
             if trainer.evals_since_best >= schedule.options.patience:  # the best weights are on disk
@@ -171,6 +173,7 @@ class Trainer:
         if self.state_path.is_file():
             self._resume()
         check_same_start({"saved step": self.step, "identity": identity})  # else they see folders of their own
+        self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=schedule.bf16)
         self.news, self.warm = News(), False  # whether a first step is done, in which what is compiled was
         self.clock = self.now = self.seconds_before  # when progress was last set, and what all think that the time is
         self.compiled = list(task.stages) if schedule.compiler else []
@@ -263,10 +266,6 @@ class Trainer:
             optimizer.step()
         return norms
 
-    def autocast(self) -> torch.autocast:
-        """A block in bfloat16 where the schedule says so."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.schedule.bf16)
-
     def advance(self) -> None:
         """One step further: by the number of steps, or by the clock where the time is limited. Then the first step
         after a start, in which stages are compiled, is no progress, and the rest is spread over the time that is left.
@@ -299,11 +298,6 @@ class Trainer:
     def steps(self) -> int:
         """In all; a guess at the pace so far where the time is limited."""
         return round(self.step / self.progress) if self.progress else self.schedule.steps
-
-    @property
-    def next_evaluation(self) -> int:
-        """At this step."""
-        return self.evaluated_at + max(self.schedule.log_every, self.steps // self.schedule.evaluations)
 
     def log(self, metrics: dict[str, Any]) -> None:
         """One line of metrics.jsonl: means over all processes."""

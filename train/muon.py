@@ -70,7 +70,7 @@ class Muon(torch.optim.AdamW):
             if not self.state[matrix]:  # a step is what AdamW expects of all
                 self.state[matrix] = {"step": torch.zeros(()), "momentum": torch.zeros_like(matrix)}
             momentum = self.state[matrix]["momentum"]
-            momentum.lerp_(matrix.grad, 1 - MOMENTUM)  # type: ignore[arg-type]
+            momentum.lerp_(matrix.grad, 1 - MOMENTUM)
             ahead.append(matrix.grad.lerp(momentum, MOMENTUM))  # type: ignore[union-attr]  # Nesterov's
             matrix.grad = None  # so that AdamW passes it over
         for matrix, move in zip(matrices, orthogonal(torch.stack(ahead)), strict=True):
