@@ -39,7 +39,9 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """[..., I] to [..., O]."""
         weight = self.weight
-        if self.training or not (torch.is_inference_mode_enabled() and x.dtype == torch.float32 and _can_pack(weight)):
+        if torch.compiler.is_compiling() or not (
+            torch.is_inference_mode_enabled() and x.dtype == torch.float32 and _can_pack(weight)
+        ):
             return F.linear(x, weight)
         dtype = self.drawing_dtype if packing_works(self.drawing_dtype) else torch.float32
         now = (weight.data_ptr(), weight._version, dtype)
