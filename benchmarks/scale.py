@@ -73,11 +73,11 @@ def on_paper(layers: int, width: int, pictures: float, gpus: int) -> None:
     speed = gpus * REACHED * PEAK
     lines = [
         ("weights P", "11 L w^2 + 3 w^2 + H + K w/4; head H = 24 w^2 + K w", f"{weights / 1e9:.2f}B"),
-        ("weights, gradients, momentum, average", "P x (4 + 4 + 4 + 4) bytes", f"{16 * weights / 1e9:.0f} GB a GPU"),
+        ("weights, gradients, sum, momentum, average", "P x 5 x 4 bytes", f"{20 * weights / 1e9:.0f} GB a GPU"),
         ("FLOPs of a grid F", "6 x T/4 x (P + 3 H)", f"{grid:.2g}"),
         ("hours of one pass", "F N / (G x 0.4 x peak) / 3600", f"{grid * pictures / speed / 3600:.1f}"),
         (f"a step of {batch} grids a GPU", f"{batch} F / (0.4 x peak)", f"{batch * grid / REACHED / PEAK:.2f} s"),
-        ("averaging gradients, if nothing hides it", "2 x 4 P / link", f"{8 * weights / LINK:.2f} s"),
+        ("adding gradients up, after that", "2 x 4 P / link", f"{8 * weights / LINK:.2f} s"),
         ("tokens on disk", "N x views x T x 2 bytes", f"{pictures * views * tokens * 2 / 1e12:.1f} TB"),
         ("pictures on disk", "N x 100 kB", f"{pictures * 1e5 / 1e12:.0f} TB"),
         ("shards S of 10,000 pictures", "N / 10,000", f"{pictures / 1e4:,.0f}"),

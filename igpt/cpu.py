@@ -41,7 +41,7 @@ class Linear(nn.Linear):
         """[..., I] to [..., O]."""
         weight = self.weight
         compiling = torch.compiler.is_compiling()  # where no other question can be asked
-        if compiling or self.training or not (torch.is_inference_mode_enabled() and _can_copy(weight, x)):
+        if compiling or not (torch.is_inference_mode_enabled() and _can_copy(weight, x)):
             return F.linear(x, weight)
         dtype = self.drawing_dtype if not weight.is_cpu or packing_works(self.drawing_dtype) else torch.float32
         now = (weight.data_ptr(), weight._version, dtype)

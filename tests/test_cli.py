@@ -411,7 +411,7 @@ def test_help_shows_every_flag_with_its_default(command: str, capsys: Capture, m
         for default in (SamplingOptions().steps, SamplingOptions().guidance):
             assert f"(default: {default}, unless the model has its own)" in help
     if command == "train":
-        assert "--tokenizer-crops" in help and "(default: small)" in help and "--stage" not in help
+        assert "--tokenizer-crops" in help and "(default: small;" in help and "--stage" not in help
 
 
 def test_the_bare_command_prints_its_help(capsys: Capture) -> None:

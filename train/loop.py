@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -41,6 +42,7 @@ EMA_DECAY = 0.999
 WARMUP = 0.03  # share of all steps
 LAST_RATE = 0.02  # over the peak
 GRADIENT_NORM = 1.0  # larger gradients are scaled down to it
+SAVED = ("step", "progress", "evaluated_at", "best_score", "evals_since_best")  # of a trainer, beside its weights
 
 Model = TypeVar("Model", bound=nn.Module)
 Measured = TypeVar("Measured", bound=nn.Module, contravariant=True)
@@ -129,7 +131,8 @@ def run(task: Task[Model], schedule: Schedule, folder: Path, identity: str = "")
             last = trainer.progress >= 1
             if last or trainer.step % schedule.log_every == 0:
                 trainer.log(metrics)
-            if last or trainer.step >= trainer.evaluated_at + trainer.evaluate_every:
+            every = max(schedule.log_every, trainer.steps // schedule.evaluations)
+            if last or trainer.step >= trainer.evaluated_at + every:
                 trainer.evaluate(last)
 
             if trainer.evals_since_best >= schedule.options.patience:  # the best weights are on disk
@@ -155,7 +158,7 @@ class Trainer:
         self.device, self.main = processes().device, processes().is_main_process
         if schedule.batch < self.ranks:
             raise UserError(f"a batch of {schedule.batch} is too small for {self.ranks} processes: give each a sample")
-        self.modules = {name: module.to(self.device) for name, module in task.modules.items()}
+        self.modules = {name: module.to(self.device).train() for name, module in task.modules.items()}
         if self.ranks > 1:  # the weights of the first: other machines may draw other random numbers
             modules = self.modules.values()
             broadcast([value.detach() for each in modules for value in (*each.parameters(), *each.buffers())])
@@ -170,10 +173,9 @@ class Trainer:
         if self.state_path.is_file():
             self._resume()
         check_same_start({"saved step": self.step, "identity": identity})  # else they see folders of their own
+        self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=schedule.bf16)
         self.news, self.warm = News(), False  # whether a first step is done, in which what is compiled was
         self.clock = self.now = self.seconds_before  # when progress was last set, and what all think that the time is
-        for module in self.modules.values():
-            module.train()
         self.compiled = list(task.stages) if schedule.compiler else []
         for stage in self.compiled:
             stage.forward = torch.compile(stage.forward, dynamic=False, backend=schedule.compiler)
@@ -185,8 +187,8 @@ class Trainer:
         at = load_state(self.state_path, {**self.modules, "averaged": self.averaged}, self.optimizers)
         if at.get("identity", "") != self.identity:
             raise UserError(f"the training state {self.state_path} is of other pictures or tokens; use another --out")
-        self.step, self.progress, self.evaluated_at = int(at["step"]), float(at["progress"]), int(at["evaluated_at"])
-        self.best_score, self.evals_since_best = float(at["best_score"]), int(at["evals_since_best"])
+        for name in SAVED:
+            setattr(self, name, type(getattr(self, name))(at[name]))
         self.seconds_before = float(at["seconds"])
 
     def batches(self) -> Iterable[Any]:
@@ -196,15 +198,14 @@ class Trainer:
         size = self.schedule.batch
         low, high = (size * rank // self.ranks for rank in (self.rank, self.rank + 1))
         samples: Any = (list(range(step * size + low, step * size + high)) for step in itertools.count(self.step))
-        workers, pin = self.schedule.workers, self.device.type == "cuda"
-        return DataLoader(self.task.dataset, batch_sampler=samples, num_workers=workers, pin_memory=pin)
+        how: dict[str, Any] = {"num_workers": self.schedule.workers, "pin_memory": self.device.type == "cuda"}
+        return DataLoader(self.task.dataset, batch_sampler=samples, **how)
 
     def gradients(self, batch: Any) -> dict[str, Tensor]:
         """Leave the gradients of a batch, of which each process has a part, in the weights; the metrics of its loss.
 
-        Where that part does not fit into memory, it goes through in halves from here on, whatever other processes do:
-        their gradients are added up afterwards. UserError where it cannot be halved. What cannot be compiled goes on
-        as it is.
+        Where that part does not fit into memory, it goes through in halves from here on, which is no matter of other
+        processes; UserError where it cannot be halved. What cannot be compiled goes on as it is.
         """
         batch = send_to_device(batch, self.device, non_blocking=True)
         whole, metrics = total(self.task.weight(batch).float()), None
@@ -212,12 +213,12 @@ class Trainer:
             try:
                 metrics = self._own_gradients(batch, whole)
             except Exception as error:
-                reason = str(error)
-                if "out of memory" not in reason and not self.compiled:
+                reason, memory = str(error), "out of memory" in str(error)
+                if not (memory or self.compiled):
                     raise
             if metrics is None:  # outside the handler, which still holds the tensors of the failed step
-                self._halve() if "out of memory" in reason else self._go_uncompiled(reason)
-        parameters = (parameter for module in self.modules.values() for parameter in module.parameters())
+                self._halve() if memory else self._go_uncompiled(reason)
+        parameters = itertools.chain.from_iterable(module.parameters() for module in self.modules.values())
         add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
         return metrics
 
@@ -241,10 +242,8 @@ class Trainer:
     def _halve(self) -> None:
         size = -(-self.schedule.batch // (self.micro_batches * self.ranks))
         if not (self.task.divisible and size > 1):
-            raise UserError(
-                f"{self.device} has too little memory for {size} samples at once; "
-                "a smaller batch, a smaller model or the CPU is wanted"
-            )
+            too_little = f"{self.device} has too little memory for {size} samples at once"
+            raise UserError(f"{too_little}; a smaller batch, a smaller model or the CPU is wanted")
         self.micro_batches *= 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -254,8 +253,8 @@ class Trainer:
         for stage in self.compiled:
             del stage.forward  # of the object; that of its class is there again
         self.compiled = []
-        first = reason.strip().partition("\n")[0]
-        print(f"the {self.task.name} cannot be compiled here, so it learns more slowly: {first}", file=sys.stderr)
+        reason = reason.strip().partition("\n")[0]
+        print(f"the {self.task.name} cannot be compiled here, so it learns more slowly: {reason}", file=sys.stderr)
 
     def clip_and_step(self, rate: float) -> dict[str, Tensor]:
         """Move the weights at that share of the peak learning rates; the norms of their gradients, as metrics."""
@@ -267,15 +266,9 @@ class Trainer:
             optimizer.step()
         return norms
 
-    def autocast(self) -> torch.autocast:
-        """A block in bfloat16 where the schedule says so."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.schedule.bf16)
-
     def advance(self) -> None:
-        """One step further: by the number of steps, or by the clock where the time is limited.
-
-        The first step after a start takes time but makes no progress, as it may have been compiled in it: what is left
-        to do is spread over the time that is left.
+        """One step further: by the number of steps, or by the clock where the time is limited. Then the first step
+        after a start, in which stages are compiled, is no progress, and the rest is spread over the time that is left.
         """
         self.step += 1
         if self.schedule.seconds == math.inf:
@@ -285,7 +278,8 @@ class Trainer:
             gone = (now - self.clock) / max(self.schedule.seconds - self.clock, 1e-9)  # of the time that was left
             if self.warm or gone >= 1:
                 self.progress += (1 - self.progress) * min(gone, 1.0)
-            self.warm, self.clock, self.bar.total = True, now, self.steps
+            self.warm = self.warm or now > self.clock  # several processes hear of it a step later
+            self.clock, self.bar.total = now, self.steps
         self.bar.update()
 
     def vote(self, stop: bool) -> tuple[bool, bool]:
@@ -305,15 +299,10 @@ class Trainer:
         """In all; a guess at the pace so far where the time is limited."""
         return round(self.step / self.progress) if self.progress else self.schedule.steps
 
-    @property
-    def evaluate_every(self) -> int:
-        """Steps between two evaluations."""
-        return max(self.schedule.log_every, self.steps // self.schedule.evaluations)
-
     def log(self, metrics: dict[str, Any]) -> None:
         """One line of metrics.jsonl: means over all processes."""
-        found = agreed(*(float(value) for value in metrics.values()))
-        values = {name: round(value, 5) for name, value in zip(metrics, found, strict=True)}
+        found = zip(metrics, agreed(*map(float, metrics.values())), strict=True)
+        values = {name: round(value, 5) for name, value in found}
         self.latest |= values
         if self.main:
             line = {"stage": self.task.name, "step": self.step, "time": round(time.time(), 1)} | values
@@ -340,8 +329,8 @@ class Trainer:
             if (sheet := self.task.sheet(self.averaged)) is not None:
                 write_picture(sheet, self.folder / f"{self.task.name}-{self.step:07d}.png", force=True)
             if better:
-                found = json.dumps({name: round(value, 5) for name, value in metrics.items()})
-                save_state(self.best_path, {"model": self.averaged}, {}, self._metadata() | {"metrics": found})
+                found = {"metrics": json.dumps({name: round(value, 5) for name, value in metrics.items()})}
+                save_state(self.best_path, {"model": self.averaged}, {}, self._metadata() | found)
 
         together(keep, only_main=True)
         self.log(metrics)
@@ -355,5 +344,4 @@ class Trainer:
         self.saved_at = time.monotonic()
 
     def _metadata(self) -> dict[str, str]:
-        names = ("identity", "step", "progress", "evaluated_at", "best_score", "evals_since_best", "seconds")
-        return {name: str(getattr(self, name)) for name in names}
+        return {name: str(getattr(self, name)) for name in (*SAVED, "identity", "seconds")}

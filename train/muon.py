@@ -20,7 +20,6 @@ MOMENTUM = 0.95
 NEWTON_SCHULZ_STEPS = 5
 A, B, C = 3.4445, -4.7750, 2.0315  # of the quintic that moves singular values from 0..1 to about 1, fastest near 0
 STEP_RMS = 0.2  # root mean square of a step of AdamW over its learning rate, about
-BETA1, BETA2, EPS = 0.9, 0.95, 1e-8
 
 
 def orthogonal(matrices_MN: Tensor) -> Tensor:
@@ -48,46 +47,31 @@ def muon(network: nn.Module, lr: float, decay: float, tables: Sequence[str]) -> 
     return Muon([*groups, {"params": [p for _, p in learning if p.dim() != 2]}], lr)
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(torch.optim.AdamW):
     """Groups with "orthogonal" set hold matrices; the others are AdamW's. Each group has "lr" and "weight_decay"."""
 
     def __init__(self, groups: list[dict[str, Any]], lr: float):
-        super().__init__(groups, {"lr": lr, "weight_decay": 0.0, "orthogonal": False})
+        fused = groups[0]["params"][0].device.type != "mps"  # which older versions of torch cannot do
+        super().__init__(groups, lr, betas=(0.9, 0.95), weight_decay=0.0, fused=fused)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move all parameters that have a gradient."""
+        """Move all parameters that have a gradient; matrices have none any more afterwards."""
         for group in self.param_groups:
-            rate, pairs = group["lr"], [(p, p.grad) for p in group["params"] if p.grad is not None]
-            for parameter, gradient in pairs:
-                parameter.mul_(1 - rate * group["weight_decay"])
-                if not group["orthogonal"]:
-                    self._adam_step(parameter, gradient, rate)
-            if group["orthogonal"]:
-                for shape in dict.fromkeys(p.shape for p, _ in pairs):  # equal ones together: faster
-                    self._muon_step([pair for pair in pairs if pair[0].shape == shape], rate)
+            if group.get("orthogonal"):
+                matrices = [p for p in group["params"] if p.grad is not None]
+                for shape in dict.fromkeys(p.shape for p in matrices):  # equal ones together: faster
+                    self._muon_step([p for p in matrices if p.shape == shape], group["lr"], group["weight_decay"])
+        super().step()
 
-    def _muon_step(self, pairs: list[tuple[Tensor, Tensor]], lr: float) -> None:
+    def _muon_step(self, matrices: list[Tensor], lr: float, decay: float) -> None:
         ahead = []
-        for matrix, gradient in pairs:
-            momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
-            momentum.lerp_(gradient, 1 - MOMENTUM)
-            ahead.append(gradient.lerp(momentum, MOMENTUM))  # Nesterov's
-        for (matrix, _), move in zip(pairs, orthogonal(torch.stack(ahead)), strict=True):
-            matrix.add_(move, alpha=-lr * STEP_RMS * max(matrix.shape) ** 0.5)
-
-    def _adam_step(self, parameter: Tensor, gradient: Tensor, lr: float) -> None:
-        """Kingma & Ba 2015, arXiv 1412.6980, algorithm 1; decay as by Loshchilov & Hutter 2019, arXiv 1711.05101."""
-        slots = self.state[parameter]
-        if not slots:
-            slots |= {
-                "step": torch.zeros(()),
-                "mean": torch.zeros_like(parameter),
-                "square": torch.zeros_like(parameter),
-            }
-        slots["step"] += 1
-        step = float(slots["step"])
-        slots["mean"].lerp_(gradient, 1 - BETA1)
-        slots["square"].lerp_(gradient.square(), 1 - BETA2)
-        spread = (slots["square"] / (1 - BETA2**step)).sqrt_().add_(EPS)
-        parameter.addcdiv_(slots["mean"], spread, value=-lr / (1 - BETA1**step))
+        for matrix in matrices:
+            if not self.state[matrix]:  # a step is what AdamW expects of all
+                self.state[matrix] = {"step": torch.zeros(()), "momentum": torch.zeros_like(matrix)}
+            momentum = self.state[matrix]["momentum"]
+            momentum.lerp_(matrix.grad, 1 - MOMENTUM)
+            ahead.append(matrix.grad.lerp(momentum, MOMENTUM))  # type: ignore[union-attr]  # Nesterov's
+            matrix.grad = None  # so that AdamW passes it over
+        for matrix, move in zip(matrices, orthogonal(torch.stack(ahead)), strict=True):
+            matrix.mul_(1 - lr * decay).add_(move, alpha=-lr * STEP_RMS * max(matrix.shape) ** 0.5)

@@ -35,9 +35,7 @@ PRESETS = {
     "small": Preset(50_000, 10_000, 60_000, layers=8, width=256, heads=4),
     "sprites": Preset(50_000, 10_000, 200_000, layers=4, width=128, heads=2, gpt_batch=8),
     "medium": Preset(150_000, 30_000, 300_000, layers=10, width=384, heads=6),
-    "large": Preset(
-        300_000, 60_000, 1_000_000, layers=12, width=512, heads=8, crop=192, tokenizer_batch=64, gpt_batch=256
-    ),
+    "large": Preset(300_000, 60_000, 1_000_000, 12, 512, heads=8, crop=192, tokenizer_batch=64, gpt_batch=256),
 }
 
 DEFAULT_PRESET, GPU_PRESET = "small", "large"

@@ -13,11 +13,12 @@ from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object, reduce
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from igpt.device import pick_device
 from tokenizer_vq.base import UserError
+from tokenizer_vq.quantizer import several_processes, summed
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -45,23 +46,20 @@ def micro_batches(batch: Any, count: int) -> list[Any]:
 
 def total(values: Tensor) -> Tensor:
     """Sums over all processes, on the device of this one."""
-    here = processes()
-    return reduce(values.to(here.device), "sum") if here.num_processes > 1 else values
+    return summed(values.to(processes().device)) if several_processes() else values
 
 
 def agreed(*values: float) -> list[float]:
     """Means over all processes: where one alone went on or left, the others would wait for it."""
-    here = processes()
-    if here.num_processes == 1:
-        return list(values)
-    return reduce(torch.tensor(values, dtype=torch.float64, device=here.device), "mean").tolist()
+    means = total(torch.tensor(values, dtype=torch.float64)) / processes().num_processes
+    return means.tolist() if several_processes() else list(values)
 
 
 def add_up(tensors: Sequence[Tensor]) -> None:
     """Each of these tensors becomes its sum over all processes, by one message."""
-    if tensors and processes().num_processes > 1:
-        sums = torch.split(total(torch.cat([each.flatten() for each in tensors])), [each.numel() for each in tensors])
-        for each, values in zip(tensors, sums, strict=True):
+    if several_processes():
+        sums = summed(torch.cat([each.flatten() for each in tensors]))
+        for each, values in zip(tensors, torch.split(sums, [each.numel() for each in tensors]), strict=True):
             each.copy_(values.view_as(each))
 
 
@@ -70,7 +68,7 @@ class News:
     device that brings them; at the first call and with one process at once."""
 
     def __init__(self) -> None:
-        self.said: list[tuple[Tensor, Any]] = []
+        self.said: tuple[Tensor, Any] | None = None
 
     def __call__(self, *values: float) -> list[float]:
         """What was said at the call before."""
@@ -78,15 +76,11 @@ class News:
         if here.num_processes == 1:
             return list(values)
         own = [torch.full((), float(value), dtype=torch.float64, device=here.device) for value in values]
-        now, arrived = reduce(torch.stack(own), "mean").to("cpu", non_blocking=True), None
-        if here.device.type == "cuda":
-            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            arrived.record()
-        self.said.append((now, arrived))
-        before, arrived = self.said[0]
-        del self.said[:-1]
-        if arrived is not None:
-            arrived.synchronize()
+        now = (summed(torch.stack(own)) / here.num_processes).to("cpu", non_blocking=True)
+        arrived = torch.cuda.current_stream().record_event() if here.device.type == "cuda" else None
+        (before, when), self.said = self.said or (now, arrived), (now, arrived)
+        if when:
+            when.synchronize()
         return before.tolist()
 
 

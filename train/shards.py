@@ -40,11 +40,8 @@ from .state import peek
 LANES = 8  # shards that are read at the same time
 BLOCK = 1024  # samples in a row of a lane before its next shard
 VISITS = 8  # of the largest shard in a pass over all
-HELD_OUT_KEPT, LOOKED_AT, SIZED = (
-    96,
-    4096,
-    64,
-)  # held-out pictures of a tokenizer, among so many; that tell the usual size
+HELD_OUT_KEPT, LOOKED_AT = 96, 4096  # held-out pictures of a tokenizer, among so many
+SIZED = 64  # pictures that tell the usual size
 MAPPED = 256  # token files that are mapped at the same time
 INDEX = ("identity", "views", "names", "counts")  # of token shards
 LABEL_SUFFIX = ".cls"  # of the file beside a picture that names its label
@@ -176,8 +173,8 @@ class ArtShards(ArtFolder):
         place += (block // len(self.visits) * of + visit) * BLOCK
         pictures, _ = _listed(self.shards[shard])
         chosen = shuffled(len(pictures), place, seed + shard)
-        for entry in pictures[chosen:] + pictures[:chosen]:
-            picture, held_out = _opened(entry)
+        for i in range(len(pictures)):
+            picture, held_out = _opened(pictures[(chosen + i) % len(pictures)])
             if picture is not None and not held_out:
                 return picture
         raise UserError(f"the shard {self.shards[shard]} has no picture to learn from")

@@ -24,7 +24,6 @@ from igpt.bundle import Bundle
 from igpt.checkpoint import Tokenizer
 from igpt.sizes import Grid, Grids
 from igpt.token_cache import TokenCache, window
-from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.images import fit_cover, to_tensor
 from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
 
@@ -162,12 +161,12 @@ def _pictures(run: Run[TrainOptions], shard: int, mode: str) -> Sequence[Callabl
     art, val = run.art, set(run.val)
     if isinstance(art, ArtShards):
         return art.unit(shard)
+
+    def opened(i: int) -> Labelled:
+        return Labelled(art.picture(i, mode), art.labels[art.label_of[i]], i in val)
+
     numbers = sorted((*run.train, *run.val))[shard * PICTURES_A_SHARD : (shard + 1) * PICTURES_A_SHARD]
-    return [partial(_labelled, art, i, mode, i in val) for i in numbers]
-
-
-def _labelled(art: ArtFolder, number: int, mode: str, held_out: bool) -> Labelled:
-    return Labelled(art.picture(number, mode), art.labels[art.label_of[number]], held_out)
+    return [partial(opened, i) for i in numbers]
 
 
 class Views(TokenCache):
