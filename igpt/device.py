@@ -79,14 +79,11 @@ def cuda_graph(work: Work, inputs: Sequence[Tensor]) -> tuple[Callable[[], None]
 
 
 class Graphs:
-    """Work that comes again and again with tensors of the same shapes, recorded once and then replayed: thousands of
-    small operations without Python between them.
+    """Work that comes again with tensors of the same shapes, replayed: thousands of small operations without Python.
 
-    The first REPEATS times it is done as it is, which also warms up. Only the last recording is kept, as each holds
-    memory. Where recording fails, a warning says so once, and everything is done as it is.
+    The first two times it is done as it is, which also warms up. Only the last recording is kept, as each holds memory.
+    Where recording fails, a warning says so once, and everything is done as it is.
     """
-
-    REPEATS = 2
 
     def __init__(self, record: Callable[..., tuple[Callable[[], None], Tensor]] | None = cuda_graph):
         self.record, self.key, self.times = record, (), 0
@@ -100,7 +97,7 @@ class Graphs:
         if key != self.key:
             self.key, self.times, self.recording = key, 0, None
         self.times += 1
-        if self.times > self.REPEATS and self.recording is None and self.record is not None:
+        if self.times > 2 and self.recording is None and self.record is not None:
             own = [x.clone() for x in inputs]
             try:
                 self.recording = (own, *self.record(work, own))
