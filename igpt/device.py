@@ -29,7 +29,7 @@ def pick_device(asked: str | None = None) -> torch.device:
     """
     present = [kind for kind in ("cuda", "mps", "cpu") if devices(kind)]
     kind, _, number = (asked or present[0]).partition(":")
-    if not asked and kind == "cuda":  # of several processes on a machine each has one of its own
+    if not number and kind == "cuda":  # of several processes on a machine each has one of its own
         number = os.environ.get("LOCAL_RANK", "")
     if not (number or "0").isdecimal() or int(number or 0) >= devices(kind):
         raise UserError(f"there is no device {asked!r} here; there is {', '.join(present)}")
@@ -72,9 +72,10 @@ Work = Callable[..., Tensor]
 
 def cuda_graph(work: Work, inputs: Sequence[Tensor]) -> tuple[Callable[[], None], Tensor]:
     """Work recorded as one CUDA graph: what does it again with what is then in `inputs`, and where its result is."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = work(*inputs)
+    with torch.cuda.device(inputs[0].device):  # not the first one in every process
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = work(*inputs)
     return graph.replay, result
 
 
