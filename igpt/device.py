@@ -29,7 +29,7 @@ def pick_device(asked: str | None = None) -> torch.device:
     """
     present = [kind for kind in ("cuda", "mps", "cpu") if devices(kind)]
     kind, _, number = (asked or present[0]).partition(":")
-    if not asked and kind == "cuda":  # of several processes on a machine each has one of its own
+    if not number and kind == "cuda":  # of several processes on a machine each has one of its own
         number = os.environ.get("LOCAL_RANK", "")
     if not (number or "0").isdecimal() or int(number or 0) >= devices(kind):
         raise UserError(f"there is no device {asked!r} here; there is {', '.join(present)}")
@@ -84,21 +84,19 @@ Work = Callable[..., Tensor]
 
 def cuda_graph(work: Work, inputs: Sequence[Tensor]) -> tuple[Callable[[], None], Tensor]:
     """Work recorded as one CUDA graph: what does it again with what is then in `inputs`, and where its result is."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = work(*inputs)
+    with torch.cuda.device(inputs[0].device):  # not the first one in every process
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = work(*inputs)
     return graph.replay, result
 
 
 class Graphs:
-    """Work that comes again and again with tensors of the same shapes, recorded once and then replayed: thousands of
-    small operations without Python between them.
+    """Work that comes again with tensors of the same shapes, replayed: thousands of small operations without Python.
 
-    The first REPEATS times it is done as it is, which also warms up. Only the last recording is kept, as each holds
-    memory. Where recording fails, a warning says so once, and everything is done as it is.
+    The first two times it is done as it is, which also warms up. Only the last recording is kept, as each holds memory.
+    Where recording fails, a warning says so once, and everything is done as it is.
     """
-
-    REPEATS = 2
 
     def __init__(self, record: Callable[..., tuple[Callable[[], None], Tensor]] | None = cuda_graph):
         self.record, self.key, self.times = record, (), 0
@@ -112,7 +110,7 @@ class Graphs:
         if key != self.key:
             self.key, self.times, self.recording = key, 0, None
         self.times += 1
-        if self.times > self.REPEATS and self.recording is None and self.record is not None:
+        if self.times > 2 and self.recording is None and self.record is not None:
             own = [x.clone() for x in inputs]
             try:
                 self.recording = (own, *self.record(work, own))

@@ -78,7 +78,7 @@ def open_source(model: Bundle, picture: Picture) -> Source:
         return source
     tokens_hw = torch.tensor(recipe.tokens).view(*recipe.grid)
     if recipe.sprite != AS_DRAWN:  # enlarged, or in other colours
-        source = Source(*finish(model, tokens_hw[None], canvas_for(model, recipe.size, recipe.tile)))
+        source = Source(finish(model, tokens_hw[None], canvas_for(model, recipe.size, recipe.tile))[0])
     return source._replace(tokens_hw=tokens_hw, label=recipe.label if recipe.label in model.labels else None)
 
 

@@ -92,16 +92,9 @@ class ImageGPT(Bundle):
             found = with_adapter(found, file)
             name = file.absolute().parent if file.name == checkpoint.ADAPTER else file.stem
         assert found.gpt is not None
-        tokenizer, gpt = found.tokenizer.to(target), found.gpt.to(target)
-        gpt.draw_in(torch.bfloat16 if (fast_bf16(target) if bf16 is None else bf16) else torch.float32)
-        return cls(
-            tokenizer,
-            gpt,
-            found.labels,
-            name=Path(name).name,
-            weights_hash=found.weights_hash,
-            provenance=found.provenance,
-        )
+        parts = found.tokenizer.to(target), found.gpt.to(target), found.labels
+        found.gpt.draw_in(torch.bfloat16 if (fast_bf16(target) if bf16 is None else bf16) else torch.float32)
+        return cls(*parts, name=Path(name).name, weights_hash=found.weights_hash, provenance=found.provenance)
 
     def save(self, folder: str | Path) -> None:
         """Write the model to a folder: config.json and model.safetensors."""

@@ -89,7 +89,7 @@ class KVCache:
     def extend(self, layer: int, k_BNLE: Tensor, v_BNLE: Tensor) -> tuple[Tensor, Tensor]:
         """Write new keys and values behind the filled part; the whole of it with them. `length` moves later, once."""
         end = self.length + k_BNLE.shape[2]
-        if end == k_BNLE.shape[2] and not layer:
+        if not (self.length or layer):
             shape = (self.layers, *k_BNLE.shape[:2], self.capacity, k_BNLE.shape[3])
             self.keys, self.values = k_BNLE.new_empty(shape), k_BNLE.new_empty(shape)
         self.keys[layer, :, :, self.length : end] = k_BNLE
@@ -214,11 +214,9 @@ class GPT(nn.Module):
         return self.config.labels
 
     def draw_in(self, dtype: torch.dtype) -> None:
-        """Multiply in this precision when drawing (see `cpu.Linear`), where the GPT is now; on a GPU, replay drawings.
-
-        Guidance multiplies differences of logits, so the last layer stays in float32; on a GPU, where that would be
-        slow, it is in float16, eight times finer than bfloat16.
-        """
+        """Multiply in this precision when drawing (see `cpu.Linear`) where the GPT is now. The last layer stays in
+        float32, as guidance multiplies differences of its logits; a GPU, slow in that, takes float16, eight times finer
+        than bfloat16."""
         coarse = dtype == torch.bfloat16 and not self.query.is_cpu
         for module in self.modules():
             if isinstance(module, Linear):
@@ -237,8 +235,7 @@ class GPT(nn.Module):
         """
         # The content stream reads the label and all cells but the last; each is rotated by its place, the label by 0.
         content_BLD = torch.cat([self.labels(labels_B).unsqueeze(1), self.embed(cells_BLn[:, :-1])], dim=1)
-        shifted_BL2 = F.pad(positions_BL2[:, :-1], (0, 0, 1, 0))
-        k, v = self.encode_content(self.dropout(content_BLD), self.freqs(shifted_BL2))
+        k, v = self.encode_content(self.dropout(content_BLD), self.freqs(F.pad(positions_BL2[:, :-1], (0, 0, 1, 0))))
         # The query stream asks for cell i at its place, and sees the first i entries of the content.
         hidden_BLD = self.decode_queries(self.freqs(positions_BL2), k, v, causal=True)
         # The local head gives token j of a cell the embeddings of the tokens before j; the others are zeros.

@@ -1,9 +1,9 @@
 """Sampling tokens: pure functions (how many cells a step, filters, guidance) and one generator that uses them.
 
 `sample` yields the grid after every step; progress, previews and time-lapses are built on it. Randomness comes from one
-CPU generator a picture, so a seed means the same picture in any batch and on any device. All of it, and all else that a
-drawing starts with (`Plan`), goes to the device at once; `draw` then never waits for the device, and the shapes in it
-depend on the plan's shapes and the number of steps alone, so that a GPU may replay it whole (`device.Graphs`).
+CPU generator a picture, so a seed means the same picture in any batch and on any device. All that a drawing starts with
+(`Plan`) goes to the device at once; `draw` then never waits for the device, and its shapes do not depend on what is
+drawn, so that a GPU may replay it whole (`device.Graphs`).
 """
 
 from __future__ import annotations
@@ -176,17 +176,16 @@ def sample(
     tokens_BLn, known_BLn, mask_BLn = _in_cells(known, len(labels_B), grid, cell)
     yield Step(to_grid(tokens_BLn, rows, cell), to_grid(known_BLn, rows, cell))
     # The cells that are given whole become the first of the content, in a random order.
-    whole_BL, grids_B1 = known_BLn.all(-1), torch.arange(len(labels_B)).unsqueeze(1)
+    whole_BL, grids_B1 = known_BLn.all(-1), torch.arange(len(labels_B)).unsqueeze(1)  # x[grids_B1, cells_BM]: of each
     orders_BM = drawing_orders(mask_BLn.any(-1) & ~whole_BL, options.order, seeds)
     seen_BS = drawing_orders(whole_BL, "random" if whole_BL.any() else "raster", seeds)
     positions_L2, total = cell_positions(rows, columns), orders_BM.shape[1]
     counts = cells_per_step(total, total if options.order == "raster" else options.steps)
     uniform_BMn = torch.stack([torch.rand(total, cell**2, generator=g, dtype=torch.float64) for g in seeds])
-    seen, asked = (grids_B1, seen_BS), (grids_B1, orders_BM)  # x[asked] are these cells of each grid
-    parts = (labels_B, tokens_BLn[seen], positions_L2[seen_BS], tokens_BLn[asked], known_BLn[asked])
+    seen, asked = (tokens_BLn[grids_B1, seen_BS], positions_L2[seen_BS]), tokens_BLn[grids_B1, orders_BM]
+    parts = (labels_B, *seen, asked, known_BLn[grids_B1, orders_BM], positions_L2[orders_BM], uniform_BMn)
     # Apple's GPUs have no float64: there tokens are drawn on the CPU, and only the GPT is on the GPU.
-    at = "cpu" if gpt.query.device.type == "mps" else gpt.query.device
-    plan = Plan(*(x.to(at) for x in (*parts, positions_L2[orders_BM], uniform_BMn)))
+    plan = Plan(*(x.to("cpu" if gpt.query.device.type == "mps" else gpt.query.device) for x in parts))
     guided = options.guidance != 1 and bool((labels_B != gpt.null_label).any())
     for step, tokens_BMn in enumerate(_drawn(gpt, plan, counts, options, guided)):
         new = grids_B1, orders_BM[:, : sum(counts[: step + 1])]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from generate.run import Target, shared_out
+from igpt import device
 from igpt.files import plan_output
 from igpt.image_gpt import ImageGPT
 
@@ -38,3 +39,11 @@ def test_the_plan_of_100000_pictures_is_made_as_it_is_drawn_and_shared_out_witho
         target = Target(plan_output(str(tmp_path), 100_000), "tiny")
         seen += [seed for batch in shared_out(plan, target, process, 3) for seed in batch.seeds]
     assert sorted(seen) == list(range(5, 5 + 7 * tiny_model.at_once))
+
+
+def test_of_several_processes_on_a_machine_each_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "devices", lambda kind: 4 if kind == "cuda" else 1)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert [str(device.pick_device(asked)) for asked in (None, "cuda", "cuda:1")] == ["cuda:2", "cuda:2", "cuda:1"]
+    monkeypatch.delenv("LOCAL_RANK")
+    assert str(device.pick_device()) == "cuda"

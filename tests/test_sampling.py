@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu import stand_in
@@ -320,3 +321,16 @@ def test_no_operation_of_a_drawing_waits_for_the_device() -> None:
     gpt.draw_in(torch.bfloat16)
     steps = list(draw(gpt, plan(gpt, "meta"), [1, 2], options, True))
     assert len(steps) == 2 and steps[-1].is_meta and steps[-1].shape == drawn_BMn.shape
+
+
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer")
+def test_devices_and_precisions_agree_where_a_gpu_draws() -> None:
+    """On tensors without values, which say that they are on a GPU."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        with torch.device("cuda"):
+            gpt = make()
+        gpt.draw_in(torch.bfloat16)
+        with torch.inference_mode():
+            *_, drawn_BMn = draw(gpt, plan(gpt, "cuda"), [1, 2], SamplingOptions(top_k=3), True)
+            logits_BLK = gpt.next_token(torch.zeros(1, 1, 32, device="cuda"), drawn_BMn[:1, :1, :0])
+    assert drawn_BMn.is_cuda and logits_BLK.dtype == torch.float16 and gpt.graphs is not None
