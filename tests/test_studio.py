@@ -712,7 +712,7 @@ def test_a_model_that_was_deleted_meanwhile_is_said_to_be_gone(page: Any, studio
     warned(page, "there is no model.*gone")
     button(page, "Draw").click()
     said(page, "there is no model.*gone")
-    assert "there is no model" in studio.complaints
+    wait_until(lambda: "there is no model" in studio.complaints)
     before = len(studio.pictures())
     settings(page)
     draw(page)
@@ -726,14 +726,14 @@ def test_an_output_folder_that_cannot_be_written_is_said_on_the_page_and_in_the_
         studio.out.write_text("a file, of all things")
         draw(page, "32")
         said(page, r"\.png cannot be written: ")
-        assert ".png cannot be written: " in studio.complaints
+        wait_until(lambda: ".png cannot be written: " in studio.complaints)
 
 
 def test_what_cannot_be_drawn_is_said(page: Any, studio: Studio) -> None:
     settings(page)
     draw(page, "as large as a house")
     said(page, "as large as a house.* is neither one number of pixels")
-    assert "as large as a house" in studio.complaints
+    wait_until(lambda: "as large as a house" in studio.complaints)
 
 
 STICKS_OUT = """() => [...document.querySelectorAll("button, input, label")].filter(part => part.checkVisibility()).map(
@@ -757,11 +757,8 @@ def test_a_port_in_use_and_a_missing_browser_are_said(studio: Studio, tmp_path: 
     port = studio.address.rpartition(":")[2]
     with Studio(tmp_path, "--model", str(tiny_folder), "--open", "--port", port) as other:
         assert other.address != studio.address
-        assert f"port {port} is in use" in other.complaints
-        end = time.monotonic() + PATIENCE / 1000
-        while "no browser" not in other.complaints and time.monotonic() < end:
-            time.sleep(0.1)
-        assert "no browser can be opened" in other.complaints
+        wait_until(lambda: f"port {port} is in use" in other.complaints)
+        wait_until(lambda: "no browser can be opened" in other.complaints)
 
 
 @pytest.mark.parametrize(
