@@ -7,7 +7,7 @@ mirrored copies are found. The baseline is how near held-out pictures come, whic
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -155,17 +155,10 @@ class Audit(NamedTuple):
 
 
 def audit(
-    model: Bundle,
-    sources: Sequence[Path],
-    art: str | Path,
-    options: AuditOptions,
-    *,
-    quiet: bool = False,
-    check: Callable[[], object] = bool,
+    model: Bundle, sources: Sequence[Path], art: str | Path, options: AuditOptions, *, quiet: bool = False
 ) -> list[Audit]:
-    """Compares the middle squares of pictures with ART. `check` is called between batches of pictures and may raise.
-    Raises UserError where a picture or ART cannot be used."""
-    pictures, extract = [open_picture(source) for source in sources], Extractor(model.device, quiet, check)
+    """Compares the middle squares of pictures with ART. Raises UserError where a picture or ART cannot be used."""
+    pictures, extract = [open_picture(source) for source in sources], Extractor(model.device, quiet)
     split, found = Split.load(art, options, random.Random("audit/0")), []
     for space in metric_spaces(model, nets(options.features, model)[0]):
         baseline = Baseline(space, split, model.grids.native_size[0], extract)

@@ -66,11 +66,10 @@ def batches(pictures: Iterable[Image], side: int, device: torch.device) -> Itera
 
 @dataclass(frozen=True)
 class Extractor:
-    """Makes vectors of pictures, with a progress bar unless `quiet`. `check` is called before a batch and may raise."""
+    """Makes vectors of pictures, with a progress bar unless `quiet`."""
 
     device: torch.device
     quiet: bool = False
-    check: Callable[[], object] = bool
 
     @torch.inference_mode()
     def __call__(self, space: MetricSpace, pictures: Iterable[Image], count: int, key: str = "") -> Tensor:
@@ -84,10 +83,7 @@ class Extractor:
                 return load_file(path)["features"]
         title, quiet = space.name.partition(" (")[0], self.quiet or None
         stream = batches(pictures, space.side, self.device)
-        rows = []
-        for images_BCHW in tqdm(stream, title, -(-count // BATCH), False, disable=quiet):
-            self.check()
-            rows.append(space.vectors(images_BCHW).float().cpu())
+        rows = [space.vectors(x).float().cpu() for x in tqdm(stream, title, -(-count // BATCH), False, disable=quiet)]
         features_ND = torch.cat(rows) if rows else torch.zeros(0, 0)
         with suppress(OSError, SafetensorError):  # without a cache the next run extracts again, that is all
             if path:
