@@ -222,7 +222,7 @@ class Engine(Jobs):
                 if found := PROGRESS.search(line):
                     job.state = f"learned {found[1]} %, {found[2]} left"
                     job.table, job.pictures = job.table or _rows(out / "pictures.csv"), _newest_sheet(out)
-                elif line.strip():
+                elif line.strip() and "it/s" not in line and "s/it" not in line:
                     job.lines = [*job.lines, line.rstrip()]
             code, written = (
                 process.wait(),
