@@ -23,8 +23,6 @@ from tokenizer_vq.base import UserError
 from .atlas import Sprite, atlas
 from .timelapse import animation, recorded
 
-Draw = Callable[[Batch], list[PartialGrid]]  # the finished grids of a batch, watched by whoever wants to
-
 
 @dataclass(frozen=True)
 class Target:
@@ -37,7 +35,7 @@ class Target:
     timelapse: str | None = None  # "gif" or "webp": also an animation of each
     force: bool = False  # replace files of the same name
     quiet: bool = False  # no progress
-    draw: Draw | None = None  # without a timelapse: by which the caller watches
+    draw: Callable[[Batch], list[PartialGrid]] | None = None  # without a timelapse: by which the caller watches
 
 
 def draw_files(batches: Iterable[Batch], target: Target) -> list[Path]:
@@ -93,16 +91,9 @@ def shared_out(batches: Iterable[Batch], target: Target, process: int, processes
 
 
 def replay(
-    model: ImageGPT,
-    recipe: Recipe,
-    path: Path,
-    *,
-    from_tokens: bool = False,
-    force: bool = False,
-    draw: Draw | None = None,
+    model: ImageGPT, recipe: Recipe, path: Path, *, from_tokens: bool = False, force: bool = False, quiet: bool = False
 ) -> Path:
-    """Draws the picture of a recipe again, writes it to `path` and prints where, and what came of it unless there is a
-    `draw` of the caller's own.
+    """Draws the picture of a recipe again, writes it to `path` and prints where.
 
     It is drawn anew from seed, label and options, and must come out as recorded; with `from_tokens`, and where an edit
     would need its source picture, the recorded tokens are only decoded. Raises UserError when the model is another one
@@ -125,7 +116,7 @@ def replay(
     if task.start is not None and (not recipe.given or batch.canvas.levels != [recipe.grid]) and not from_tokens:
         message += f", as {recipe.command} at this size needs its source picture to be drawn again"
     elif not from_tokens:
-        _check_tokens(batch, recorded, draw or (lambda batch: _last(batch.steps(), batch, quiet=False)))
+        _check_tokens(batch, recorded, quiet)
         message = f"drawn again from seed {recipe.seed}: all {count} tokens equal those recorded"
     ((picture, again),) = batch.results([recorded])
     if recipe.pixels and again.pixels != recipe.pixels:
@@ -133,12 +124,12 @@ def replay(
         other_pixels = "; some pixels differ, as they may with another number of threads, another device or torch"
         message += edited if recipe.given else other_pixels
     path = _say(write_picture(picture, path, replace(recipe, pixels=again.pixels), force=force))
-    if draw is None:
+    if not quiet:
         print(message, file=sys.stderr)
     return path
 
 
-def _check_tokens(batch: Batch, recorded: PartialGrid, draw: Draw) -> None:
+def _check_tokens(batch: Batch, recorded: PartialGrid, quiet: bool) -> None:
     """Draws a picture again. Raises UserError where other tokens than the recorded ones come out."""
     (rows, columns), (width, height) = recorded.tokens_hw.shape, batch.canvas.size
     if batch.canvas.levels[-1] != (rows, columns):
@@ -146,7 +137,7 @@ def _check_tokens(batch: Batch, recorded: PartialGrid, draw: Draw) -> None:
             f"the recipe's grid of {rows}x{columns} tokens is not that on which a picture of {width}x{height} pixels "
             "is drawn; --from-tokens gives the recorded picture"
         )
-    (grid,) = draw(batch)
+    (grid,) = _last(batch.steps(), batch, quiet)
     if other := int((grid.tokens_hw != recorded.tokens_hw).sum()):
         raise UserError(
             f"{other} of {rows * columns} tokens came out differently, as they may on another device, torch or igpt; "

@@ -22,18 +22,24 @@ from zipfile import ZipFile
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from igpt.cli import main
 from igpt.image_gpt import ImageGPT
+from igpt.lora import apply_lora, save_adapter, with_labels
 from igpt.recipe import digest, recipe_of
 from tests.painting import COLOURS, art_folder, paint
+from tests.painting import drawn as painted
 
 ROOT = Path(__file__).resolve().parent.parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 MISSING = [name for name in ("gradio", "playwright") if find_spec(name) is None]
 MISSING += [] if CHROMIUM else ["a Chromium"]
+if not MISSING:  # the page needs Gradio
+    from igpt.studio.engine import Engine, Wish
+    from igpt.studio.tabs import ON_A_PAGE
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(MISSING), reason=f"the studio's tests want {' and '.join(MISSING)}"),
@@ -85,11 +91,18 @@ class Studio:
 
 @pytest.fixture(scope="module")
 def studio(tiny_folder: Path, tiny_pixels: ImageGPT, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
-    """With the models `tiny`, `sprites` and `gone`, which is deleted as soon as it is on the list."""
+    """With the models `tiny`, `sprites` and `gone`, which is deleted as soon as it is on the list, and `mine.x`, an
+    adapter of `tiny`."""
     folder = tmp_path_factory.mktemp("studio")
     tiny_pixels.save(folder / "sprites")
     shutil.copytree(tiny_folder, folder / "gone")
-    with Studio(folder, "--model", str(tiny_folder), "sprites", "gone") as studio:
+    tiny = ImageGPT.load(tiny_folder, "cpu")
+    gpt = apply_lora(with_labels(tiny.gpt, 0), 4)
+    for name, weight in gpt.named_parameters():
+        if name.endswith(".up"):
+            torch.nn.init.normal_(weight, generator=torch.Generator().manual_seed(0))
+    save_adapter(folder / "mine.x.safetensors", gpt, tiny.labels, ("tiny", tiny.weights_hash), {})
+    with Studio(folder, "--model", str(tiny_folder), "mine.x.safetensors", "sprites", "gone") as studio:
         shutil.rmtree(folder / "gone")
         yield studio
 
@@ -139,6 +152,13 @@ def begin(page: Any, address: str) -> None:
 
 def button(page: Any, name: str) -> Any:
     return page.get_by_role("button", name=name, exact=True).locator("visible=true")
+
+
+def wait_until(condition: Any) -> None:
+    end = time.monotonic() + PATIENCE / 1000
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def frames(page: Any) -> None:
@@ -242,8 +262,7 @@ def drawn(page: Any, studio: Studio, before: int, more: int = 1) -> list[Path]:
     found = studio.pictures()[before:]
     assert len(found) == more
     said(page, "drawn, in")
-    for path in found:
-        page.locator(f"#easel img[src$='{path.name}']").first.wait_for()
+    page.locator(f"#easel img[src$='{found[-1].name}']").first.wait_for()
     return found
 
 
@@ -308,7 +327,7 @@ def test_stop_stops_and_what_was_asked_for_next_is_drawn(page: Any, studio: Stud
     settings(page)
     draw(page, "768")
     said(page, r"[1-9]%")
-    page.locator("#easel img[src*=webp], #easel img[src*=image]").first.wait_for()  # a preview
+    page.locator("#easel img[src$='/image.png']").wait_for()  # a preview
     draw(page, "32")
     said(page, "1 more waiting")
     button(page, "Stop").click()
@@ -395,6 +414,25 @@ def test_sprites_are_enlarged_in_another_palette_and_downloaded_as_an_atlas(
     with ZipFile(download(page).path()) as both:
         frames = json.loads(both.read(f"{atlas.stem}.json"))["frames"]
     assert [frame["seed"] for frame in frames.values()] == [40, 41, 42]
+
+
+def test_an_adapter_draws_and_replays_and_says_that_it_cannot_learn_more(page: Any, studio: Studio) -> None:
+    before = len(studio.pictures())
+    for model in "tiny", "mine.x":
+        settings(page, model, seed=61)
+        draw(page, "64")
+        drawn(page, studio, before + (model != "tiny"))
+    plain, adapted = studio.pictures()[before:]
+    assert (recipe_of(plain).model, recipe_of(adapted).model) == ("tiny", "mine.x")
+    assert recipe_of(plain).tokens != recipe_of(adapted).tokens
+    tab(page, "Gallery")
+    pick(page, adapted)
+    button(page, "Replay").click()
+    said(page, "the same pixels")
+    tab(page, "Learn")
+    put(page, "or the path of a folder", studio.out)
+    button(page, "Learn").click()
+    warned(page, "mine.x is an adapter, which cannot learn more")
 
 
 # Editing
@@ -490,7 +528,7 @@ def test_a_picture_of_the_gallery_tells_how_it_was_made_and_is_drawn_on(page: An
     button(page, "As tile").click()
     (tile,) = drawn(page, studio, before + 1)
     assert recipe_of(tile).tile
-    page.get_by_role("img", name=tile.stem).wait_for()  # on the wall, too
+    page.locator("#wall").get_by_role("img", name=tile.stem).wait_for()  # on the wall, too
     button(page, "Large").click()
     (large,) = drawn(page, studio, before + 2)
     assert Image.open(large).size == (128, 128)
@@ -516,6 +554,28 @@ def test_a_picture_is_deleted_when_it_is_asked_for_twice(page: Any, studio: Stud
     assert not path.exists() and len(studio.pictures()) == before
 
 
+def test_a_gallery_of_many_pictures_has_pages(page: Any, studio: Studio) -> None:
+    old = [studio.out / f"old-{i}.png" for i in range(ON_A_PAGE + 1)]
+    for i, path in enumerate(old):
+        paint(i, COLOURS["red"], (8, 8)).save(path)
+        os.utime(path, (1_000_000 + i, 1_000_000 + i))
+    others = len(studio.pictures()) - len(old)
+    tab(page, "Gallery")
+    wall = page.locator("#wall img")
+    steadily(page, lambda: None, lambda: wall.count() == ON_A_PAGE)
+    choose(page, "Page", "2")
+    steadily(page, lambda: None, lambda: wall.count() == min(others + 1, ON_A_PAGE))
+    choose(page, "Page", str(2 + others // ON_A_PAGE))
+    pick(page, old[0])  # the oldest is the last
+    assert wall.last.get_attribute("alt") == "old-0"
+    for path in old[1:]:
+        path.unlink()
+    button(page, "Delete").click()
+    button(page, "Really delete").click()
+    page.get_by_text("Deleted.").wait_for()
+    steadily(page, lambda: None, lambda: wall.count() == min(others, ON_A_PAGE))  # of the last page that is left
+
+
 # Learning and knowing
 
 
@@ -526,6 +586,7 @@ def test_a_model_learns_dropped_pictures_while_drawing_waits_and_stop_keeps_it(
     art = sorted(art_folder(tmp_path / "art", 6).rglob("*.png"))
     for i, path in enumerate(art):
         path.rename(tmp_path / f"{i}.png")
+    (tmp_path / "letter.png").write_text("Dear model,")
     settings(page)
     tab(page, "Learn")
     put(page, "Name of the new model", "my own")
@@ -534,7 +595,10 @@ def test_a_model_learns_dropped_pictures_while_drawing_waits_and_stop_keeps_it(
     said(page, "looking through")
     draw(page, "32")
     said(page, "learned [0-9]+ %.*left; 1 more waiting until it is done")
-    assert "to learn from" in page.locator("#log textarea").input_value()
+    log = page.locator("#log textarea").input_value()
+    assert "to learn from" in log and "9 minutes in all" in log
+    table = page.locator("#files").inner_text()
+    assert re.search(r"letter-\w+\.png\s+skipped\s+is no picture", table) and "learned from" in table
     button(page, "Stop").click()
     drawn(page, studio, before)
     settings(page, "my-own")
@@ -561,6 +625,64 @@ def test_a_picture_is_audited_and_mapped_and_a_model_shows_its_card(page: Any, s
     settings(page, "pixels")
     button(page, "Card").click()
     page.get_by_text("Sprites of 32x32 pixels").wait_for()
+
+
+FINETUNE = """#!{python}
+import os, pathlib, signal, sys, time
+signal.signal(signal.SIGINT, lambda *_: (work.parent.joinpath("config.json").touch(), os._exit(130)))
+work = pathlib.Path(sys.argv[sys.argv.index("--out") + 1], "training")
+work.mkdir(parents=True)
+listing = "path,split,use,reason\\na.png,train,learned from,\\nb.txt,test,skipped,is odd"
+(work.parent / "pictures.csv").write_text(listing)
+print("9 minutes in all", file=sys.stderr)
+for i, step in enumerate((5, 100)):
+    (work / f"finetune-{{step:07d}}.png").touch()
+    os.utime(work / f"finetune-{{step:07d}}.png", (i, i))
+print("finetune:  30%|###  | 3/10 [00:10<00:20, 3 it/s]", end="\\r", file=sys.stderr, flush=True)
+print("still there", file=sys.stderr, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_training_shows_its_newest_sheet_and_stop_leaves_a_model(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Something that writes what `igpt finetune` writes stands in for it."""
+    stand_in = tmp_path / "python"
+    stand_in.write_text(FINETUNE.format(python=sys.executable))
+    stand_in.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(stand_in))
+    engine = Engine([str(tiny_folder)], tmp_path)
+    engine.learn("tiny", "art", "new one")
+    wait_until(lambda: engine.now.lines[1:] == ["still there"])
+    job, out = engine.now, tmp_path / "models" / "new-one"
+    assert job.state == "learned 30 %, 00:20 left" and job.lines[0] == "9 minutes in all"
+    assert job.table == [["b.txt", "skipped", "is odd"], ["a.png", "learned from", ""]]
+    assert job.pictures == [(out / "training" / "finetune-0000100.png", "drawn at step 100")]
+    engine.stop()
+    engine.stop()  # an impatient press more
+    wait_until(lambda: engine.idle)
+    assert "new-one" in job.state and "new-one" in engine.places
+    engine.close()
+
+
+@pytest.mark.parametrize("command", ["audit", "surprise", "replay", "draw"])
+def test_stop_ends_whatever_is_done(command: str, tmp_path: Path, tiny_model: ImageGPT, tiny_folder: Path) -> None:
+    """It comes as the work has just begun."""
+    (path,) = painted(tiny_model, tmp_path)
+    engine = Engine([str(tiny_folder)], tmp_path / "out")
+    how = {"audit": ("tiny", str(path), str(art_folder(tmp_path / "art"))), "surprise": ("tiny", None, str(path))}
+    submit, begun = engine.submit, threading.Event()
+
+    def stopped_at_once(title: str, work: Any) -> None:
+        submit(title, lambda job: (begun.set(), engine.stop(), work(job)))
+
+    engine.submit = stopped_at_once  # type: ignore[method-assign]
+    wish = Wish("tiny", 1, {"seed": 0, "label": None}, {})
+    getattr(engine, command)(*how.get(command, (str(path),) if command == "replay" else (wish,)))
+    wait_until(lambda: begun.is_set() and engine.idle)
+    assert engine.now.state == "stopped" and not list(engine.out.glob("*"))
+    engine.close()
 
 
 # What goes wrong
@@ -590,18 +712,28 @@ def test_a_model_that_was_deleted_meanwhile_is_said_to_be_gone(page: Any, studio
     warned(page, "there is no model.*gone")
     button(page, "Draw").click()
     said(page, "there is no model.*gone")
-    assert "there is no model" in studio.complaints
+    wait_until(lambda: "there is no model" in studio.complaints)
     before = len(studio.pictures())
     settings(page)
     draw(page)
     drawn(page, studio, before)
 
 
+def test_an_output_folder_that_cannot_be_written_is_said_on_the_page_and_in_the_terminal(
+    browser: Any, tiny_folder: Path, tmp_path: Path
+) -> None:
+    with Studio(tmp_path, "--model", str(tiny_folder)) as studio, opened(browser, studio.address) as page:
+        studio.out.write_text("a file, of all things")
+        draw(page, "32")
+        said(page, r"\.png cannot be written: ")
+        wait_until(lambda: ".png cannot be written: " in studio.complaints)
+
+
 def test_what_cannot_be_drawn_is_said(page: Any, studio: Studio) -> None:
     settings(page)
     draw(page, "as large as a house")
     said(page, "as large as a house.* is neither one number of pixels")
-    assert "as large as a house" in studio.complaints
+    wait_until(lambda: "as large as a house" in studio.complaints)
 
 
 STICKS_OUT = """() => [...document.querySelectorAll("button, input, label")].filter(part => part.checkVisibility()).map(
@@ -625,11 +757,8 @@ def test_a_port_in_use_and_a_missing_browser_are_said(studio: Studio, tmp_path: 
     port = studio.address.rpartition(":")[2]
     with Studio(tmp_path, "--model", str(tiny_folder), "--open", "--port", port) as other:
         assert other.address != studio.address
-        assert f"port {port} is in use" in other.complaints
-        end = time.monotonic() + PATIENCE / 1000
-        while "no browser" not in other.complaints and time.monotonic() < end:
-            time.sleep(0.1)
-        assert "no browser can be opened" in other.complaints
+        wait_until(lambda: f"port {port} is in use" in other.complaints)
+        wait_until(lambda: "no browser can be opened" in other.complaints)
 
 
 @pytest.mark.parametrize(

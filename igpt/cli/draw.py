@@ -171,8 +171,7 @@ def _replay(args: argparse.Namespace) -> None:
             raise UserError(f"the picture names the model {recipe.model!r}; say with --model where it is")
         name = args.model or recipe.model
         model = models[name] = models.get(name) or flags.load_model(args, name)
-        how: dict[str, Any] = {"from_tokens": args.from_tokens, "force": args.force}
-        how |= {"draw": lambda batch: [*batch.steps()][-1]} if args.quiet else {}
+        how = {"from_tokens": args.from_tokens, "force": args.force, "quiet": args.quiet}
         sibling("generate.run").replay(model, recipe, output.picture(f"{path.stem}-replay"), **how)
 
 

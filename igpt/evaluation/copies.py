@@ -7,7 +7,7 @@ mirrored copies are found. The baseline is how near held-out pictures come, whic
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -86,21 +86,19 @@ class Baseline:
     """The training pictures in one space, and how near held-out pictures come to them. All become squares of `side`
     pixels first. Raises UserError where features are NaN or infinite."""
 
-    def __init__(
-        self, space: MetricSpace, split: Split, side: int, quiet: bool = False, check: Callable[[], object] = bool
-    ):
-        self.space, self.split, self.side, self.quiet, self.check = space, split, side, quiet, check
+    def __init__(self, space: MetricSpace, split: Split, side: int, quiet: bool = False):
+        self.space, self.split, self.side, self.quiet = space, split, side, quiet
         art, train, val = split
         self.owners = [i for i in train for _ in square_boxes(*art.sizes[i])]
         crops = (crop for i in train for crop in square_crops(art.picture(i), side))
-        self.train_ND = space.extract(crops, len(self.owners), quiet, check)
+        self.train_ND = space.extract(crops, len(self.owners), quiet)
         self.val_N = self.compare(map(art.picture, val), len(val)).distance_QK[:, 0]
 
     def compare(self, pictures: Iterable[Image.Image], count: int) -> Neighbours:
         """The training pictures nearest to the middle squares of `count` pictures or to their mirror images."""
         squares = (fit_cover(picture, self.side, self.side) for picture in pictures)
         views = (view for square in squares for view in (square, ImageOps.mirror(square)))
-        vectors_MD = self.space.extract(views, 2 * count, self.quiet, self.check) if count else self.train_ND[:0]
+        vectors_MD = self.space.extract(views, 2 * count, self.quiet) if count else self.train_ND[:0]
         return nearest(self.space, rearrange(vectors_MD, "(q v) d -> q v d", v=2), self.train_ND, self.owners)
 
 
@@ -145,20 +143,13 @@ class Audit(NamedTuple):
 
 
 def audit(
-    model: Bundle,
-    sources: Sequence[Path],
-    art: str | Path,
-    options: AuditOptions,
-    *,
-    quiet: bool = False,
-    check: Callable[[], object] = bool,
+    model: Bundle, sources: Sequence[Path], art: str | Path, options: AuditOptions, *, quiet: bool = False
 ) -> list[Audit]:
-    """Compares the middle squares of pictures with ART. `check` is called between batches of pictures and may raise.
-    Raises UserError where a picture or ART cannot be used."""
+    """Compares the middle squares of pictures with ART. Raises UserError where a picture or ART cannot be used."""
     pictures, found = [open_picture(source) for source in sources], []
     split = Split.load(art, options, random.Random("audit/0"))
     for space in metric_spaces(model, feature_space(options.features, model)):
-        baseline = Baseline(space, split, model.grids.native_size[0], quiet, check)
+        baseline = Baseline(space, split, model.grids.native_size[0], quiet)
         found.append((baseline, baseline.compare(pictures, len(pictures))))
     audits = []
     for i, source in enumerate(sources):

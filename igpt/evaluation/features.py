@@ -47,17 +47,11 @@ class MetricSpace:
     kind: str = "features"  # or "pixels"
 
     @torch.inference_mode()
-    def extract(
-        self, pictures: Iterable[Image], count: int, quiet: bool = False, check: Callable[[], object] = bool
-    ) -> Tensor:
-        """The vectors of `count` pictures, [N, D] in float32 on the CPU, with a progress bar unless `quiet`. `check` is
-        called before each batch and may raise."""
+    def extract(self, pictures: Iterable[Image], count: int, quiet: bool = False) -> Tensor:
+        """The vectors of `count` pictures, [N, D] in float32 on the CPU, with a progress bar unless `quiet`."""
         title, stream = self.name.partition(" (")[0], batches(pictures, self.side, self.device)
         progress = tqdm(stream, title, -(-count // BATCH), leave=False, disable=quiet or None)
-        rows = []
-        for images_BCHW in progress:
-            check()
-            rows.append(self.vectors(images_BCHW).float().cpu())
+        rows = [self.vectors(images_BCHW).float().cpu() for images_BCHW in progress]
         return torch.cat(rows) if rows else torch.zeros(0, 0)
 
     def distances(self, a_MD: Tensor, b_ND: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -27,20 +26,14 @@ class Surprise(NamedTuple):
     sentence: str
 
 
-def surprise_map(
-    model: Bundle, picture: Image.Image, label: int, options: SurpriseOptions, check: Callable[[], object] = bool
-) -> Surprise:
-    """Bits of each token of the picture, cut to the grid that fits it. Half of the picture is known on average. `check`
-    is called before each drawing order and may raise."""
+def surprise_map(model: Bundle, picture: Image.Image, label: int, options: SurpriseOptions) -> Surprise:
+    """Bits of each token of the picture, cut to the grid that fits it. Half of the picture is known on average."""
     h, w = model.grids.composition(picture.width, picture.height)
     fitted = fit_cover(picture, w * model.downsample, h * model.downsample)
     with torch.inference_mode():
         tokens_Bhw = model.tokenizer.encode(to_tensor(fitted)[None].to(model.device)).cpu()
-    maps = []
-    for seed in range(options.seed, options.seed + options.orders):
-        check()
-        maps.append(bits_per_token(model.gpt, tokens_Bhw, torch.tensor([label]), [seed])[0])
-    bits_hw = torch.stack(maps).mean(0)
+    seeds = range(options.seed, options.seed + options.orders)
+    bits_hw = bits_per_token(model.gpt, tokens_Bhw, torch.tensor([label]), seeds)[0]
     low, high, (row, column) = float(bits_hw.min()), float(bits_hw.max()), divmod(int(bits_hw.argmax()), w)
     sentence = (
         f"{float(bits_hw.mean()):.2f} bits per token on average, {low:.2f} to {high:.2f}; the most surprising place is "

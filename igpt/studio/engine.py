@@ -23,6 +23,8 @@ from zipfile import ZipFile
 
 from PIL import Image
 from safetensors import safe_open
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils.hooks import RemovableHandle
 
 import igpt
 from igpt import checkpoint, edit
@@ -157,8 +159,9 @@ class Engine(Jobs):
         recipe, name, place = recipe_of(path), self._name_in(path), self.out / f"{Path(path).stem}-replay.png"
 
         def work(job: Job) -> None:
-            draw = partial(_watched, job, [(Path(path), "recorded")])
-            drawn = sibling("generate.run").replay(self.model(name), recipe, place, draw=draw)
+            job.show("drawing it again", [(Path(path), "recorded")])
+            with _stoppable(job):
+                drawn = sibling("generate.run").replay(self.model(name), recipe, place, quiet=True)
             same = recipe_of(drawn).pixels == digest(open_picture(Path(path), mode="RGBA"))
             job.show(said := "the same pixels" if same else "other pixels", [(Path(path), "recorded"), (drawn, said)])
 
@@ -179,7 +182,8 @@ class Engine(Jobs):
             from igpt.evaluation.surprise import surprise_map
 
             model, picture = self.model(name), open_picture(Path(path), Path(path).name)
-            found = surprise_map(model, picture, model.label_number(label), SurpriseOptions(), job.check)
+            with _stoppable(job):
+                found = surprise_map(model, picture, model.label_number(label), SurpriseOptions())
             job.show(found.sentence, [(found.sheet, "")])
 
         self.submit(f"surprise of {Path(path).name}", work)
@@ -190,7 +194,8 @@ class Engine(Jobs):
         def work(job: Job) -> None:
             from igpt.evaluation.copies import audit
 
-            (found,) = audit(self.model(name), [Path(path)], art, AuditOptions(), quiet=True, check=job.check)
+            with _stoppable(job):
+                (found,) = audit(self.model(name), [Path(path)], art, AuditOptions(), quiet=True)
             job.lines = found.lines[1:]
             job.show(found.lines[0].removeprefix(f"{path}: "), [(found.sheet, "")])
 
@@ -217,7 +222,7 @@ class Engine(Jobs):
                 if found := PROGRESS.search(line):
                     job.state = f"learned {found[1]} %, {found[2]} left"
                     job.table, job.pictures = job.table or _rows(out / "pictures.csv"), _newest_sheet(out)
-                elif line.strip():
+                elif line.strip() and "it/s" not in line and "s/it" not in line:
                     job.lines = [*job.lines, line.rstrip()]
             code, written = (
                 process.wait(),
@@ -231,6 +236,11 @@ class Engine(Jobs):
             job.state = f"**{self.register(str(out))}** is in the list of models"
 
         self.submit(f"learning {name}", work)
+
+
+def _stoppable(job: Job) -> RemovableHandle:
+    """A block that Stop ends before the next layer that any network computes."""
+    return register_module_forward_pre_hook(lambda *_: job.check())
 
 
 def _rows(listing: Path) -> list[list[str]]:

@@ -108,7 +108,7 @@ class Page:
 
     async def watch(self) -> AsyncIterator[list[Any]]:
         """What the easel shows, as far as it changes, until everything is done."""
-        seen: list[Any] = [None] * len(self.views)
+        seen = [object()] * len(self.views)  # equal to nothing
         while True:
             idle, now = self.engine.idle, self._now()
             if now != seen:

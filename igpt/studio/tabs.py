@@ -165,8 +165,8 @@ def _story(path: str) -> str:
     size = "x".join(map(str, recipe.size)) + " pixels, a texture" * recipe.tile
     facts = {"model": recipe.model, "label": recipe.label or "none", "seed": recipe.seed, "size": size}
     facts |= {"made by": recipe.command} | asdict(recipe.options)
-    told = ", ".join(f"{key.replace('_', ' ')} **{value}**" for key, value in facts.items())
-    return f"**{Path(path).name}**: {told}"
+    words = (f"{key.replace('_', ' ')} **{value}**" for key, value in facts.items())
+    return f"**{Path(path).name}**: {', '.join(words)}"
 
 
 # Learn and know
