@@ -70,9 +70,9 @@ class Run(Generic[Options]):
         if len(skipped) > LISTED_FILES:
             self.say(f"... and {len(skipped) - LISTED_FILES} more")
 
-    def say_if_locked(self, model: str) -> None:
+    def say_if_locked(self, model: str | None) -> None:
         """That what is learned from a locked model lies open."""
-        if checkpoint.find(model).is_file():
+        if model and checkpoint.find(model).is_file():
             out = str(self.work.parent)
             again = f"igpt lock {shlex.quote(out)} --out {shlex.quote(out + '.age')}"
             self.say(f"{model} is locked, but the new model is written open: `{again}` locks it")

@@ -69,8 +69,7 @@ def train(stage: str | None, art: str | Path, out: str | Path, options: TrainOpt
     limits = options.limits(tasks, sprites is not None)
     run = Run(collection, train_ids, val_ids, options, work, preset, limits)
     run.describe(collection.skipped)
-    if source:
-        run.say_if_locked(source)
+    run.say_if_locked(source)
     if processes().device.type == "cuda":
         run.say(f"with CUDA: preset {GPU_PRESET} where none is named, compiled in the first steps, which take a minute")
     if not (source or sprites) and (sentence := advice(collection)):
