@@ -265,7 +265,8 @@ def save(
     # All are written before any takes its place: where the disk is full, the model from before stays whole.
     with atomic_write(folder / WEIGHTS) as weights, atomic_write(folder / CONFIG) as description:
         save_file(tensors, weights)
-        description.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        # File names in the provenance may be of bytes that are no UTF-8.
+        description.write_bytes((json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode(errors="replace"))
         if card is not None:
             with atomic_write(folder / CARD) as readme:
-                readme.write_text(card, encoding="utf-8")
+                readme.write_bytes(card.encode(errors="replace"))

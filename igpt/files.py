@@ -64,10 +64,10 @@ def _part(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _refusals(path: Path) -> Iterator[None]:
-    """A block in which the disk may refuse to write a file; UserError says so."""
+    """A block in which the disk may refuse to write a file, or the locale its name; UserError says so."""
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, UnicodeEncodeError) as error:
         kept = "; what was there before is whole" if path.is_file() else ""
         raise UserError(f"{path} cannot be written: {reason(error)}{kept}") from error
 

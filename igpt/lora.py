@@ -134,7 +134,7 @@ def save_adapter(
     header = dict(zip(HEADER, (*base, list(labels), rank, provenance), strict=True))
     tensors = {name: value.to("cpu", ADAPTER_DTYPE).contiguous() for name, value in _learned(gpt).items()}
     with atomic_write(path) as part:
-        save_file(tensors, part, {"igpt-adapter": json.dumps(header, ensure_ascii=False)})
+        save_file(tensors, part, {"igpt-adapter": json.dumps(header)})
         if (size := part.stat().st_size) > ADAPTER_BYTES:
             raise UserError(f"the adapter would be {size / 1e6:.1f} MB, more than 4; a smaller --rank is wanted")
 

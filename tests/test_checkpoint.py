@@ -225,6 +225,15 @@ def test_a_failed_save_leaves_the_model_that_was_there(
     assert checkpoint.load(folder).weights_hash == tiny_model.weights_hash
 
 
+def test_names_of_files_that_are_no_text_do_not_keep_a_model_from_being_saved(
+    tiny_model: ImageGPT, tmp_path: Path
+) -> None:
+    parts = tiny_model.tokenizer, tiny_model.gpt, tiny_model.labels
+    checkpoint.save(tmp_path, *parts, {"command": "igpt train caf\udce9 絵"}, "# caf\udce9\n")
+    assert checkpoint.load(tmp_path).provenance == {"command": "igpt train caf? 絵"}
+    assert (tmp_path / "README.md").read_bytes() == b"# caf?\n"
+
+
 def test_a_palette_model_draws_exactly_the_colours_of_its_palette(tmp_path: Path) -> None:
     torch.manual_seed(0)
     tokenizer = PaletteTokenizer(PaletteConfig(("#102030", "#ffcc00", "#00ff7f")))

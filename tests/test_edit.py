@@ -399,6 +399,8 @@ def test_an_array_is_a_picture_and_anything_else_is_refused(tiny_model: ImageGPT
     for wrong in (np.zeros((4, 4)), np.zeros(4, dtype=np.uint8), 3, None):
         with pytest.raises(UserError, match="wanted"):
             tiny_model.complete(wrong)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="no label 3; there are red, blue"):
+        tiny_model.generate(size=16, label=3)  # type: ignore[arg-type]
 
 
 def test_a_sprite_that_was_enlarged_or_recoloured_is_edited_by_its_own_tokens(

@@ -106,6 +106,13 @@ def test_pictures_of_other_programs_have_no_recipe(tmp_path: Path) -> None:
         assert read_recipe(tmp_path / name) is None
 
 
+def test_a_recipe_may_lack_what_came_later_and_a_label() -> None:
+    record = json.loads(RECIPE.to_json())
+    for name in ("label", "saved", "sprite"):
+        del record[name]
+    assert Recipe.from_json(json.dumps(record)) == replace(RECIPE, label=None, sprite=SpriteOptions())
+
+
 def altered(**changes: Any) -> str:
     return json.dumps({**json.loads(RECIPE.to_json()), **changes})
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import os
 import pty
+import re
 import select
+import shlex
 import shutil
 import subprocess
 import sys
@@ -162,12 +164,17 @@ print("written", [name for name in written if name != os.devnull and not name.en
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["red-1.png"]
 
 
-def test_fine_tuning_a_locked_model_says_that_what_it_writes_is_open(
+def test_learning_from_a_locked_model_says_that_what_it_writes_is_open_and_how_to_lock_it(
     for_key: Path, keys: Keys, tmp_path: Path, capsys: Capture
 ) -> None:
     art, more = art_folder(tmp_path / "art", each=3), ["--samples", "8", "--identity", str(keys[1])]
     assert main(["finetune", str(art), "--out", str(tmp_path / "tuned"), "--model", str(for_key), *more]) == 0
     assert "is locked, but the new model is written open" in capsys.readouterr().err
+    words = ["train", str(art), "--out", str(tmp_path / "my model"), "--tokenizer", str(for_key), *more[2:]]
+    assert main([*words, "--preset", "toy", "--gpt-samples", "16"]) == 0
+    again = shlex.split(re.findall("`igpt (lock [^`]*)`", capsys.readouterr().err)[0])
+    assert main([*again, "--recipient", keys[0]]) == 0 and (tmp_path / "my model.age").is_file()
+    capsys.readouterr()
     more += ["--adapter"]
     assert main(["finetune", str(art), "--out", str(tmp_path / "adapter"), "--model", str(for_key), *more]) == 0
     assert "written open" not in capsys.readouterr().err

@@ -16,7 +16,7 @@ import torch
 import igpt
 from tests.painting import art_folder
 from tokenizer_vq.base import UserError
-from train.folder import claimed
+from train.folder import claimed, work_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 SHORT = "--preset toy --tokenizer-crops 64 --decoder-crops 0 --adversarial 0 --perceptual none --quiet".split()
@@ -85,6 +85,12 @@ with claimed(Path({str(tmp_path)!r})):
     with claimed(tmp_path):
         assert (tmp_path / "process").read_text() == str(os.getpid())
     assert not (tmp_path / "process").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a file name be any bytes")
+def test_a_training_is_not_begun_where_its_states_could_not_be_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is no UTF-8"):
+        work_folder(tmp_path / "caf\udce9", None)
 
 
 @pytest.mark.parametrize("setting", ["float64", "float16", "meta", "autocast"])

@@ -25,6 +25,7 @@ from igpt import checkpoint
 from igpt.config import NO_LABEL
 from igpt.cpu import keep_freed_memory
 from igpt.evaluation.perceptual import NO_WEIGHTS, perceptual
+from igpt.files import write_picture
 from igpt.image_gpt import ImageGPT
 from igpt.likelihood import label_nats
 from igpt.lora import apply_lora, largest_rank, merge_lora, save_adapter, with_labels
@@ -261,7 +262,7 @@ class _Tuning:
         examples = run.train[:: math.ceil(len(run.train) / BASE_PICTURES)]
         rows = {"the folder": map(run.art.picture, examples), "before": before, "after": after[: len(before)]}
         tiles = [[(self._tile(p), "" if i else name) for i, p in enumerate(row)] for name, row in rows.items()]
-        sheet(tiles).save(self.out / BEFORE_AFTER, "JPEG", quality=90)
+        write_picture(sheet(tiles), self.out / BEFORE_AFTER, force=True)
         facts |= {"copied": self.collection.copies(after), "drawn": len(after), "peak_memory_gb": peak_memory()}
         facts["minutes"] = round((time.monotonic() - self.start) / 60, 1)
         run.say(self.write())

@@ -91,6 +91,6 @@ class Report:
         folder = next(name for name in names if not (name / "report.json").exists())
         for file, (_, picture) in self.pictures.items():
             write_picture(picture, folder / file, force=True)
-        page = write_file(self.to_markdown().encode(), folder / "report.md", force=True)
-        write_file(self.to_json().encode(), folder / "report.json", force=True)
+        page = write_file(self.to_markdown().encode(errors="replace"), folder / "report.md", force=True)
+        write_file(self.to_json().encode(errors="replace"), folder / "report.json", force=True)
         return page
