@@ -11,7 +11,7 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import UserError, complaint
 from tokenizer_vq.images import to_picture
 
 from .checkpoint import Tokenizer
@@ -48,10 +48,8 @@ class Bundle:
     @property
     def sampling(self) -> SamplingOptions:
         """How it draws unless asked otherwise. Raises UserError where its config says what cannot be meant."""
-        try:
+        with complaint(f"the model {self.name!r} has an unknown way of drawing", ValueError, TypeError, AttributeError):
             return sampling_options(self.provenance.get("sampling", {}))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise UserError(f"the model {self.name!r} has an unknown way of drawing: {error}") from error
 
     @torch.inference_mode()
     def decode(self, tokens_Bhw: Tensor, known_Bhw: Tensor | None = None, at: tuple[int, int] = (0, 0)) -> list[Image]:

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from tokenizer_vq.base import CONTROLS, UserError
+from tokenizer_vq.base import CONTROLS, UserError, complaint
 from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
@@ -34,6 +34,7 @@ from .model import GPT
 FORMAT = 3
 FILES = CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 MOST_CELLS = 2**14  # of a picture in training; attention to many more would take minutes a picture
+NO_MODEL = LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError  # of an odd config
 ROW_SCALES = ".scale"  # ends the name of the scales of int8 rows
 ADAPTER = "adapter.safetensors"  # what `igpt finetune --adapter` leaves in a folder instead of a model
 
@@ -68,11 +69,9 @@ def find(name: str | Path) -> Path:
     Raises UserError listing what exists if there is no such model.
     """
     text, boxed = str(name), in_the_box()
-    try:
+    with complaint(f"there is no model {text!r:.200}", OSError, RuntimeError):  # too long, unreadable, no such user
         folder = Path(name).expanduser()
         there, is_model = folder.is_dir(), (folder / CONFIG).is_file() or (folder.is_file() and is_locked(folder))
-    except (OSError, RuntimeError) as error:  # too long a name, an unreadable folder, no such user
-        raise UserError(f"there is no model {text!r:.200}: {error}") from error
     if is_model or text in boxed:
         return folder if is_model else boxed[text]
     if there and (folder / ADAPTER).is_file():
@@ -104,7 +103,7 @@ def read_files(place: Path) -> dict[str, bytes]:
     if place.is_file():
         return unlock(place)
     files: dict[str, bytes] = {}
-    try:
+    with complaint(f"the model in {place} cannot be read", OSError, RuntimeError):
         # In its cache the Hub's library links the files of a version to where those of all versions lie.
         root = (place.parent.parent if place.parent.name == "snapshots" else place).resolve()
         for name in FILES:
@@ -113,8 +112,6 @@ def read_files(place: Path) -> dict[str, bytes]:
                 raise UserError(f"{place / name} is a link out of the model folder; a copy of the file is wanted there")
             if path.is_file():
                 files[name] = path.read_bytes()
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"the model in {place} cannot be read: {error}") from error
     return files
 
 
@@ -132,10 +129,8 @@ def load(name: str | Path) -> Checkpoint:
     folder = find(name)
     files = read_files(folder)
     stored = files.get(WEIGHTS, b"")
-    try:
+    with complaint(f"the weights {folder / WEIGHTS} cannot be read", SafetensorError, ValueError):
         tensors = dequantize_rows(load_bytes(stored))
-    except (SafetensorError, ValueError) as error:
-        raise UserError(f"the weights {folder / WEIGHTS} cannot be read: {error}") from error
     tokenizer, gpt, labels, provenance = _described(folder / CONFIG, files.get(CONFIG, b""), tensors)
     try:
         for part, module in _parts(tokenizer, gpt).items():
@@ -156,7 +151,7 @@ def _described(
     path: Path, data: bytes, tensors: dict[str, Tensor]
 ) -> tuple[Tokenizer, GPT | None, list[str], dict[str, Any]]:
     """What a config.json describes, still without its weights. Raises UserError where it does not."""
-    try:
+    with complaint(f"{path} does not describe a model", *NO_MODEL):
         config = printable(json.loads(data.decode("utf-8")))
         if (found := config["format"]) != FORMAT:
             raise ValueError(f"it is of format {found!r:.20}, this igpt reads format {FORMAT}: train the model anew")
@@ -170,8 +165,6 @@ def _described(
             tokenizer = kinds[given.pop("kind")](**given)
             gpt = GPT(GPTConfig(**config["gpt"])) if config.get("gpt") else None
         return tokenizer, gpt, list(config["labels"]), dict(config.get("provenance", {}))
-    except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path} does not describe a model: {error}") from error
 
 
 def _check(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -183,7 +176,12 @@ def _check(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
             most = MOST_CELLS if name == "cells" else largest
             if any(type(number) is int and number > most for number in (value if isinstance(value, list) else [value])):
                 raise ValueError(f"{name} is {value!s:.60}, more than these weights have room for")
-    labels, some = config["labels"], dict(config.get("provenance", {})).get("default_labels", [])
+    check_labels(config["labels"], config.get("provenance", {}))
+
+
+def check_labels(labels: Any, provenance: Any) -> None:
+    """Raises ValueError, or another error of NO_MODEL, for labels of a stranger's file that cannot be."""
+    some = dict(provenance).get("default_labels", [])
     if not all(isinstance(label, str) for label in [*labels, *some]) or len(set(labels)) < len(labels):
         raise ValueError("labels are wanted that are names and differ")
 

@@ -18,10 +18,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from safetensors import SafetensorError
 
-from tokenizer_vq.base import UserError, flatten
+from tokenizer_vq.base import UserError, complaint, flatten
 
-from .recipe import CHUNK, Recipe, digest, reason, to_exif
+from .recipe import CHUNK, Recipe, digest, to_exif
 
+REFUSALS = OSError, SafetensorError, UnicodeEncodeError  # of the disk, and of a locale that cannot say the name
 ABANDONED = 3600  # seconds since anybody wrote to the beginning of a file
 LONGEST_STEM = 50  # characters of a label in a file name: file systems allow 255 bytes, a character may have four
 FORMATS = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -49,7 +50,7 @@ def _part(path: Path) -> Iterator[Path]:
     """A place to write to, in a hidden folder next to `path`, as safetensors writes beside what it is told to write.
     Those that killed processes have left there are cleared away. Raises UserError when the disk refuses."""
     room = path.with_name(f".igpt-{secrets.token_hex(8)}.part")
-    with _refusals(path):
+    with complaint(f"{path} cannot be written", *REFUSALS):
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(".igpt-*.part"):
             with suppress(OSError):
@@ -62,20 +63,10 @@ def _part(path: Path) -> Iterator[Path]:
             shutil.rmtree(room, ignore_errors=True)
 
 
-@contextmanager
-def _refusals(path: Path) -> Iterator[None]:
-    """A block in which the disk may refuse to write a file, or the locale its name; UserError says so."""
-    try:
-        yield
-    except (OSError, SafetensorError, UnicodeEncodeError) as error:
-        kept = "; what was there before is whole" if path.is_file() else ""
-        raise UserError(f"{path} cannot be written: {reason(error)}{kept}") from error
-
-
 def append_line(path: Path, line: str) -> None:
     """A line at the end of a text file; where the last one was cut off, a new one begins first. Raises UserError when
     the disk refuses."""
-    with _refusals(path), open(path, "ab+") as file:
+    with complaint(f"{path} cannot be written", *REFUSALS), open(path, "ab+") as file:
         if end := file.seek(0, os.SEEK_END):
             file.seek(end - 1)
             line = line if file.read() == b"\n" else f"\n{line}"

@@ -13,7 +13,7 @@ from getpass import getpass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import UserError, complaint
 
 HEAD, BY_PASSPHRASE = b"age-encryption.org/v1\n", b"-> scrypt "  # how all begin, and how it goes on for some
 PASSPHRASE, IDENTITY = "IGPT_PASSPHRASE", "IGPT_IDENTITY"  # names in the environment
@@ -41,7 +41,8 @@ def unlock(path: Path) -> dict[str, bytes]:
     """The files inside a locked one, by their names; nothing is written. Raises UserError where the passphrase, or the
     secret key in the file that IGPT_IDENTITY names, does not open it, and where it was changed."""
     age = _pyrage()
-    try:
+    sentence = f"{path} cannot be unlocked, another passphrase or key is wanted, or the file is cut or altered"
+    with complaint(sentence, age.DecryptError, age.IdentityError, OSError, RuntimeError, tarfile.TarError):
         if not (data := path.read_bytes() if path.is_file() else b"").startswith(HEAD):
             raise UserError(f"there is no locked model at {str(path)!r}")
         if data.startswith(HEAD + BY_PASSPHRASE):
@@ -55,17 +56,12 @@ def unlock(path: Path) -> dict[str, bytes]:
         with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as tar:
             parts = {str(PurePosixPath(part.name)): part for part in tar if part.isreg() and not part.issparse()}
             return {name: tar.extractfile(part).read() for name, part in parts.items()}  # type: ignore[union-attr]
-    except (age.DecryptError, age.IdentityError, OSError, RuntimeError, tarfile.TarError) as error:
-        wrong = "another passphrase or key is wanted, or the file is cut or altered"
-        raise UserError(f"{path} cannot be unlocked: {wrong} ({str(error).partition(chr(10))[0]})") from error
 
 
 def recipient(key: str) -> Any:
     """Whom a public key stands for. Raises UserError where it is none."""
-    try:
+    with complaint(f"{key!r:.99} is no public key of age, as age1... is one", _pyrage().RecipientError, UnicodeError):
         return _pyrage().x25519.Recipient.from_str(key)
-    except (_pyrage().RecipientError, UnicodeError) as error:
-        raise UserError(f"{key!r:.99} is no public key of age; one like age1... is wanted") from error
 
 
 def _passphrase(what: str, twice: bool = False) -> str:

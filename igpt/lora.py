@@ -20,9 +20,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import UserError, complaint
 
-from .checkpoint import Checkpoint, printable
+from .checkpoint import NO_MODEL, Checkpoint, check_labels, printable
 from .cpu import Linear
 from .files import atomic_write
 from .model import GPT
@@ -144,26 +144,26 @@ def with_adapter(found: Checkpoint, path: Path) -> Checkpoint:
     """A model with an adapter merged into it. Raises UserError for a damaged file and for one of another base."""
     if not path.is_file():
         raise UserError(f"there is no adapter at {str(path)!r}; a .safetensors file of igpt finetune is wanted")
-    try:
+    unreadable = OSError, SafetensorError, ValueError, TypeError, KeyError
+    with complaint(f"{path} is no adapter that can be read; one made by igpt finetune is wanted", *unreadable):
         with safe_open(path, framework="pt") as file:
             header = printable(json.loads((file.metadata() or {})["igpt-adapter"]))
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         base, base_hash, labels, rank, provenance = (header[key] for key in HEADER)
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is no adapter that can be read; one made by igpt finetune is wanted") from error
     if base_hash != found.weights_hash:
         raise UserError(
-            f"the adapter {path} belongs to the model {base!r} with weights {base_hash:.12}, and this model has "
+            f"the adapter {path} belongs to the model {base!r} with weights {base_hash!s:.12}, and this model has "
             f"weights {found.weights_hash:.12}; an adapter works with the very model it was made for"
         )
     assert found.gpt is not None
-    try:
+    with complaint(f"the adapter {path} does not fit the model it names", *NO_MODEL):
+        check_labels(labels, provenance)
+        if rank not in {side for value in tensors.values() for side in value.shape}:  # or it might fill all memory
+            raise ValueError(f"its rank is {rank!s:.60}")
         gpt = apply_lora(with_labels(found.gpt, len(labels) - len(found.labels)), rank)
         if {k: v.shape for k, v in _learned(gpt).items()} != {k: v.shape for k, v in tensors.items()}:
             raise ValueError("its tensors have other names or shapes")
         gpt.load_state_dict(tensors, strict=False)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise UserError(f"the adapter {path} does not fit the model it names: {error}") from error
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     both = hashlib.sha256(f"{found.weights_hash}+{digest}".encode()).hexdigest()
     return Checkpoint(found.tokenizer, merge_lora(gpt).eval(), labels, provenance, both)

@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-from tokenizer_vq.base import MAX_PIXELS, UserError, flatten
+from tokenizer_vq.base import MAX_PIXELS, UserError, flatten, reason
 
 from .config import AS_DRAWN, SamplingOptions, SpriteOptions
 from .sizes import LARGEST_GRID
@@ -77,7 +77,7 @@ class Recipe:
             raise ValueError("it is no JSON object")
         if (version := record.get("version")) != RECIPE_VERSION:
             raise ValueError(f"it is a recipe of version {version!r:.9}, this igpt reads version {RECIPE_VERSION}")
-        record = {"label": None, "saved": "", "sprite": {}} | record
+        record = dict[str, Any](label=None, saved="", sprite={}) | record
         _check_types(record, JSON_TYPES)
         if [type(number) for number in (*record["size"], *record["grid"])] != [int] * 4 or len(record["size"]) != 2:
             raise ValueError("its size or grid is not two whole numbers")
@@ -216,8 +216,3 @@ def digest(picture: Image.Image) -> str:
     """SHA-256 of the size and the RGB pixels of a picture, on white where it is transparent."""
     rgb = flatten(picture)
     return hashlib.sha256(repr(rgb.size).encode() + rgb.tobytes()).hexdigest()
-
-
-def reason(error: BaseException) -> str:
-    """What is wrong, in the words of the system where it has any."""
-    return getattr(error, "strerror", None) or str(error) or type(error).__name__

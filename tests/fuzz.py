@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import os
 import re
@@ -29,6 +30,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 import igpt
+from igpt import cli
 from tests import odd
 from tests.conftest import save_tiny
 from tests.painting import art_folder, paint
@@ -175,6 +177,8 @@ def fuzz(kinds: Sequence[str], inputs: int, number: int, seconds: float, keep: P
     """Try so many inputs, as many of each kind, in so many seconds at most; what became of them."""
     torch.set_num_threads(1)
     results, before, began = {}, Path.cwd(), time.monotonic()
+    build_parser = cli.build_parser
+    cli.build_parser = functools.cache(build_parser)  # a third of all time would go into building it
     folder = Path(tempfile.mkdtemp()).resolve()
     caches = {name: os.environ.get(name) for name in ("XDG_CACHE_HOME", "HF_HOME", "HF_HUB_OFFLINE")}
     try:
@@ -184,8 +188,10 @@ def fuzz(kinds: Sequence[str], inputs: int, number: int, seconds: float, keep: P
         for i, kind in enumerate(kinds):
             count = inputs // len(kinds) + (i < inputs % len(kinds))
             results[kind] = fuzz_kind(kind, desk, count, number, began + seconds * (i + 1) / len(kinds), keep)
-            print(f"{kind}: {results[kind].inputs} inputs, {len(results[kind].faults)} faults", flush=True)
+            said = f"{kind}: {results[kind].inputs} inputs, {len(results[kind].faults)} faults"
+            print(f"{said}, {time.monotonic() - began:.0f} s so far", file=sys.stderr, flush=True)
     finally:
+        cli.build_parser = build_parser
         os.chdir(before)
         shutil.rmtree(folder)
         for name, value in caches.items():

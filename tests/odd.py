@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import gzip
 import io
 import json
 import os
@@ -10,19 +12,24 @@ import shutil
 import struct
 import sys
 import tarfile
+import tempfile
+import warnings
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
+from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 import igpt
 from igpt.cli import main
 from igpt.config import SamplingOptions
 from igpt.image_gpt import ImageGPT
-from igpt.recipe import Recipe, read_recipe
+from igpt.lora import apply_lora, save_adapter
+from igpt.recipe import EXIF_PREFIX, Recipe, read_recipe
 from tests.painting import paint
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
@@ -183,14 +190,21 @@ def use_picture(model: ImageGPT, case: Any) -> None:
 # Archives
 
 
+ODD_NAMES = ("red/0.png", "red/0.png", "../up.png", "/tmp/igpt-odd.png", "é" * 60 + "/1.png")
+
+
 @functools.cache
 def archives() -> list[bytes]:
-    """A plain .tar in three dialects, and one full of what a stranger might put into one."""
-    found = []
+    """A plain .tar in three dialects and a .zip, full of what a stranger might put into one."""
+    packed, found = io.BytesIO(), []
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file_of_many, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the name that comes twice
+        for i, name in enumerate(ODD_NAMES):
+            file_of_many.writestr(name, pictures()[i])
     for format in (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         file = io.BytesIO()
         with tarfile.open(fileobj=file, mode="w", format=format) as tar:
-            for i, name in enumerate(("red/0.png", "red/0.png", "../up.png", "/tmp/igpt-odd.png", "é" * 60 + "/1.png")):
+            for i, name in enumerate(ODD_NAMES):
                 data = pictures()[i]
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
@@ -200,19 +214,23 @@ def archives() -> list[bytes]:
                 member.type, member.linkname = kind, "/etc/passwd"
                 tar.addfile(member)
         found.append(file.getvalue())
-    return found
+    return [*found, packed.getvalue()]
 
 
-def use_archive(model: ImageGPT, data: bytes) -> None:
-    """Take pictures out of it."""
-    Path("out").mkdir()
-    path = Path("out") / "art.tar"
-    path.write_bytes(data)
+def use_archive(model: ImageGPT, case: tuple[bytes, bool]) -> None:
+    """Take pictures out of it, as it is or compressed."""
+    path, (data, compressed), rest = Path("out") / "art.tar", case, Path("out").absolute() / "unpacked"
+    rest.mkdir(parents=True)
+    path.write_bytes(gzip.compress(data, 1) if compressed else data)
+    tempfile.tempdir = str(rest)
     try:
         art = ArtFolder(path)
         for i in range(len(art)):
             assert art.picture(i).size == art.sizes[i]
+        del art
+        assert not any(rest.iterdir()), "what was unpacked goes with its owner"
     finally:
+        tempfile.tempdir = None
         shutil.rmtree("out")
 
 
@@ -260,6 +278,38 @@ def use_model(model: ImageGPT, case: tuple[bytes, bytes]) -> None:
         shutil.rmtree("out")
 
 
+# Adapters
+
+
+def adapter_cases(folder: Path) -> st.SearchStrategy[Any]:
+    model = igpt.load(folder, "cpu")
+    with tempfile.TemporaryDirectory() as place:
+        path = Path(place) / "adapter.safetensors"
+        names = ("tiny", model.weights_hash)
+        save_adapter(path, apply_lora(model.gpt, 2), model.labels, names, {"sampling": {"steps": 2}})
+        whole = path.read_bytes()
+    (length,) = struct.unpack("<Q", whole[:8])
+    header = json.loads(whole[8 : 8 + length])
+    about = json.loads(header["__metadata__"]["igpt-adapter"])
+
+    def packed(text: str) -> bytes:
+        data = json.dumps(header | {"__metadata__": {"igpt-adapter": text}}).encode()
+        return struct.pack("<Q", len(data)) + data + whole[8 + length :]
+
+    return spoilt([whole]) | other_json(about).map(packed)
+
+
+def use_adapter(model: ImageGPT, data: bytes) -> None:
+    """Draw with it."""
+    path = Path("out") / "adapter.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(data)
+    try:
+        igpt.load("tiny", "cpu", adapter=path).generate(size=16, seed=1, steps=1)
+    finally:
+        shutil.rmtree("out")
+
+
 # Recipes
 
 
@@ -269,21 +319,22 @@ def recipe_cases(folder: Path) -> st.SearchStrategy[Any]:
         "tiny", model.weights_hash, "red", 1, (16, 16), SamplingOptions(steps=2), (4, 4), (3,) * 16, given=(True,) * 16
     )
     texts, sides = other_json(json.loads(recipe.to_json())) | st.text(max_size=40), st.sampled_from((16, 20))
-    return st.tuples(texts, sides) | st.tuples(texts, sides, st.just("--from-tokens"))
+    suffixes = st.sampled_from((".png", ".png", ".webp", ".jpg"))
+    return st.tuples(texts, sides, suffixes) | st.tuples(texts, sides, suffixes, st.just("--from-tokens"))
 
 
 def use_recipe(model: ImageGPT, case: Any) -> None:
     """Show it, draw from it again, and edit the picture that carries it."""
-    text, side, *more = case
-    path, chunks = Path("out") / "a.png", PngInfo()
+    text, side, suffix, *more = case
+    path, chunks, exif = Path("out") / f"a{suffix}", PngInfo(), Image.Exif()
     path.parent.mkdir()
     chunks.add_text("igpt", text.encode("latin-1", "replace").decode("latin-1"))
-    paint(1, (200, 40, 40), (side, side)).save(path, "PNG", pnginfo=chunks)
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = EXIF_PREFIX + text.encode(errors="replace")
+    how: dict[str, Any] = {"pnginfo": chunks} if suffix == ".png" else {"exif": exif}
     try:
-        command("show", str(path))
-    except UserError:
-        pass
-    try:
+        paint(1, (200, 40, 40), (side, side)).save(path, **how)
+        with contextlib.suppress(UserError):
+            command("show", str(path))
         read_recipe(path)
         model.vary(path, steps=1)
         command("vary", str(path), "--model", "tiny", "--out", "out/c.png", "--steps", "1", "--seed", "1")
@@ -434,7 +485,8 @@ def locked_cases(folder: Path) -> st.SearchStrategy[Any]:
     key = pyrage.x25519.Identity.generate()
     whole = locked.lock(checkpoint.read_files(folder), [key.to_public()])
     other = pyrage.encrypt(whole, [key.to_public()])
-    return st.tuples(st.just(str(key)), spoilt([whole, other]))
+    inside = spoilt([bytes(pyrage.decrypt(whole, [key]))]).map(lambda data: pyrage.encrypt(data, [key.to_public()]))
+    return st.tuples(st.just(str(key)), spoilt([whole, other]) | inside)
 
 
 def use_locked(model: ImageGPT, case: tuple[str, bytes]) -> None:
@@ -455,8 +507,9 @@ def use_locked(model: ImageGPT, case: tuple[str, bytes]) -> None:
 Kind = tuple[st.SearchStrategy[Any], Callable[[ImageGPT, Any], None]]
 KINDS: dict[str, Callable[[Path], Kind]] = {
     "pictures": lambda folder: (picture_cases(), use_picture),
-    "archives": lambda folder: (spoilt(archives()), use_archive),
+    "archives": lambda folder: (st.tuples(spoilt(archives()), st.booleans()), use_archive),
     "models": lambda folder: (model_cases(folder), use_model),
+    "adapters": lambda folder: (adapter_cases(folder), use_adapter),
     "recipes": lambda folder: (recipe_cases(folder), use_recipe),
     "palettes": lambda folder: (palette_cases(), use_palette),
     "words": lambda folder: (command_lines(), use_words),

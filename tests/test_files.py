@@ -19,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 
 import igpt
 from generate.run import replay
-from igpt.config import ANY_LABEL, NO_LABEL, GPTConfig, SamplingOptions
+from igpt.config import ANY_LABEL, AS_DRAWN, NO_LABEL, GPTConfig, SamplingOptions
 from igpt.files import append_line, plan_output, stem_for, write_picture
 from igpt.image_gpt import ImageGPT
 from igpt.model import GPT
@@ -110,7 +110,7 @@ def test_a_recipe_may_lack_what_came_later_and_a_label() -> None:
     record = json.loads(RECIPE.to_json())
     for name in ("label", "saved", "sprite"):
         del record[name]
-    assert Recipe.from_json(json.dumps(record)) == replace(RECIPE, label=None, sprite=SpriteOptions())
+    assert Recipe.from_json(json.dumps(record)) == replace(RECIPE, label=None, sprite=AS_DRAWN)
 
 
 def altered(**changes: Any) -> str:

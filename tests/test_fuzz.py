@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-KINDS = ["pictures", "archives", "models", "recipes", "palettes", "words"]
+KINDS = ["pictures", "archives", "models", "adapters", "recipes", "palettes", "words"]
 
 
 @pytest.mark.slow

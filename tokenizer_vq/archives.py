@@ -20,9 +20,10 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from .base import CONTROLS, UserError
+from .base import CONTROLS, complaint
 from .images import PICTURE_SUFFIXES, UnreadablePicture
 
+UNREADABLE = tarfile.TarError, zipfile.BadZipFile, NotImplementedError, OSError, EOFError, RuntimeError
 LARGEST_MEMBER = 2**29  # bytes of a packed picture; a few kilobytes may promise any number
 LARGEST_UNPACKED = 2**36  # bytes of all pictures of an archive
 
@@ -90,7 +91,8 @@ def files_in_archive(archive: Path, owner: object) -> tuple[list[Entry], list[Sk
     """
     entries: dict[str, Entry] = {}
     skipped: list[Skipped] = []
-    try:
+    wanted = "a folder of pictures or a whole .tar, .tar.gz or .zip is wanted"
+    with complaint(f"{archive} is neither a folder nor a readable archive, {wanted}", *UNREADABLE):
         for member in _unpacked(archive, owner) if _is_packed(archive) else _in_tar(archive):
             name = normalized("/".join(part for part in member.name.split("/") if part not in ("", ".")))
             parts = PurePosixPath(name).parts
@@ -103,9 +105,6 @@ def files_in_archive(archive: Path, owner: object) -> tuple[list[Entry], list[Sk
             if name in entries:
                 skipped.append(Skipped(name, "is in the archive more than once: the last one is taken"))
             entries[name] = member._replace(name=name)
-    except (tarfile.TarError, zipfile.BadZipFile, NotImplementedError, OSError, EOFError, RuntimeError) as error:
-        wanted = "a folder of pictures or a whole .tar, .tar.gz or .zip is wanted"
-        raise UserError(f"{archive} is neither a folder nor a readable archive ({error}): {wanted}") from error
     return sorted(entries.values()), skipped
 
 

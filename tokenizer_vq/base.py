@@ -10,6 +10,8 @@ This module imports no torch, so that the command line can answer before torch i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from PIL.Image import Image, alpha_composite, new
@@ -24,6 +26,20 @@ CONTROLS = dict.fromkeys((*range(32), *range(127, 160)), "\ufffd")  # for str.tr
 
 class UserError(ValueError):
     """Something the user can correct. The message is one sentence: what was received, what is wanted."""
+
+
+@contextmanager
+def complaint(sentence: str, *kinds: type[Exception]) -> Iterator[None]:
+    """A block in which errors of these kinds become a UserError: the sentence and, after a colon, what is wrong."""
+    try:
+        yield
+    except kinds as error:
+        raise UserError(f"{sentence}: {reason(error).partition(chr(10))[0]}") from error
+
+
+def reason(error: BaseException) -> str:
+    """What is wrong, in the words of the system where it has any."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def flatten(picture: Image, ground: str = "white", threshold: int | None = None) -> Image:

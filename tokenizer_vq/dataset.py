@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .archives import Entry, Skipped, files_in_archive, files_in_folder, normalized
-from .base import UserError
+from .base import UserError, complaint
 from .images import PICTURE_SUFFIXES, UnreadablePicture, open_picture, random_crop, to_tensor
 
 MIN_SIDE = 16  # pixels; smaller pictures are skipped
@@ -37,19 +37,18 @@ SPLITS = ("train", "val", "test")
 def _read_manifest(path: Path) -> dict[str, str]:
     """The rows of a manifest: picture name to one of SPLITS."""
     split_of: dict[str, str] = {}
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets put a byte order mark in front
-            rows = csv.DictReader(file)
-            for row in rows:
-                name, split = row.get("path") or row.get("name") or row.get("id"), row.get("split")
-                if not name or split not in SPLITS:
-                    wanted = f"a path, name or id and a split of {', '.join(SPLITS)} are wanted"
-                    raise UserError(f"line {rows.line_num} of {path} says {name!r} and {split!r}: {wanted}")
-                name = normalized(name.replace("\\", "/").removeprefix("./"))
-                if split_of.setdefault(name, split) != split:
-                    raise UserError(f"{path} puts {name} into {split_of[name]} and into {split}: one of them is wanted")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"the manifest {path} cannot be read ({error}): a CSV file in UTF-8 is wanted") from error
+    sentence = f"the manifest {path} cannot be read, a CSV file in UTF-8 is wanted"
+    encoding = "utf-8-sig"  # spreadsheets put a byte order mark in front
+    with complaint(sentence, OSError, UnicodeError, csv.Error), path.open(encoding=encoding, newline="") as file:
+        rows = csv.DictReader(file)
+        for row in rows:
+            name, split = row.get("path") or row.get("name") or row.get("id"), row.get("split")
+            if not name or split not in SPLITS:
+                wanted = f"a path, name or id and a split of {', '.join(SPLITS)} are wanted"
+                raise UserError(f"line {rows.line_num} of {path} says {name!r} and {split!r}: {wanted}")
+            name = normalized(name.replace("\\", "/").removeprefix("./"))
+            if split_of.setdefault(name, split) != split:
+                raise UserError(f"{path} puts {name} into {split_of[name]} and into {split}: one of them is wanted")
     return split_of
 
 

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from .base import UserError
+from .base import UserError, complaint
 from .images import from_uint8, to_uint8
 
 MAX_COLOURS = 4096
@@ -99,12 +99,10 @@ class PaletteTokenizer(nn.Module):
         path, kind = Path(path), Path(path).suffix.lower()
         if kind not in (".gpl", ".hex"):
             raise UserError(f"got {path} as a palette, wanted a .gpl or a .hex file")
-        try:
+        with complaint(f"the palette {path} cannot be read", OSError, UserError):
             # Only names of colours can be other than ASCII, and old files have them in any encoding.
             text = path.read_text(encoding="utf-8-sig", errors="replace")
             return cls(PaletteConfig(tuple(_parse_gpl(text) if kind == ".gpl" else text.split())))
-        except (OSError, UserError) as error:
-            raise UserError(f"the palette {path} cannot be read: {getattr(error, 'strerror', error)}") from error
 
     def to_text(self, suffix: str) -> str:
         """What a .gpl or .hex file of this palette holds; the inverse of `from_file`."""

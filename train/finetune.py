@@ -30,7 +30,7 @@ from igpt.image_gpt import ImageGPT
 from igpt.likelihood import label_nats
 from igpt.lora import apply_lora, largest_rank, merge_lora, save_adapter, with_labels
 from igpt.sheet import sheet
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import UserError, complaint
 from tokenizer_vq.vq import VQTokenizer
 
 from .card import summary, tuned_card
@@ -58,10 +58,8 @@ DECODER_GAIN = 0.1  # SSIM that unseen pictures must gain by the decoder that le
 
 def finetuned(art: str | Path, out: str | Path, model: str, options: dict[str, Any]) -> ImageGPT:
     """As `finetune`, with options by name; the tuned model."""
-    try:
+    with complaint("finetune has no such option", TypeError):
         chosen = TuneOptions(**options)
-    except TypeError as error:
-        raise UserError(f"finetune has no such option: {error}") from error
     with torch.random.fork_rng():  # a library leaves its caller's random numbers alone
         folder = finetune(art, out, model, chosen)
         return ImageGPT.load(model, adapter=folder / checkpoint.ADAPTER) if chosen.adapter else ImageGPT.load(folder)

@@ -24,7 +24,7 @@ from igpt import checkpoint
 from igpt.device import fast_bf16, pick_device
 from igpt.files import atomic_write, check_writable
 from tokenizer_vq.archives import Skipped
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import UserError, complaint
 from tokenizer_vq.dataset import ArtFolder
 
 from . import loop
@@ -168,10 +168,9 @@ def claimed(work: Path) -> Iterator[None]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote; nothing where there is no file. Raises UserError where it is damaged."""
-    try:
+    sentence = f"{path} is damaged, delete it to go on, or use another --out"
+    with complaint(sentence, OSError, ValueError, TypeError):
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged; delete it to go on, or use another --out") from error
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -32,7 +32,7 @@ from torch import Tensor
 from igpt.files import atomic_write
 from igpt.token_cache import TokenCache
 from tokenizer_vq.archives import Entry, files_in_archive
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import UserError, complaint
 from tokenizer_vq.dataset import MIN_SIDE, VALIDATION_SHARE, ArtFolder, Crops, shuffled
 from tokenizer_vq.images import PICTURE_SUFFIXES, UnreadablePicture, open_picture, random_crop, to_tensor
 
@@ -78,12 +78,9 @@ def shards_of(pattern: str) -> list[str]:
 
 def _check_whole(shard: Path) -> None:
     """Raises UserError for a .tar without the two empty blocks of 512 bytes that end one (POSIX pax)."""
-    try:
-        with shard.open("rb") as file:
-            file.seek(-min(1024, shard.stat().st_size), os.SEEK_END)
-            ends = file.read() == bytes(1024)
-    except OSError as error:
-        raise UserError(f"the shard {shard} cannot be read: {error.strerror}") from error
+    with complaint(f"the shard {shard} cannot be read", OSError), shard.open("rb") as file:
+        file.seek(-min(1024, shard.stat().st_size), os.SEEK_END)
+        ends = file.read() == bytes(1024)
     if not ends:
         raise UserError(f"the shard {shard} is short: a whole, uncompressed .tar is wanted")
 
@@ -97,10 +94,8 @@ def _on_disk(shard: str) -> Path:
     except ImportError:
         raise UserError(f"fetching {shard} wants webdataset: pip install 'igpt[cluster]'") from None
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igpt" / "shards"
-    try:
+    with complaint(f"the shard {shard} cannot be fetched", OSError, ValueError):
         fetched = Path(FileCache(str(folder)).get_file(shard))
-    except (OSError, ValueError) as error:
-        raise UserError(f"the shard {shard} cannot be fetched: {error}") from error
     _check_whole(fetched)
     return fetched
 
@@ -228,11 +223,10 @@ class TokenShards(TokenCache):
 
     def __init__(self, folder: Path):
         self.folder = folder
-        try:
+        sentence = f"{folder} holds no readable tokens, delete it to encode again"
+        with complaint(sentence, OSError, ValueError, KeyError, TypeError):
             index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
             self.identity, self.views, self.names, self.counts = (index[key] for key in INDEX)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{folder} holds no readable tokens ({error}); delete it to encode again") from error
         learned, held_out = zip(*self.counts, strict=True)
         self.ends = list(accumulate((*learned, *held_out)))
         self.train, self.val = range(sum(learned)), range(sum(learned), self.ends[-1])
@@ -269,10 +263,8 @@ def shard_file(folder: Path, shard: int) -> Path:
 
 
 def _mapped(path: Path) -> Any:
-    try:
+    with complaint(f"the tokens {path} cannot be read, delete them to encode again", OSError, SafetensorError):
         return safe_open(path, framework="pt")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"the tokens {path} cannot be read ({error}); delete them to encode again") from error
 
 
 def write_shard(path: Path, parts: Sequence[Sequence[tuple[list[Tensor], str]]], identity: str) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from igpt.device import devices, pick_device
 from igpt.files import atomic_write
 from igpt.model import GPT
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import UserError, complaint
 
 Modules = Mapping[str, nn.Module]
 Optimizers = Mapping[str, torch.optim.Optimizer]
@@ -56,12 +56,10 @@ def save_state(path: Path, modules: Modules, optimizers: Optimizers, metadata: d
 @torch.no_grad()
 def load_state(path: Path, modules: Modules, optimizers: Optimizers | None = None) -> dict[str, str]:
     """Fill modules and optimizers in place and return the metadata. Raises UserError if the shapes do not agree."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata: dict[str, str] = dict(file.metadata() or {})
-            saved = {key: file.get_tensor(key) for key in file.keys()}
-    except Exception as error:
-        raise UserError(f"the training state {path} cannot be read ({error}); delete it to start again") from error
+    sentence = f"the training state {path} cannot be read, delete it to start again"
+    with complaint(sentence, Exception), safe_open(path, framework="pt") as file:
+        metadata: dict[str, str] = dict(file.metadata() or {})
+        saved = {key: file.get_tensor(key) for key in file.keys()}
     for key, value in _module_tensors(modules).items():
         if key not in saved or saved[key].shape != value.shape:
             raise UserError(

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import igpt
 from igpt.locked import IDENTITY
-from igpt.recipe import reason
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import UserError, reason
 
 from . import draw, know, learn, lock, studio
 from .flags import Parser

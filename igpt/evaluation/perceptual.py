@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from igpt import checkpoint
-from tokenizer_vq.base import ImageTokenizer, UserError
+from tokenizer_vq.base import ImageTokenizer, UserError, complaint
 from tokenizer_vq.quantizer import codebook_usage
 from tokenizer_vq.vq import Encoder, VQTokenizer
 
@@ -26,10 +26,8 @@ NO_WEIGHTS = "none"  # asks for the distance that needs none
 
 def load_weights(file: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises UserError where there is none or it is damaged."""
-    try:
+    with complaint(f"the weights {file} cannot be read", OSError, SafetensorError):
         return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"the weights {file} cannot be read: {error}") from error
 
 
 # Pixels

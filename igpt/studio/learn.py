@@ -10,7 +10,7 @@ import gradio as gr
 
 from igpt.files import stem_for
 from igpt.siblings import sibling
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import UserError, complaint
 
 from .page import Page
 
@@ -46,10 +46,8 @@ def _gathered(paths: list[str] | None, place: Path, name: str) -> str:
     if not paths:
         raise UserError("there are no pictures to learn from; drop some, or name a folder")
     folder = place / stem_for(name, 0)
-    try:
+    with complaint(f"{folder} cannot be written", OSError):
         folder.mkdir(parents=True, exist_ok=True)
         for path in paths:
             shutil.copy(path, folder)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror}") from error
     return str(folder)
