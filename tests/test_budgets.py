@@ -14,7 +14,7 @@ from tests.imports import FILES, MODULES, ROOT, imports_of
 MOST_LINES = {  # of product code, and what each later part may add
     "the house": 7_819,  # the aim is 6,800
     "sprites": 667,
-    "hardening": 608,
+    "hardening": 607,
     "studio": 987,
     "cluster": 521,
 }
