@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
-import os
 import re
 import resource
 import shlex
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -372,26 +368,3 @@ def test_damaged_facts_are_named(green: Path, tiny_folder: Path, tmp_path: Path)
     (tmp_path / "out" / WORK / FACTS).write_text("{")
     with pytest.raises(UserError, match=r"facts.json is damaged; delete it"):
         finetune(green, tmp_path / "out", str(tiny_folder), QUICK)
-
-
-# The real thing
-
-
-@pytest.mark.slow
-def test_twelve_painted_pictures_teach_the_model_in_the_box(tmp_path: Path) -> None:
-    art = tmp_path / "discs"
-    art.mkdir()
-    for i in range(12):
-        paint(i, (40, 180, 60), (256, 256)).save(art / f"{i}.png")
-    words = ["finetune", str(art), "--out", str(tmp_path / "out"), "--samples", "96"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(
-        [sys.executable, "-m", "igpt", *words], env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    facts = facts_of(tmp_path / "out")
-    assert facts["bits"] < 0.85 * facts["base_bits"] and not math.isnan(facts["bits"]), facts
-    unit = 1 if sys.platform == "darwin" else 1024
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit < 4e9
-    model = igpt.load(tmp_path / "out", "cpu")
-    assert model.labels[-1] == "discs" and model.generate(size=64, label="discs", seed=1)[0].size == (64, 64)

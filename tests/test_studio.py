@@ -599,6 +599,7 @@ def test_a_model_learns_dropped_pictures_while_drawing_waits_and_stop_keeps_it(
     assert "to learn from" in log and "9 minutes in all" in log
     table = page.locator("#files").inner_text()
     assert re.search(r"letter-\w+\.png\s+skipped\s+is no picture", table) and "learned from" in table
+    page.locator("#easel img[src*='/training/finetune-']").first.wait_for()  # a sheet of what it draws by now
     button(page, "Stop").click()
     drawn(page, studio, before)
     settings(page, "my-own")
