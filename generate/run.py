@@ -46,25 +46,25 @@ def draw_files(batches: Iterable[Batch], target: Target) -> list[Path]:
     paths: list[Path] = []
     captioned: list[tuple[Image, str]] = []  # for the sheet
     sprites: list[Sprite] = []
-    pool = ThreadPoolExecutor()  # compressing a picture takes longer than a GPU takes to draw it
 
     def write(result: Result) -> tuple[str, Path]:
         picture, recipe = result
         stem = stem_for(target.title if batch.task.start else recipe.label or recipe.model, recipe.seed)
         return stem, write_picture(picture, target.output.picture(stem), recipe, force=target.force)
 
-    for batch in batches:
-        frames: list[Image] = []
-        steps = recorded(batch, frames) if target.timelapse else batch.steps()
-        results = batch.results(target.draw(batch) if target.draw else _last(steps, batch, target.quiet))
-        for (picture, recipe), (stem, path) in zip(results, pool.map(write, results), strict=True):
-            paths.append(_say(path))
-            sprites += [Sprite(path.name, picture, recipe.label, recipe.seed)] * target.atlas
-            if target.timelapse:
-                data = animation(frames, target.timelapse, exact=batch.model.downsample == 1)
-                place = target.output.companion(stem, f"-timelapse.{target.timelapse}")
-                paths.append(_say(write_file(data, place, force=target.force)))
-            captioned += [(picture, str(recipe.seed))] * target.sheet
+    with ThreadPoolExecutor() as pool:  # compressing a picture takes longer than a GPU takes to draw it
+        for batch in batches:
+            frames: list[Image] = []
+            steps = recorded(batch, frames) if target.timelapse else batch.steps()
+            results = batch.results(target.draw(batch) if target.draw else _last(steps, batch, target.quiet))
+            for (picture, recipe), (stem, path) in zip(results, pool.map(write, results), strict=True):
+                paths.append(_say(path))
+                sprites += [Sprite(path.name, picture, recipe.label, recipe.seed)] * target.atlas
+                if target.timelapse:
+                    data = animation(frames, target.timelapse, exact=batch.model.downsample == 1)
+                    place = target.output.companion(stem, f"-timelapse.{target.timelapse}")
+                    paths.append(_say(write_file(data, place, force=target.force)))
+                captioned += [(picture, str(recipe.seed))] * target.sheet
     if target.sheet:
         place = target.output.companion(stem_for(target.title, int(captioned[0][1])), "-sheet.png")
         paths.append(_say(write_picture(square_sheet(captioned), place, force=target.force)))

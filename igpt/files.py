@@ -40,6 +40,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     """
     with _part(path) as part:
         yield part
+        part.chmod(part.parent.stat().st_mode & 0o666)  # as the umask has it: safetensors lets nobody else read
         with open(part, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)

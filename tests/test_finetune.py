@@ -366,5 +366,5 @@ def test_a_folder_of_other_pictures_or_options_is_not_gone_on_with(
 def test_damaged_facts_are_named(green: Path, tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / WORK).mkdir(parents=True)
     (tmp_path / "out" / WORK / FACTS).write_text("{")
-    with pytest.raises(UserError, match=r"facts.json is damaged; delete it"):
+    with pytest.raises(UserError, match=r"facts.json is damaged, delete it"):
         finetune(green, tmp_path / "out", str(tiny_folder), QUICK)
