@@ -344,6 +344,18 @@ def test_replay_draws_the_same_pixels_and_says_so(more: list[str], desk: Path, c
     assert "'tiny'" in refusal(capsys, "replay", "red-3.png"), "the model is not in the box"
 
 
+def test_show_and_replay_say_that_pixels_were_changed_since(desk: Path, capsys: Capture) -> None:
+    assert main([*GENERATE, "--label", "red", "--seed", "3"]) == 0
+    with Image.open("red-3.png") as picture:
+        text = PngInfo()
+        text.add_text("igpt", picture.text["igpt"])  # type: ignore[attr-defined]
+        picture.transpose(Image.Transpose.ROTATE_180).save("turned.png", pnginfo=text)
+    for words in (["show"], ["replay", "--model", "../models/tiny", "--device", "cpu"]):
+        for name, changed in (("red-3.png", False), ("turned.png", True)):
+            assert main([*words, name]) == 0
+            assert ("turned.png: its pixels were changed" in capsys.readouterr().err) is changed
+
+
 def test_replay_looks_up_no_path_or_address_that_a_picture_names(desk: Path, capsys: Capture) -> None:
     for name in ("somebody/model", "../models/tiny", "/etc/model", ".."):
         recipe = Recipe(name, "", None, 1, (16, 16), SamplingOptions(), (1, 1), (0,))

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import igpt
 from igpt import config
 from igpt.files import plan_output, write_file
-from igpt.recipe import check_picture, check_seeds, is_unchanged, recipe_of
+from igpt.recipe import Recipe, check_picture, check_seeds, is_unchanged, recipe_of
 from igpt.siblings import sibling
 from igpt.sizes import LARGEST_SIDE, SMALLEST_SIDE, parse_size
 from tokenizer_vq.base import UserError
@@ -161,11 +161,19 @@ def _draw(args: argparse.Namespace, task_for: Callable[[igpt.ImageGPT], Task], t
 # Saying what there is
 
 
+def _recipes(args: argparse.Namespace) -> dict[Path, Recipe]:
+    """Of the pictures that the command line names. Says which of them were changed since."""
+    recipes = {path: recipe_of(path) for path in flags.pictures_of(args)}
+    for path, recipe in recipes.items():
+        if not is_unchanged(path, recipe):
+            print(f"{path}: its pixels were changed since it was drawn", file=sys.stderr)
+    return recipes
+
+
 def _replay(args: argparse.Namespace) -> None:
-    paths = flags.pictures_of(args)
-    recipes, output = [recipe_of(path) for path in paths], plan_output(args.out, len(paths))
-    models: dict[str, igpt.ImageGPT] = {}
-    for path, recipe in zip(paths, recipes, strict=True):
+    recipes = _recipes(args)
+    output, models = plan_output(args.out, len(recipes)), dict[str, igpt.ImageGPT]()
+    for path, recipe in recipes.items():
         # A picture of a stranger may name anything, also a path or an address: only a bare name is looked up.
         if args.model is None and Path(recipe.model).name != recipe.model:
             raise UserError(f"the picture names the model {recipe.model!r}; say with --model where it is")
@@ -176,11 +184,7 @@ def _replay(args: argparse.Namespace) -> None:
 
 
 def _show(args: argparse.Namespace) -> None:
-    recipes = {str(path): recipe_of(path) for path in flags.pictures_of(args)}
-    for path, recipe in recipes.items():
-        if not is_unchanged(path, recipe):
-            print(f"{path}: its pixels were changed since it was drawn", file=sys.stderr)
-    found = {path: json.loads(recipe.to_json()) for path, recipe in recipes.items()}
+    found = {str(path): json.loads(recipe.to_json()) for path, recipe in _recipes(args).items()}
     print(json.dumps(found if len(found) > 1 else found.popitem()[1], indent=2))
 
 
