@@ -110,8 +110,9 @@ def differs(kind: str, art: Path, folder: Path, backend: str) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_steps_give_the_weights_of_eager_ones(kind: str, art: Path, tmp_path: Path) -> None:
-    """The graphs that the compiler sees, run as they are."""
-    assert differs(kind, art, tmp_path, "aot_eager") < 0.02
+    """The graphs that the compiler sees, run as they are. Muon makes every direction of a gradient equally large, in
+    bfloat16 where that is fast, so it also moves by the last bits of one."""
+    assert differs(kind, art, tmp_path, "aot_eager") < (0.2 if kind == "gpt" else 0.02)
 
 
 class Line(Task[Any]):
