@@ -371,16 +371,36 @@ def test_a_reload_in_the_middle_finds_the_drawing_again(page: Any, studio: Studi
     drawn(page, studio, before)
 
 
+def by_keyboard(page: Any, name: str, role: str | None = None) -> None:
+    """Go to a button, or to what has another role, with the Tab key, and press it."""
+    focus = "[document.activeElement.innerText, document.activeElement.getAttribute('role')]"
+    for _ in range(100):
+        page.keyboard.press("Tab")
+        if page.evaluate(focus) == [name, role]:
+            return page.keyboard.press("Enter")
+    raise AssertionError(f"no press of Tab reaches {name}")
+
+
 def test_the_keyboard_alone_is_enough(page: Any, studio: Studio) -> None:
     before = len(studio.pictures())
-    for _ in range(40):
-        page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.innerText") == "Draw" and page.evaluate(
-            "document.activeElement.getAttribute('role') !== 'tab'"
-        ):
-            break
-    page.keyboard.press("Enter")
+    by_keyboard(page, "Draw")
     drawn(page, studio, before)
+
+
+@pytest.mark.parametrize(
+    ("name", "main", "sentence"),
+    [
+        ("Edit", "Draw the painted part anew", "there is no picture to edit"),
+        ("Gallery", "Replay", "no picture is chosen"),
+        ("Learn", "Learn", "there are no pictures to learn from"),
+        ("Know", "Surprise", "there is no picture to look at"),
+    ],
+)
+def test_every_tab_and_its_main_button_are_reached_by_keyboard(page: Any, name: str, main: str, sentence: str) -> None:
+    by_keyboard(page, name, "tab")
+    frames(page)
+    by_keyboard(page, main)
+    warned(page, sentence)
 
 
 def test_sprites_are_shown_without_smoothing(page: Any, studio: Studio) -> None:
@@ -587,10 +607,11 @@ def test_a_model_learns_dropped_pictures_while_drawing_waits_and_stop_keeps_it(
     for i, path in enumerate(art):
         path.rename(tmp_path / f"{i}.png")
     (tmp_path / "letter.png").write_text("Dear model,")
+    (tmp_path / "diary.txt").write_text("Dear diary,")
     settings(page)
     tab(page, "Learn")
     put(page, "Name of the new model", "my own")
-    give(page, "art", *sorted(tmp_path.glob("*.png")))
+    give(page, "art", *sorted(tmp_path.glob("*.???")))
     button(page, "Learn").click()
     said(page, "looking through")
     draw(page, "32")
@@ -598,7 +619,9 @@ def test_a_model_learns_dropped_pictures_while_drawing_waits_and_stop_keeps_it(
     log = page.locator("#log textarea").input_value()
     assert "to learn from" in log and "9 minutes in all" in log
     table = page.locator("#files").inner_text()
-    assert re.search(r"letter-\w+\.png\s+skipped\s+is no picture", table) and "learned from" in table
+    for name in r"letter-\w+\.png", r"diary-\w+\.txt":
+        assert re.search(name + r"\s+skipped\s+is no picture", table)
+    assert "learned from" in table
     page.locator("#easel img[src*='/training/finetune-']").first.wait_for()  # a sheet of what it draws by now
     button(page, "Stop").click()
     drawn(page, studio, before)
@@ -612,10 +635,10 @@ def test_a_picture_is_audited_and_mapped_and_a_model_shows_its_card(page: Any, s
     art_folder(tmp_path / "art", 6)
     settings(page)
     tab(page, "Know")
-    button(page, "Surprise map").click()
+    button(page, "Surprise").click()
     warned(page, "there is no picture to look at")
     give(page, "looked-at", tmp_path / "art" / "red" / "0.png")
-    button(page, "Surprise map").click()
+    button(page, "Surprise").click()
     said(page, "bits per token on average")
     button(page, "Audit").click()
     warned(page, "its path is wanted")
@@ -704,7 +727,7 @@ def test_a_picture_of_thirty_megapixels_is_shown_and_looked_at(page: Any, studio
     page.locator("#canvas canvas").first.wait_for()
     tab(page, "Know")
     give(page, "looked-at", tmp_path / "huge.jpg")
-    button(page, "Surprise map").click()
+    button(page, "Surprise").click()
     said(page, "huge.jpg: .*bits per token on average")
 
 
@@ -752,6 +775,20 @@ def test_nothing_sticks_out_of_the_window(browser: Any, studio: Studio, width: i
 
 
 # The command
+
+
+def test_ctrl_c_pressed_again_and_again_ends_cleanly(browser: Any, tiny_folder: Path, tmp_path: Path) -> None:
+    with Studio(tmp_path, "--model", str(tiny_folder)) as studio, opened(browser, studio.address) as page:
+        draw(page, "768")
+        said(page, r"[1-9]%")
+
+        def pressed_to_the_end() -> bool:
+            studio.process.send_signal(signal.SIGINT)
+            return studio.process.poll() is not None
+
+        wait_until(pressed_to_the_end)
+    assert studio.process.returncode == 0
+    assert studio.complaints == "igpt: ending; a training writes the best so far\n"
 
 
 def test_a_port_in_use_and_a_missing_browser_are_said(studio: Studio, tmp_path: Path, tiny_folder: Path) -> None:

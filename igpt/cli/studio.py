@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import tempfile
-import time
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,6 @@ def _studio(args: argparse.Namespace) -> None:
     check_writable(args.out)
     with tempfile.TemporaryDirectory(prefix="igpt-studio-") as cache:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": cache}  # before Gradio is imported
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
         import webbrowser  # only here, as every command pays for what is imported above
 
         from igpt.studio.app import serve
@@ -52,8 +51,12 @@ def _studio(args: argparse.Namespace) -> None:
         print(f"igpt studio is at {address} (Ctrl-C ends it)", flush=True)
         if args.open and not webbrowser.open(address):
             print("igpt: no browser can be opened here; open the address in one", file=sys.stderr)
-        try:
-            while True:
-                time.sleep(60)
-        except KeyboardInterrupt:
-            close()
+        ended = threading.Event()
+        for handler in (lambda *_: ended.set()), signal.SIG_IGN:  # the second Ctrl-C has nothing more to end
+            for number in signal.SIGINT, signal.SIGTERM:
+                signal.signal(number, handler)
+            while not ended.wait(1):  # without a limit it would not be heard on Windows
+                pass
+        if not engine.idle:
+            print("igpt: ending; a training writes the best so far", file=sys.stderr, flush=True)
+        close()

@@ -21,14 +21,19 @@ HOST, PORTS_TRIED = "127.0.0.1", 100
 LARGEST_UPLOAD = "500mb"
 CSS = """
 #easel .grid-wrap, #wall .grid-wrap { max-height: none; height: auto; min-height: 0; }
-#card { max-height: 480px; overflow: auto; }
+#card:has(h1) { max-height: 480px; overflow: auto; border: 1px solid var(--border-color-primary); padding: 12px; }
 #easel { min-height: 300px; }
-#log textarea { font-family: monospace; font-size: 12px; white-space: pre; }
+#easel .thumbnail-item { aspect-ratio: auto; height: auto; }
+#easel .grid-container, #wall .grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)); }
+#log textarea { font-family: monospace; font-size: 12px; }
+input[role=combobox] { text-overflow: ellipsis; padding-right: 16px !important; }
 .caption-label { white-space: normal !important; font-size: 11px; }
 .tick { min-width: 150px !important; align-content: center; }
 @media (max-width: 500px) {
   .tab-container button { padding: 0 7px; }
-  #wall .grid-container { --grid-cols: 3 !important; grid-template-columns: repeat(3, minmax(0, 1fr)); }
+  #wall .grid-container { --grid-cols: 3 !important; }
+  #easel .grid-container[style*="cols: 4"] { --grid-cols: 2 !important; }
+  #wall .caption-label { display: none; }
 }
 footer { display: none !important; }
 """

@@ -30,7 +30,9 @@ import igpt
 from igpt import checkpoint, edit
 from igpt.canvas import Batch
 from igpt.config import DEFAULT_MODEL, NO_LABEL
+from igpt.evaluation.copies import audit
 from igpt.evaluation.options import AuditOptions, SurpriseOptions
+from igpt.evaluation.surprise import surprise_map
 from igpt.files import Output, stem_for
 from igpt.fitting import PartialGrid
 from igpt.image_gpt import ImageGPT
@@ -46,7 +48,7 @@ from .jobs import Job, Jobs, Pictures, Stopped
 LOADED_MODELS = 2  # that are kept in memory
 PREVIEW_SIDE = 768  # pixels, at most
 PREVIEW_SHARE = 1 / 2  # of the time that previews may take, at most
-PROGRESS = re.compile(r"\w+:\s+(\d+)%.*<([\d:]+)")  # of a training: share done and time left
+PROGRESS = re.compile(r"(\w+):\s+(\d+)%.*<([\d:]+)")  # of a training: what it does, share done and time left
 
 
 @dataclass(frozen=True)
@@ -179,8 +181,6 @@ class Engine(Jobs):
         """A picture next to the bits that each of its tokens costs the model."""
 
         def work(job: Job) -> None:
-            from igpt.evaluation.surprise import surprise_map
-
             model, picture = self.model(name), open_picture(Path(path), Path(path).name)
             with _stoppable(job):
                 found = surprise_map(model, picture, model.label_number(label), SurpriseOptions())
@@ -192,8 +192,6 @@ class Engine(Jobs):
         """The pictures of a folder that a picture comes nearest to."""
 
         def work(job: Job) -> None:
-            from igpt.evaluation.copies import audit
-
             with _stoppable(job):
                 (found,) = audit(self.model(name), [Path(path)], art, AuditOptions(), quiet=True)
             job.lines = found.lines[1:]
@@ -220,14 +218,12 @@ class Engine(Jobs):
             assert process.stderr is not None
             for line in process.stderr:  # a progress line that overwrites itself comes as many
                 if found := PROGRESS.search(line):
-                    job.state = f"learned {found[1]} %, {found[2]} left"
-                    job.table, job.pictures = job.table or _rows(out / "pictures.csv"), _newest_sheet(out)
+                    job.state = f"{found[1].replace('finetune', 'learned')} {found[2]} %, {found[3]} left"
+                    job.table, job.pictures = job.table or _rows(out / "pictures.csv", art), _newest_sheet(out)
                 elif line.strip() and "it/s" not in line and "s/it" not in line:
                     job.lines = [*job.lines, line.rstrip()]
-            code, written = (
-                process.wait(),
-                any((out / name).is_file() for name in (checkpoint.ADAPTER, *checkpoint.FILES)),
-            )
+            code = process.wait()
+            written = any((out / name).is_file() for name in (checkpoint.ADAPTER, *checkpoint.FILES))
             if job.stopped and not written:
                 raise Stopped
             if code not in (0, 130):
@@ -243,10 +239,12 @@ def _stoppable(job: Job) -> RemovableHandle:
     return register_module_forward_pre_hook(lambda *_: job.check())
 
 
-def _rows(listing: Path) -> list[list[str]]:
-    """What `igpt finetune` did with each file and why: first what it skipped."""
+def _rows(listing: Path, art: str) -> list[list[str]]:
+    """What `igpt finetune` did with each file and why: first what it skipped, and what else the folder holds."""
     with suppress(OSError), open(listing, encoding="utf-8", newline="") as file:
         rows = [[row["path"], row["use"], row["reason"]] for row in csv.DictReader(file)]
+        others = {path.name for path in Path(art).glob("*.*")} - {path for path, _, _ in rows}
+        rows += [[name, "skipped", "is no picture"] for name in sorted(others)]
         return sorted(rows, key=lambda row: not row[2])
     return []
 

@@ -69,9 +69,9 @@ class Page:
         with gr.Row():
             stop = gr.Button("Stop", variant="stop", size="md", min_width=90)
             self.download = gr.DownloadButton("Download", interactive=False, size="md", min_width=90)
-        self.log = gr.Textbox(visible=False, label="What it says", lines=8, max_lines=16, elem_id="log")
-        headers = ["file", "use", "reason"]
-        self.table = gr.Dataframe(headers=headers, visible=False, interactive=False, max_height=300, elem_id="files")
+        self.log = gr.Textbox(visible=False, label="What it says", lines=2, max_lines=16, elem_id="log")
+        look = {"headers": ["file", "use", "reason"], "column_widths": ["44%", "26%", "30%"], "wrap": True}
+        self.table = gr.Dataframe(visible=False, interactive=False, max_height=300, elem_id="files", **look)
         self.files: Any = gr.State([])  # the files on the easel
         stop.click(self.engine.stop, **QUIET)
         self.pictures.select(_chosen, self.files, self.download, **QUIET)

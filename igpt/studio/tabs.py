@@ -24,11 +24,18 @@ CANVAS_SIDE = 768  # pixels a side in the browser; the edit itself is of the pic
 ON_A_PAGE = 60  # pictures on a page of the gallery
 
 
+def wanted(value: Any, sentence: str) -> Any:
+    """The value. Raises UserError with the sentence where there is none."""
+    if not value:
+        raise UserError(sentence)
+    return value
+
+
 def draw(page: Page) -> None:
     """New pictures."""
     about = "Any from 8 to 4096 a side, as 512 or 640x384; empty: the model's own"
     with gr.Row():
-        size = gr.Textbox(label="Size in pixels", min_width=150, info=about)
+        size = gr.Textbox(label="Size in pixels", min_width=300, info=about)
         tile = gr.Checkbox(label="A texture that wraps around", elem_classes="tick")
 
     def press(given: dict[Any, Any]) -> int:
@@ -42,18 +49,17 @@ def draw(page: Page) -> None:
 
 def edit(page: Page) -> None:
     """The picture with a brush, and a small tab for each edit."""
-    page.source = source = dropped("A picture: drop it here, or send one from the gallery", "source")
+    page.source = source = dropped("A picture: dropped, or from the gallery", "source")
     brush = gr.Brush(default_size=24, colors=[("#ff00aa", 0.7)], color_mode="fixed")
     look: dict[str, Any] = {"sources": (), "transforms": (), "layers": False, "buttons": [], "height": 420}
-    label = "Paint what is to be drawn anew"
+    label = "Paint over a part"
     canvas = gr.ImageEditor(label=label, type="pil", brush=brush, elem_id="canvas", visible=False, **look)
     source.change(said(_on_canvas), source, canvas, **QUIET)
 
     def press(name: str, command: str, *controls: Any, how: Callable[..., Any] = lambda *values: values) -> None:
         def handle(given: dict[Any, Any]) -> int:
-            if not given[source]:
-                raise UserError("there is no picture to edit; drop one, or send one from the gallery")
-            return page.draw(given, command, given[source], *how(*(given[control] for control in controls)))
+            path = wanted(given[source], "there is no picture to edit; drop one, or send one from the gallery")
+            return page.draw(given, command, path, *how(*(given[control] for control in controls)))
 
         page.on_press(button(name), handle, page.inputs(source, *controls), page.seed)
 
@@ -63,9 +69,10 @@ def edit(page: Page) -> None:
         with gr.Tab("Half"):
             keep = gr.Radio(list(SIDES), value=DEFAULT_KEEP, label="Half that stays")
             press("Draw the other half", "complete", keep)
-        with gr.Tab("Frame"), gr.Row():
-            size = gr.Textbox("512x384", label="Size of the frame", min_width=120)
-            anchor = gr.Dropdown(list(ANCHORS), label="Where the picture lies in it", min_width=150)
+        with gr.Tab("Frame"):
+            with gr.Row():
+                size = gr.Textbox("512x384", label="Size of the frame", min_width=120)
+                anchor = gr.Dropdown(list(ANCHORS), label="Place of the picture", min_width=150)
             press("Draw around it", "extend", size, anchor)
         with gr.Tab("Vary"):
             strength = gr.Slider(0, 1, DEFAULT_STRENGTH, step=0.05, label="Share that is drawn anew")
@@ -73,7 +80,7 @@ def edit(page: Page) -> None:
         with gr.Tab("Blend"):
             other = dropped("The second picture", "other")
             mix = gr.Slider(0, 1, DEFAULT_MIX, step=0.05, label="Share of the second picture")
-            press("Blend", "blend", other, mix, how=_second)
+            press("Blend", "blend", other, mix, how=lambda *two: (wanted(two[0], "there is no second picture"), two[1]))
 
 
 def _on_canvas(path: str | None) -> Any:
@@ -95,12 +102,6 @@ def _mask(painted: dict[str, Any]) -> tuple[Image.Image]:
     return (masks[0],)
 
 
-def _second(other: str | None, mix: float) -> tuple[str, float]:
-    if other is None:
-        raise UserError("there is no second picture; drop one")
-    return other, mix
-
-
 # Gallery
 
 
@@ -108,11 +109,11 @@ def gallery(page: Page) -> None:
     """Pictures of the folder, newest first, and what can be done with the one that is chosen."""
     engine, path, files = page.engine, gr.State(None), gr.State([])
     with gr.Row():
-        save = gr.DownloadButton("Download", interactive=False, size="md", min_width=90)
+        save = gr.DownloadButton("Download", interactive=False, size="md", min_width=110)
         names = "Replay", "Vary", "Edit", "As tile", "Large"
-        replay, vary, send, tile, large = (gr.Button(name, size="md", min_width=90) for name in names)
-        delete = gr.Button("Delete", variant="stop", size="md", min_width=90)
-        sure = gr.Button("Really delete", variant="stop", visible=False, size="md", min_width=90)
+        replay, vary, send, tile, large = (gr.Button(name, size="md", min_width=110) for name in names)
+        delete = gr.Button("Delete", variant="stop", size="md", min_width=110)
+        sure = gr.Button("Really delete", variant="stop", visible=False, size="md", min_width=110)
     story = gr.Markdown("Choose a picture to see how it was made.", elem_id="recipe")
     turn = gr.Dropdown([1], label="Page", visible=False)
     look: dict[str, Any] = {"columns": 4, "object_fit": "contain", "fit_columns": False, "buttons": []}
@@ -187,8 +188,7 @@ def learn(page: Page) -> None:
         adapter = gr.Checkbox(label="A small adapter (4 MB)", elem_classes="tick")
 
     def press(model: str, paths: list[str] | None, folder: str, name: str, minutes: float, adapter: bool) -> None:
-        if not name.strip():
-            raise UserError("the new model has no name; a word is wanted")
+        wanted(name.strip(), "the new model has no name; a word is wanted")
         art = folder.strip() or _gathered(paths, page.engine.out / "dropped" / stem_for(name, 0))
         page.engine.learn(model, art, name, "--minutes", f"{minutes:g}", *["--adapter"] * adapter)
 
@@ -197,11 +197,10 @@ def learn(page: Page) -> None:
 
 def _gathered(paths: list[str] | None, folder: Path) -> str:
     """The folder to which dropped pictures are copied, so that a training can go on another day."""
-    if not paths:
-        raise UserError("there are no pictures to learn from; drop some, or name a folder")
+    given = wanted(paths, "there are no pictures to learn from; drop some, or name a folder")
     with complaint(f"{folder} cannot be written", OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        for path in map(Path, paths):  # each in a folder that is called by its contents: two may have one name
+        for path in map(Path, given):  # each in a folder that is called by its contents: two may have one name
             shutil.copy(path, folder / f"{path.stem}-{path.parent.name[:8]}{path.suffix}")
     return str(folder)
 
@@ -211,21 +210,15 @@ def know(page: Page) -> None:
     picture = dropped("A picture: drop it here", "looked-at")
     art = gr.Textbox(label="Path of the folder that it is compared with, in an audit")
     with gr.Row():
-        surprise, audit, card = (gr.Button(name, size="md", min_width=90) for name in ("Surprise map", "Audit", "Card"))
-    text = gr.Markdown(elem_id="card")
-
-    def given_picture(path: str | None) -> str:
-        if path is None:
-            raise UserError("there is no picture to look at; drop one")
-        return path
+        surprise, audit, card = (gr.Button(name, size="md", min_width=90) for name in ("Surprise", "Audit", "Card"))
+    text, no_picture = gr.Markdown(elem_id="card"), "there is no picture to look at; drop one"
 
     def ask(model: str, label: str, path: str | None) -> None:
-        page.engine.surprise(model, None if label == BY_SEED else label, given_picture(path))
+        page.engine.surprise(model, None if label == BY_SEED else label, wanted(path, no_picture))
 
     def compare(model: str, path: str | None, folder: str) -> None:
-        if not folder.strip():
-            raise UserError("an audit compares with a folder of pictures; its path is wanted")
-        page.engine.audit(model, given_picture(path), folder.strip())
+        art = wanted(folder.strip(), "an audit compares with a folder of pictures; its path is wanted")
+        page.engine.audit(model, wanted(path, no_picture), art)
 
     page.on_press(surprise, ask, [page.model, page.label, picture])
     page.on_press(audit, compare, [page.model, picture, art])
