@@ -40,7 +40,7 @@ from .loop import Schedule
 from .options import TuneOptions
 from .processes import processes
 from .sprites import with_colours_of
-from .state import load_state
+from .state import load_state, peek
 from .tokens import Views
 
 LISTING, BEFORE_AFTER, FACTS = "pictures.csv", "before-after.jpg", "facts.json"
@@ -104,7 +104,9 @@ class _Tuning:
     """One fine-tuning, step by step."""
 
     def __init__(self, collection: Collection, run: Run[TuneOptions], base: ImageGPT, model: str, start: float):
-        self.collection, self.run, self.model, self.start, options = collection, run, model, start, run.options
+        self.collection, self.run, self.model, options = collection, run, model, run.options
+        before = peek(run.state_file(TuneTask.name, "state")).get("seconds", 0)  # of learning, when it was stopped
+        self.start = start - float(before)
         known = base.tokenizer.vocab_size
         self.base = base = base if options.adapter else with_colours_of(run.art, base)  # an adapter has no new tokens
         self.out, self.tokenizer = run.work.parent, base.tokenizer

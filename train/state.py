@@ -119,6 +119,13 @@ def catch_interrupt() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+def outlive_signal(worker: int) -> None:
+    """In a process that loads samples: what a terminal or scheduler sends to all is for the training, which ends this
+    one when it has saved. A second SIGTERM ends it, as interpreters that leave want it to."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """A block with torch's own generators seeded; afterwards those of the caller go on as if nothing had happened."""
