@@ -82,14 +82,8 @@ def load_collection(path: str | Path) -> Collection:
     train = [i for i in taken if i not in val]
     lean_NCHW = small_NCHW - small_NCHW.flip(3)  # what all pictures have of it, over what each has
     asymmetry = float(lean_NCHW.mean(0).pow(2).sum() / lean_NCHW.pow(2).sum((1, 2, 3)).mean().clamp(min=1e-9))
-    return Collection(
-        art,
-        train,
-        val,
-        [*art.skipped, *copied],
-        flip=asymmetry < 0.05 + 2 / len(train),
-        train_NCHW=small_NCHW[[taken.index(i) for i in train]],
-    )
+    flip, train_NCHW = asymmetry < 0.05 + 2 / len(train), small_NCHW[[taken.index(i) for i in train]]
+    return Collection(art, train, val, [*art.skipped, *copied], flip, train_NCHW)
 
 
 # Near-duplicates

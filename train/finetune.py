@@ -105,8 +105,9 @@ class _Tuning:
 
     def __init__(self, collection: Collection, run: Run[TuneOptions], base: ImageGPT, model: str, start: float):
         self.collection, self.run, self.model, options = collection, run, model, run.options
-        before = peek(run.state_file(TuneTask.name, "state")).get("seconds", 0)  # of learning, when it was stopped
-        self.start = start - float(before)
+        self.start = start - float(
+            peek(run.state_file(TuneTask.name, "state")).get("seconds", 0)
+        )  # when it was stopped
         known = base.tokenizer.vocab_size
         self.base = base = base if options.adapter else with_colours_of(run.art, base)  # an adapter has no new tokens
         self.out, self.tokenizer = run.work.parent, base.tokenizer
@@ -203,8 +204,7 @@ class _Tuning:
         identity = f"{run.art.fingerprint}/{self.base.weights_hash}"
         seconds = math.inf if options.samples else self.facts["seconds"]
         steps = math.ceil((options.samples or 1) / options.batch)  # where the time decides, nobody knows how many
-        often: dict[str, Any] = {"evaluations": MEASUREMENTS, "log_every": STEPS_BETWEEN}
-        schedule = Schedule(options, steps, options.batch, run.bf16, seconds, **often)
+        schedule = Schedule(options, steps, options.batch, run.bf16, seconds, None, 0, MEASUREMENTS, STEPS_BETWEEN)
         self.gpt = loop.run(self.task, schedule, run.work, identity)
 
     # After
@@ -257,8 +257,7 @@ class _Tuning:
     def _draw(self) -> tuple[list[Image.Image], list[Image.Image]]:
         """Pictures by the base, under the nearest label, and by the tuned model, as many as there is time for."""
         tuned, size = self._tuned(self.gpt)
-        before: list[Image.Image] = []
-        after: list[Image.Image] = []
+        before, after = list[Image.Image](), list[Image.Image]()
         end = time.monotonic() + DRAWING_TIME * 60 * self.run.options.minutes
         while not after or (len(after) < DRAWN_PICTURES and time.monotonic() < end):
             seed = DRAWING_SEED + len(after)

@@ -87,10 +87,8 @@ class Run(Generic[Options]):
             old = dict(before.get("options", {})) if before.get("stage") == stage else options
             for name in options:
                 if name not in FREE_OPTIONS and old.get(name) != options[name]:
-                    raise UserError(
-                        f"{out} was started with {name.replace('_', '-')} {old.get(name)}, now it is {options[name]}; "
-                        "use the same options to go on, or another --out"
-                    )
+                    change = f"{name.replace('_', '-')} {old.get(name)}, now it is {options[name]}"
+                    raise UserError(f"{out} was started with {change}; the same are wanted, or another --out")
         write_json(path, {"art": self.art.fingerprint, "stage": stage, "options": options})
 
     @property

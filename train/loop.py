@@ -17,7 +17,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -160,8 +160,8 @@ class Trainer:
             raise UserError(f"a batch of {schedule.batch} is too small for {self.ranks} processes: give each a sample")
         self.modules = {name: module.to(self.device).train() for name, module in task.modules.items()}
         if self.ranks > 1:  # the weights of the first: other machines may draw other random numbers
-            modules = self.modules.values()
-            broadcast([value.detach() for each in modules for value in (*each.parameters(), *each.buffers())])
+            for module in self.modules.values():
+                broadcast([value.detach() for value in (*module.parameters(), *module.buffers())])
         self.averaged: Any = copy.deepcopy(self.modules["model"]).requires_grad_(False).eval()
         self.optimizers = {name: task.optimizer(name) for name in self.modules}
         self.step, self.progress, self.evaluated_at, self.micro_batches = 0, 0.0, 0, 1
@@ -191,21 +191,15 @@ class Trainer:
             setattr(self, name, type(getattr(self, name))(at[name]))
         self.seconds_before = float(at["seconds"])
 
-    def batches(self) -> Iterator[Any]:
+    def batches(self) -> Iterable[Any]:
         """The batches of the steps that are still to be done, and more: `run` knows when to stop."""
         if self.progress >= 1:
-            return
+            return []
         size = self.schedule.batch
         low, high = (size * rank // self.ranks for rank in (self.rank, self.rank + 1))
         samples: Any = (list(range(step * size + low, step * size + high)) for step in itertools.count(self.step))
         how: dict[str, Any] = {"num_workers": self.schedule.workers, "pin_memory": self.device.type == "cuda"}
-        try:
-            yield from DataLoader(self.task.dataset, batch_sampler=samples, worker_init_fn=outlive_signal, **how)
-        except (UserError, RuntimeError) as error:  # of a worker it is a traceback, with the sentence at its end
-            kind, _, sentence = str(error).strip().rpartition("\n")[2].partition(": ")
-            if not kind.endswith((".UserError", ".UnreadablePicture")):
-                raise
-            raise UserError(sentence) from error
+        return DataLoader(self.task.dataset, batch_sampler=samples, worker_init_fn=outlive_signal, **how)
 
     def gradients(self, batch: Any) -> dict[str, Tensor]:
         """Leave the gradients of a batch, of which each process has a part, in the weights; the metrics of its loss.
@@ -215,7 +209,7 @@ class Trainer:
         well it was the compiler's fault, which is said.
         """
         batch = send_to_device(batch, self.device, non_blocking=True)
-        whole, metrics, failed = total(self.task.weight(batch).float()), None, ""
+        whole, metrics, fault = total(self.task.weight(batch).float()), None, ""
         while metrics is None:
             try:
                 metrics = self._own_gradients(batch, whole)
@@ -223,12 +217,11 @@ class Trainer:
                 memory = "out of memory" in str(error)
                 if isinstance(error, UserError) or not (memory or self.compiled):
                     raise
-                failed = failed if memory else reason(getattr(error, "inner_exception", error))
+                fault = fault if memory else reason(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
             if metrics is None:  # outside the handler, which still holds the tensors of the failed step
                 self._halve() if memory else self._go_uncompiled()
-        if failed:
-            first = failed.strip().partition("\n")[0]
-            print(f"the {self.task.name} cannot be compiled here, so it learns more slowly: {first}", file=sys.stderr)
+        if fault:
+            print(f"the {self.task.name} cannot be compiled here, so it learns more slowly: {fault}", file=sys.stderr)
         parameters = itertools.chain.from_iterable(module.parameters() for module in self.modules.values())
         add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
         return metrics

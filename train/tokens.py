@@ -192,7 +192,6 @@ class Views(TokenCache):
         width, height = (round(side * scale) for side in opened.size)
         return opened.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0) if scale < 1 else opened
 
-    @torch.no_grad()
     def grid(self, picture: int, view: int) -> Tensor:
         """Tokens [h, w] of one view of a picture, int64."""
         view = view if view % 2 else view % (4 if self.flip else 2)  # see `free_view`: other even ones are the same
@@ -203,9 +202,7 @@ class Views(TokenCache):
             else:
                 rng = Random(f"view/{self.run.options.seed}/{picture}/{view}")
                 image_CHW = free_view(opened, view, model.grids, self.flip, rng)
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=self.run.bf16):
-                tokens_hw = model.tokenizer.encode(image_CHW[None].to(model.device))[0]
-            self.encoded[picture, view] = tokens_hw.to("cpu", torch.uint16)
+            (self.encoded[picture, view],) = tokens_of(model.tokenizer, [image_CHW], self.run.bf16)
         return self.encoded[picture, view].long()
 
     def label(self, picture: int) -> int:
