@@ -105,9 +105,7 @@ class _Tuning:
 
     def __init__(self, collection: Collection, run: Run[TuneOptions], base: ImageGPT, model: str, start: float):
         self.collection, self.run, self.model, options = collection, run, model, run.options
-        self.start = start - float(
-            peek(run.state_file(TuneTask.name, "state")).get("seconds", 0)
-        )  # when it was stopped
+        self.start = start - float(peek(run.state_file(TuneTask.name, "state")).get("seconds", 0))  # learned before
         known = base.tokenizer.vocab_size
         self.base = base = base if options.adapter else with_colours_of(run.art, base)  # an adapter has no new tokens
         self.out, self.tokenizer = run.work.parent, base.tokenizer

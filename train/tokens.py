@@ -61,10 +61,8 @@ def view_of(picture: Image.Image, view: int, grids: Grids, flip: bool) -> Tensor
         side = grids.native[0] * zoom
         aspect = min(max(width / height, 1 / LONGEST_VIEW), LONGEST_VIEW)
         h, w = (round(side), round(side * aspect)) if aspect >= 1 else (round(side / aspect), round(side))
-    border = (1 - 1 / zoom) / 2 if view % 2 else 0  # grids at the short side are larger instead
-    return to_tensor(
-        ImageOps.fit(picture, (w * grids.downsample, h * grids.downsample), Image.Resampling.LANCZOS, border)
-    )
+    border, size = (1 - 1 / zoom) / 2 if view % 2 else 0, (w * grids.downsample, h * grids.downsample)
+    return to_tensor(ImageOps.fit(picture, size, Image.Resampling.LANCZOS, border))
 
 
 def free_view(picture: Image.Image, view: int, grids: Grids, flip: bool, rng: Random) -> Tensor:
