@@ -109,6 +109,12 @@ def test_different_pictures_of_one_shape_are_not_taken_for_duplicates() -> None:
     assert torch.equal(are_near_duplicates(small_NCHW, small_NCHW), torch.eye(5, dtype=torch.bool))
 
 
+def test_pictures_without_any_gradient_are_near_duplicates_where_their_colours_agree() -> None:
+    """Blank pages, fog."""
+    small_NCHW = thumbnails(Image.new("RGB", (64, 64), colour) for colour in ("#c8c8c8", "#c9c9c9", "#6464c8"))
+    assert are_near_duplicates(small_NCHW, small_NCHW).tolist() == [[True, True, False]] * 2 + [[False, False, True]]
+
+
 def test_the_split_is_the_same_wherever_the_folder_lies_and_in_a_tar(tmp_path: Path) -> None:
     art = art_folder(tmp_path / "here", each=8)
     shutil.copytree(art, tmp_path / "there" / "here")

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
 
 import igpt
 from igpt.checkpoint import ADAPTER, load
@@ -34,6 +35,7 @@ from train.card import summary
 from train.finetune import BEFORE_AFTER, FACTS, LISTING, finetune
 from train.folder import WORK
 from train.options import TuneOptions
+from train.state import peek
 from train.tokens import free_view
 
 QUICK = TuneOptions(quiet=True, samples=400, lr=1e-2, seed=1)
@@ -203,6 +205,12 @@ def test_too_few_minutes_are_named_and_still_make_a_model(
 # Being stopped
 
 
+def make_older(state: Path, seconds: float) -> None:
+    """As if the training had learned so much longer before it was stopped."""
+    notes = peek(state)
+    save_file(load_file(state), state, notes | {"seconds": str(float(notes["seconds"]) + seconds)})
+
+
 def test_ctrl_c_while_it_learns_leaves_the_best_so_far_and_the_same_command_ends_where_it_would_have(
     green: Path, tuned: Path, tiny_folder: Path, tmp_path: Path
 ) -> None:
@@ -212,7 +220,9 @@ def test_ctrl_c_while_it_learns_leaves_the_best_so_far_and_the_same_command_ends
     half = igpt.load(out, "cpu")
     assert half.labels == ["red", "blue", "green"] and half.generate(size=16, label="green", seed=1)
     assert half.provenance["gpt"]["samples"] < 400
+    make_older(out / WORK / "finetune-state.safetensors", 3600)
     finetune(green, out, str(tiny_folder), QUICK)
+    assert facts_of(out)["minutes"] >= 60, "those before it was stopped, too"
     assert load(out).weights_hash == load(tuned).weights_hash
     assert first_sheet(out).tobytes() == first_sheet(tuned).tobytes(), "always of the same seeds"
     before = (out / "model.safetensors").stat().st_mtime_ns

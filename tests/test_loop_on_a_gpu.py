@@ -109,10 +109,12 @@ def differs(kind: str, art: Path, folder: Path, backend: str) -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_compiled_steps_give_the_weights_of_eager_ones(kind: str, art: Path, tmp_path: Path) -> None:
-    """The graphs that the compiler sees, run as they are. Muon makes every direction of a gradient equally large, in
-    bfloat16 where that is fast, so it also moves by the last bits of one."""
-    assert differs(kind, art, tmp_path, "aot_eager") < (0.2 if kind == "gpt" else 0.02)
+def test_compiled_steps_give_the_weights_of_eager_ones(
+    kind: str, art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The graphs that the compiler sees, run as they are. Muon in float32: bfloat16 makes a rounding a thousandth."""
+    monkeypatch.setattr("train.muon.fast_bf16", lambda device: False)
+    assert differs(kind, art, tmp_path, "aot_eager") < 0.02
 
 
 class Line(Task[Any]):
@@ -169,19 +171,24 @@ def test_what_cannot_be_compiled_is_said_once_and_learned_all_the_same(
 
     expected = run(gpt_task(), schedule(3), tmp_path / "eager").state_dict()
     found = run(gpt_task(), schedule(3, compiler=broken), tmp_path / "broken").state_dict()
-    assert capsys.readouterr().err.count("the gpt cannot be compiled here, so it learns more slowly") == 1
+    sentence = "the gpt cannot be compiled here, so it learns more slowly: no compiler here\n"
+    assert capsys.readouterr().err.count(sentence) == 1
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_an_error_of_a_task_is_not_mistaken_for_one_of_the_compiler(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [UserError, RuntimeError])
+def test_an_error_of_a_task_is_not_mistaken_for_one_of_the_compiler(
+    kind: type[Exception], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     task = gpt_task()
 
     def failing(*_: Any) -> Any:
-        raise UserError("this shard is broken")
+        raise kind("this shard is broken")
 
     task.loss = failing  # type: ignore[method-assign]
-    with pytest.raises(UserError, match="this shard is broken"):
+    with pytest.raises(kind, match="this shard is broken"):
         run(task, schedule(2, compiler="eager"), tmp_path)
+    assert "cannot be compiled" not in capsys.readouterr().err
 
 
 def test_the_time_of_the_first_step_is_no_progress_but_counts(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from igpt.cli import main
@@ -304,6 +305,14 @@ def test_processes_started_differently_are_told_before_the_first_step(art: Path,
             found = [each.ended() for each in processes]
         assert [(code, sentence in words) for code, words in found] == [(2, True)] * 2, found
     assert not out.exists()
+
+
+def test_a_folder_in_which_another_trains_is_said_by_all(art: Path, tmp_path: Path) -> None:
+    (tmp_path / "model" / "training").mkdir(parents=True)
+    with FileLock(tmp_path / "model" / "training" / "lock"):
+        with started(cli, *[(art, "--out", tmp_path / "model")] * 2) as processes:
+            found = [each.ended() for each in processes]
+    assert [(code, "is being trained by process" in words) for code, words in found] == [(2, True)] * 2, found
 
 
 def test_two_processes_make_a_model_and_share_out_its_encoding(art: Path, tmp_path: Path) -> None:

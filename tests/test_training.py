@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -19,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils.data import Dataset
 
 import igpt
 from igpt.checkpoint import load
@@ -30,6 +32,7 @@ from tests.interrupts import ctrl_c_once_there_is, press_ctrl_c
 from tests.painting import art_folder
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder, Crops, shuffled
+from tokenizer_vq.images import UnreadablePicture
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 from train.decoder import DecoderTask
 from train.folder import Run
@@ -39,6 +42,7 @@ from train.options import Preset, TrainOptions
 from train.run import train
 from train.state import peek
 from train.tokenizer import TokenizerTask
+from train.tokens import view_of
 
 ROOT = Path(__file__).parent.parent
 SIMPLE = GradientSSIM()
@@ -210,6 +214,40 @@ def test_a_second_ctrl_c_does_not_wait_for_a_state_to_be_saved(tmp_path: Path) -
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["gpt-best.safetensors"]
 
 
+def test_a_signal_to_the_processes_that_load_samples_too_stops_in_order(tmp_path: Path) -> None:
+    """As a scheduler sends it. Those that load samples died of it, and the training before it had saved."""
+
+    def signal_all() -> None:
+        for process in (*multiprocessing.active_children(), multiprocessing.current_process()):
+            assert process.pid
+            os.kill(process.pid, signal.SIGTERM)
+        time.sleep(0.2)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(before_step(gpt_task(), 8, 2, signal_all), schedule(8, workers=1), tmp_path)
+    assert peek(tmp_path / "gpt-state.safetensors")["step"] == "3" and not multiprocessing.active_children()
+
+
+class Unusable(Dataset[Any]):
+    def __init__(self, error: Exception):
+        self.error = error
+
+    def __getitem__(self, k: int) -> Any:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [UserError("s: is broken"), UnreadablePicture("s:", "is broken"), KeyError("s: is")])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_wrong_with_a_sample_is_one_sentence_whoever_loads_it(
+    error: Exception, workers: int, tmp_path: Path
+) -> None:
+    task = gpt_task()
+    task.dataset = Unusable(error)
+    with pytest.raises(UserError if isinstance(error, UserError) else KeyError) as found:
+        run(task, schedule(8, workers=workers), tmp_path)
+    assert isinstance(error, KeyError) or str(found.value) == "s: is broken"
+
+
 def test_states_are_saved_as_time_goes_by(tmp_path: Path) -> None:
     with pytest.raises(Killed):
         run(before_step(gpt_task(), 8, 5, kill), schedule(8, replace(QUIET, save_minutes=0.0)), tmp_path)
@@ -310,6 +348,13 @@ def test_two_processes_stop_together_with_the_same_weights(tmp_path: Path) -> No
 
 
 # The whole way
+
+
+def test_sixteen_views_of_a_picture_are_all_different() -> None:
+    """Those of the whole once came again and again."""
+    picture = Image.effect_noise((150, 200), 60).convert("RGB")
+    views = [view_of(picture, view, Grids(8, 2, 64), flip=True) for view in range(16)]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(views, 2) if a.shape == b.shape)
 
 
 @pytest.mark.slow

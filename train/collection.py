@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +72,7 @@ def load_collection(path: str | Path) -> Collection:
         first_of.setdefault(art.digest(i), i)
     firsts, taken = [first_of[art.digest(i)] for i in range(len(art))], list(first_of.values())
     copied = [Skipped(art.names[i], f"is a copy of {art.names[k]}") for i, k in enumerate(firsts) if i != k]
-    small_NCHW = thumbnails([art.picture(i) for i in taken])
+    small_NCHW = thumbnails(map(art.picture, taken))
     groups = _groups(small_NCHW)
     if (count := len(set(groups))) < MIN_PICTURES:
         same = f" (all {len(art)} show the same)" if count == 1 and len(art) > 1 else ""
@@ -82,20 +82,14 @@ def load_collection(path: str | Path) -> Collection:
     train = [i for i in taken if i not in val]
     lean_NCHW = small_NCHW - small_NCHW.flip(3)  # what all pictures have of it, over what each has
     asymmetry = float(lean_NCHW.mean(0).pow(2).sum() / lean_NCHW.pow(2).sum((1, 2, 3)).mean().clamp(min=1e-9))
-    return Collection(
-        art,
-        train,
-        val,
-        [*art.skipped, *copied],
-        flip=asymmetry < 0.05 + 2 / len(train),
-        train_NCHW=small_NCHW[[taken.index(i) for i in train]],
-    )
+    flip, train_NCHW = asymmetry < 0.05 + 2 / len(train), small_NCHW[[taken.index(i) for i in train]]
+    return Collection(art, train, val, [*art.skipped, *copied], flip, train_NCHW)
 
 
 # Near-duplicates
 
 
-def thumbnails(pictures: Sequence[Image]) -> Tensor:
+def thumbnails(pictures: Iterable[Image]) -> Tensor:
     """Pictures of any shape as [N, 3, THUMBNAIL_SIDE, THUMBNAIL_SIDE]."""
     size = (THUMBNAIL_SIDE, THUMBNAIL_SIDE)
     return torch.stack([to_tensor(picture.resize(size, Resampling.BOX, reducing_gap=2.0)) for picture in pictures])
@@ -112,10 +106,11 @@ def _are_alike(a_NCHW: Tensor, b_MCHW: Tensor) -> Tensor:
 
 
 def _gradients(pictures_NCHW: Tensor) -> Tensor:
-    """Signs of the grey steps to the right and downwards as unit vectors [N, D]; 0 where noise would decide."""
+    """Signs of the grey steps to the right and downwards as unit vectors [N, D], 0 where noise would decide; one more
+    entry so that two flat pictures agree."""
     grey_NHW = pictures_NCHW.mean(1)
     steps_ND = torch.cat([grey_NHW.diff(dim=2).flatten(1), grey_NHW.diff(dim=1).flatten(1)], dim=1)
-    return F.normalize(torch.where(steps_ND.abs() < FLAT_STEP, 0.0, steps_ND.sign()))
+    return F.normalize(F.pad(torch.where(steps_ND.abs() < FLAT_STEP, 0.0, steps_ND.sign()), (0, 1), value=1e-3))
 
 
 def _groups(small_NCHW: Tensor) -> list[int]:

@@ -100,9 +100,7 @@ def pictures_on(
         room = DEVICE_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
     if isinstance(art, ArtShards) or not room:
         return None
-    sizes = []
-    for width, height in (art.sizes[i] for i in indices):
-        scale = min(1.0, short / min(width, height))
-        sizes.append((round(width * scale), round(height * scale)))
+    sides = [(*art.sizes[i], min(1.0, short / min(art.sizes[i]))) for i in indices]
+    sizes = [(round(width * scale), round(height * scale)) for width, height, scale in sides]
     fits = 3 * sum(width * height for width, height in sizes) <= room
     return DevicePictures(art, indices, sizes, device) if fits else None

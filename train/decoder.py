@@ -63,8 +63,7 @@ class DecoderTask(TokenizerTask):
         return super().optimizer(name)
 
     def loss(self, batch: Tensor, progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Of a batch of crops: one number whose gradients are those of the decoder and the
-        discriminator, each of its own loss."""
+        """Of a batch of crops: one number whose gradients are those of both modules, each of its own loss."""
         images_BCHW, discriminator = self.images(batch), self.modules.get("discriminator")
         self.tokenizer.quantizer.eval()  # its moving averages would go on learning
         with torch.no_grad():

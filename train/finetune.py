@@ -40,7 +40,7 @@ from .loop import Schedule
 from .options import TuneOptions
 from .processes import processes
 from .sprites import with_colours_of
-from .state import load_state
+from .state import load_state, peek
 from .tokens import Views
 
 LISTING, BEFORE_AFTER, FACTS = "pictures.csv", "before-after.jpg", "facts.json"
@@ -104,7 +104,8 @@ class _Tuning:
     """One fine-tuning, step by step."""
 
     def __init__(self, collection: Collection, run: Run[TuneOptions], base: ImageGPT, model: str, start: float):
-        self.collection, self.run, self.model, self.start, options = collection, run, model, start, run.options
+        self.collection, self.run, self.model, options = collection, run, model, run.options
+        self.start = start - float(peek(run.state_file(TuneTask.name, "state")).get("seconds", 0))  # learned before
         known = base.tokenizer.vocab_size
         self.base = base = base if options.adapter else with_colours_of(run.art, base)  # an adapter has no new tokens
         self.out, self.tokenizer = run.work.parent, base.tokenizer
@@ -201,8 +202,7 @@ class _Tuning:
         identity = f"{run.art.fingerprint}/{self.base.weights_hash}"
         seconds = math.inf if options.samples else self.facts["seconds"]
         steps = math.ceil((options.samples or 1) / options.batch)  # where the time decides, nobody knows how many
-        often: dict[str, Any] = {"evaluations": MEASUREMENTS, "log_every": STEPS_BETWEEN}
-        schedule = Schedule(options, steps, options.batch, run.bf16, seconds, **often)
+        schedule = Schedule(options, steps, options.batch, run.bf16, seconds, None, 0, MEASUREMENTS, STEPS_BETWEEN)
         self.gpt = loop.run(self.task, schedule, run.work, identity)
 
     # After
@@ -255,8 +255,7 @@ class _Tuning:
     def _draw(self) -> tuple[list[Image.Image], list[Image.Image]]:
         """Pictures by the base, under the nearest label, and by the tuned model, as many as there is time for."""
         tuned, size = self._tuned(self.gpt)
-        before: list[Image.Image] = []
-        after: list[Image.Image] = []
+        before, after = list[Image.Image](), list[Image.Image]()
         end = time.monotonic() + DRAWING_TIME * 60 * self.run.options.minutes
         while not after or (len(after) < DRAWN_PICTURES and time.monotonic() < end):
             seed = DRAWING_SEED + len(after)

@@ -31,7 +31,7 @@ from . import loop
 from .crops import DevicePictures
 from .loop import Model, Schedule, Task
 from .options import PRESETS, LearningOptions, Preset, TrainOptions
-from .processes import processes
+from .processes import processes, together
 from .state import peek
 
 WORK = "training"  # the folder inside the model folder that a training can resume from
@@ -87,10 +87,8 @@ class Run(Generic[Options]):
             old = dict(before.get("options", {})) if before.get("stage") == stage else options
             for name in options:
                 if name not in FREE_OPTIONS and old.get(name) != options[name]:
-                    raise UserError(
-                        f"{out} was started with {name.replace('_', '-')} {old.get(name)}, now it is {options[name]}; "
-                        "use the same options to go on, or another --out"
-                    )
+                    change = f"{name.replace('_', '-')} {old.get(name)}, now it is {options[name]}"
+                    raise UserError(f"{out} was started with {change}; the same are wanted, or another --out")
         write_json(path, {"art": self.art.fingerprint, "stage": stage, "options": options})
 
     @property
@@ -152,24 +150,27 @@ def claimed(work: Path) -> Iterator[None]:
     """A block in which no other process trains in the folder; the lock of one that died is free.
 
     Raises UserError, which names the process, where another holds it. Of several processes of one training the first
-    one holds it.
+    one holds it for all.
     """
     work.mkdir(parents=True, exist_ok=True)
     lock, holder = FileLock(work / "lock"), work / "process"
-    if os.environ.get("RANK", "0") != "0":
-        yield
-        return
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        number = holder.read_text() if holder.is_file() else "unknown"
-        raise UserError(
-            f"{work.parent} is being trained by process {number}; wait for it, or use another --out"
-        ) from error
-    with lock:
+
+    def claim() -> None:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            number = holder.read_text() if holder.is_file() else "unknown"
+            sentence = f"{work.parent} is being trained by process {number}; wait for it, or use another --out"
+            raise UserError(sentence) from error
         holder.write_text(str(os.getpid()))
+
+    together(claim, only_main=True)
+    try:
         yield
-        holder.unlink(missing_ok=True)
+    finally:
+        if lock.is_locked:
+            holder.unlink(missing_ok=True)
+            lock.release()
 
 
 def read_json(path: Path) -> dict[str, Any]:

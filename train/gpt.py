@@ -62,10 +62,8 @@ class GPTTask(Task[GPT]):
         self.random_orders, seed = run.options.random_orders, run.options.seed
         self.modules: dict[str, nn.Module] = {"model": model}
         self.stages: Sequence[nn.Module] = [GPTLoss(model)]
-        noise: dict[str, Any] = {"noise": run.options.token_noise, "label_dropout": LABEL_DROPOUT}
-        self.dataset: Dataset[Any] = TokenWindows(
-            cache, run.train, model.config, seed, random_orders=self.random_orders, **noise
-        )
+        shares = self.random_orders, run.options.token_noise, LABEL_DROPOUT
+        self.dataset: Dataset[Any] = TokenWindows(cache, run.train, model.config, seed, *shares)
         held_out = run.val or run.train[:64]
         held_out = held_out[:: -(-len(held_out) // MEASURED_GRIDS)]
         self.held_out = {

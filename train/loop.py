@@ -32,11 +32,11 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from igpt.files import append_line, write_picture
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import UserError, reason
 
 from .options import LearningOptions
 from .processes import News, add_up, agreed, check_same_start, companions, micro_batches, processes, together, total
-from .state import catch_interrupt, load_state, save_state, seeded
+from .state import catch_interrupt, load_state, outlive_signal, save_state, seeded
 
 EMA_DECAY = 0.999
 WARMUP = 0.03  # share of all steps
@@ -160,8 +160,8 @@ class Trainer:
             raise UserError(f"a batch of {schedule.batch} is too small for {self.ranks} processes: give each a sample")
         self.modules = {name: module.to(self.device).train() for name, module in task.modules.items()}
         if self.ranks > 1:  # the weights of the first: other machines may draw other random numbers
-            modules = self.modules.values()
-            broadcast([value.detach() for each in modules for value in (*each.parameters(), *each.buffers())])
+            for module in self.modules.values():
+                broadcast([value.detach() for value in (*module.parameters(), *module.buffers())])
         self.averaged: Any = copy.deepcopy(self.modules["model"]).requires_grad_(False).eval()
         self.optimizers = {name: task.optimizer(name) for name in self.modules}
         self.step, self.progress, self.evaluated_at, self.micro_batches = 0, 0.0, 0, 1
@@ -199,25 +199,29 @@ class Trainer:
         low, high = (size * rank // self.ranks for rank in (self.rank, self.rank + 1))
         samples: Any = (list(range(step * size + low, step * size + high)) for step in itertools.count(self.step))
         how: dict[str, Any] = {"num_workers": self.schedule.workers, "pin_memory": self.device.type == "cuda"}
-        return DataLoader(self.task.dataset, batch_sampler=samples, **how)
+        return DataLoader(self.task.dataset, batch_sampler=samples, worker_init_fn=outlive_signal, **how)
 
     def gradients(self, batch: Any) -> dict[str, Tensor]:
         """Leave the gradients of a batch, of which each process has a part, in the weights; the metrics of its loss.
 
         Where that part does not fit into memory, it goes through in halves from here on, which is no matter of other
-        processes; UserError where it cannot be halved. What cannot be compiled goes on as it is.
+        processes; UserError where it cannot be halved. What fails where it is compiled is done as it is: if that goes
+        well it was the compiler's fault, which is said.
         """
         batch = send_to_device(batch, self.device, non_blocking=True)
-        whole, metrics = total(self.task.weight(batch).float()), None
+        whole, metrics, fault = total(self.task.weight(batch).float()), None, ""
         while metrics is None:
             try:
                 metrics = self._own_gradients(batch, whole)
             except Exception as error:
-                reason, memory = str(error), "out of memory" in str(error)
-                if not (memory or self.compiled):
+                memory = "out of memory" in str(error)
+                if isinstance(error, UserError) or not (memory or self.compiled):
                     raise
+                fault = fault if memory else reason(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
             if metrics is None:  # outside the handler, which still holds the tensors of the failed step
-                self._halve() if memory else self._go_uncompiled(reason)
+                self._halve() if memory else self._go_uncompiled()
+        if fault:
+            print(f"the {self.task.name} cannot be compiled here, so it learns more slowly: {fault}", file=sys.stderr)
         parameters = itertools.chain.from_iterable(module.parameters() for module in self.modules.values())
         add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
         return metrics
@@ -249,12 +253,10 @@ class Trainer:
             torch.cuda.empty_cache()
         print(f"out of memory: going on with {-(-size // 2)} samples at once", file=sys.stderr)
 
-    def _go_uncompiled(self, reason: str) -> None:
+    def _go_uncompiled(self) -> None:
         for stage in self.compiled:
             del stage.forward  # of the object; that of its class is there again
         self.compiled = []
-        reason = reason.strip().partition("\n")[0]
-        print(f"the {self.task.name} cannot be compiled here, so it learns more slowly: {reason}", file=sys.stderr)
 
     def clip_and_step(self, rate: float) -> dict[str, Tensor]:
         """Move the weights at that share of the peak learning rates; the norms of their gradients, as metrics."""

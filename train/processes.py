@@ -105,20 +105,21 @@ def check_same_start(facts: dict[str, Any]) -> None:
     for number, theirs in enumerate(others, 1):
         for name, value in first.items():
             if theirs.get(name) != value:
-                raise UserError(
-                    f"process {number} was started with {name.replace('_', '-')} {theirs.get(name)!r}, process 0 with "
-                    f"{value!r}; the same are wanted"
-                )
+                what = f"{name.replace('_', '-')} {theirs.get(name)!r}, process 0 with {value!r}"
+                raise UserError(f"process {number} was started with {what}; the same are wanted")
 
 
 @contextmanager
 def companions() -> Iterator[None]:
-    """A block in which the end of another process is a UserError: what it was needed for cannot be had any more."""
+    """A block in which the end of another process is a UserError, as what it was needed for cannot be had any more; and
+    a UserError of one that loads samples, which comes as a traceback, is its sentence."""
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, UserError) as error:
+        kind, _, sentence = str(error).strip().rpartition("\n")[2].partition(": ")
+        if kind.endswith((".UserError", ".UnreadablePicture")):
+            raise UserError(sentence) from error
         lost = isinstance(error, torch.distributed.DistError) or re.search(r"peer|gloo|nccl", str(error), re.IGNORECASE)
-        if processes().num_processes == 1 or not lost:
+        if processes().num_processes == 1 or isinstance(error, UserError) or not lost:
             raise
-        sentence = "another process of this training has ended; the same command goes on from the last save"
-        raise UserError(sentence) from error
+        raise UserError("another process of this training has ended; the same command goes on from its save") from error

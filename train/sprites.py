@@ -71,9 +71,7 @@ def palette_for(art: ArtFolder, options: TrainOptions) -> SpritePalette | None:
     if clear:
         free = next((colour for colour in FREE_COLOURS if colour not in {*present, *colours}), None)
         if free is None:
-            raise UserError(
-                f"the pictures have all of {', '.join(FREE_COLOURS)}; one is wanted free, to mean transparent"
-            )
+            raise UserError(f"the pictures have all of {', '.join(FREE_COLOURS)}; one is wanted, to mean transparent")
         return SpritePalette(PaletteConfig((*colours, free), free), len(present), lost, reason)
     codes, counts = np.unique(edges_P, return_counts=True)
     ground = f"#{codes[counts.argmax()]:06x}"

@@ -62,10 +62,8 @@ def load_state(path: Path, modules: Modules, optimizers: Optimizers | None = Non
         saved = {key: file.get_tensor(key) for key in file.keys()}
     for key, value in _module_tensors(modules).items():
         if key not in saved or saved[key].shape != value.shape:
-            raise UserError(
-                f"the training state {path} is of a model of another shape; use the options it was started with, or "
-                "another --out"
-            )
+            wanted = "the options that it was started with, or another --out, are wanted"
+            raise UserError(f"the training state {path} is of a model of another shape; {wanted}")
         value.copy_(saved[key])
     for name, optimizer in (optimizers or {}).items():
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -117,6 +115,13 @@ def catch_interrupt() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def outlive_signal(worker: int) -> None:
+    """In a process that loads samples: what a scheduler sends to all is for the training, which ends this one when it
+    has saved; a second SIGTERM ends it at once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from .sprites import sprite_view
 from .state import catch_interrupt, peek
 
 PICTURES_A_SHARD = 128  # of a folder
-ENCODED_AT_ONCE = 16  # pictures: so many are open at the same time
+ENCODED_AT_ONCE = 32  # views, which a tokenizer takes in one batch: on a CPU it needs 17 MB for each
 LONGEST_VIEW = 2.0  # a view shows at most this many times its short side
 FIXED_ZOOM = 1.12  # views beyond the first four come closer, up to this
 CLOSEST_VIEW = 1.35  # a free view shows at least the short side of a picture over this
@@ -50,7 +50,7 @@ Window = tuple[Tensor, int]  # tokens [h, w] and a label
 
 def view_of(picture: Image.Image, view: int, grids: Grids, flip: bool) -> Tensor:
     """View number `view` of a picture, [3, H, W]: 0 at the native short side, 1 as a whole on its composition's grid,
-    2 and 3 the same mirrored, then the same again from a little closer."""
+    2 and 3 the same mirrored, then twelve times from a little closer."""
     zoom = 1 + (FIXED_ZOOM - 1) * ((view // 4) % 4) / 3
     if flip and (view // 2) % 2:
         picture = ImageOps.mirror(picture)
@@ -61,7 +61,8 @@ def view_of(picture: Image.Image, view: int, grids: Grids, flip: bool) -> Tensor
         side = grids.native[0] * zoom
         aspect = min(max(width / height, 1 / LONGEST_VIEW), LONGEST_VIEW)
         h, w = (round(side), round(side * aspect)) if aspect >= 1 else (round(side / aspect), round(side))
-    return to_tensor(fit_cover(picture, w * grids.downsample, h * grids.downsample))
+    border, size = (1 - 1 / zoom) / 2 if view % 2 else 0, (w * grids.downsample, h * grids.downsample)
+    return to_tensor(ImageOps.fit(picture, size, Image.Resampling.LANCZOS, border))
 
 
 def free_view(picture: Image.Image, view: int, grids: Grids, flip: bool, rng: Random) -> Tensor:
@@ -135,7 +136,7 @@ def _encoded(
     parts: tuple[list[tuple[list[Tensor], str]], ...] = ([], [])
     pictures = iter(_pictures(run, shard, "RGB" if palette is None else "RGBA"))
     with ThreadPoolExecutor() as pool:
-        while not interrupt.is_set() and (some := list(islice(pictures, ENCODED_AT_ONCE))):
+        while not interrupt.is_set() and (some := list(islice(pictures, max(1, ENCODED_AT_ONCE // views)))):
             found = [each for each in pool.map(views_of_one, some) if each]
             tokens = iter(tokens_of(tokenizer, [image_CHW for _, images in found for image_CHW in images], run.bf16))
             for (_, label, held_out), _ in found:
@@ -189,7 +190,6 @@ class Views(TokenCache):
         width, height = (round(side * scale) for side in opened.size)
         return opened.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0) if scale < 1 else opened
 
-    @torch.no_grad()
     def grid(self, picture: int, view: int) -> Tensor:
         """Tokens [h, w] of one view of a picture, int64."""
         view = view if view % 2 else view % (4 if self.flip else 2)  # see `free_view`: other even ones are the same
@@ -200,9 +200,7 @@ class Views(TokenCache):
             else:
                 rng = Random(f"view/{self.run.options.seed}/{picture}/{view}")
                 image_CHW = free_view(opened, view, model.grids, self.flip, rng)
-            with torch.autocast(model.device.type, torch.bfloat16, enabled=self.run.bf16):
-                tokens_hw = model.tokenizer.encode(image_CHW[None].to(model.device))[0]
-            self.encoded[picture, view] = tokens_hw.to("cpu", torch.uint16)
+            (self.encoded[picture, view],) = tokens_of(model.tokenizer, [image_CHW], self.run.bf16)
         return self.encoded[picture, view].long()
 
     def label(self, picture: int) -> int:
