@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -40,7 +39,6 @@ def _studio(args: argparse.Namespace) -> None:
     check_writable(args.out)
     with tempfile.TemporaryDirectory(prefix="igpt-studio-") as cache:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": cache}  # before Gradio is imported
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does
         import webbrowser  # only here, as every command pays for what is imported above
 
         from igpt.studio.app import serve
