@@ -71,22 +71,21 @@ def draw_files(batches: Iterable[Batch], target: Target) -> list[Path]:
     if target.atlas:
         stem = stem_for(target.title, sprites[0].seed)
         place, described = (target.output.companion(stem, f"-atlas{suffix}") for suffix in (".png", ".json"))
-        image, _ = atlas(sprites, place.name)
-        written = write_picture(image, place, force=target.force)
-        paths.append(_say(written))
-        text = atlas(sprites, written.name)[1].encode()
+        paths.append(_say(write_picture(atlas(sprites, place.name)[0], place, force=target.force)))
+        text = atlas(sprites, paths[-1].name)[1].encode()
         paths.append(_say(write_file(text, described, force=target.force)))
     return paths
 
 
 def shared_out(batches: Iterable[Batch], target: Target, process: int, processes: int) -> Iterator[Batch]:
-    """The batches that fall to one of several processes, without those that are on disk already, by this model: of
-    each the last one is looked into."""
+    """The batches that fall to one of several processes, without those that are on disk already, of this model and with
+    these options: of each the last one is looked into."""
     for batch in islice(batches, process, None, processes):
         stems = [stem_for(label or batch.model.name, s) for label, s in zip(batch.labels, batch.seeds, strict=True)]
         places = [target.output.picture(stem) for stem in stems]
-        written = all(place.is_file() for place in places)
-        if not (written and recipe_of(places[-1]).weights_hash == batch.model.weights_hash):
+        wanted = (batch.model.weights_hash, batch.options, batch.canvas.size, batch.canvas.wraps, batch.task.sprite)
+        there = recipe_of(places[-1]) if all(place.is_file() for place in places) else None
+        if not there or (there.weights_hash, there.options, there.size, there.tile, there.sprite) != wanted:
             yield batch
 
 

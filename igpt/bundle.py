@@ -107,7 +107,5 @@ class Bundle:
         raise UserError(f"there is no label {label!r}{hint}; there are {', '.join(self.labels)}")
 
     def guess_label(self, tokens_hw: Tensor, known_hw: Tensor) -> str:
-        """The label under which some of a picture's known cells are likeliest; UserError where there are no labels."""
-        if not self.labels:
-            raise UserError(f"the model {self.name!r} was trained without labels, so none can be guessed")
+        """Of a model with labels, the one under which some of a picture's known cells are likeliest."""
         return self.labels[int(label_nats(self.gpt, tokens_hw, known_hw)[:-1].argmin())]

@@ -169,7 +169,8 @@ class Batch:
     def results(self, grids: Sequence[PartialGrid]) -> list[Result]:
         """The pictures of complete grids, with their recipes."""
         results, tokens_Bhw = [], torch.stack([tokens_hw for tokens_hw, _ in grids])
-        pictures = fitting.finish(self.model, tokens_Bhw, self.canvas)
+        parts = torch.split(tokens_Bhw, self.model.rows)  # what is decoded at once, as large pictures fill the memory
+        pictures = (picture for part in parts for picture in fitting.finish(self.model, part, self.canvas))
         grid = (tokens_Bhw.shape[1], tokens_Bhw.shape[2])
         for label, seed, tokens_hw, picture in zip(self.labels, self.seeds, tokens_Bhw, pictures, strict=True):
             known_hw = torch.zeros(0, dtype=torch.bool)
@@ -199,10 +200,8 @@ class Batch:
 
     def _sprite(self, picture: Image.Image) -> Image.Image:
         """A finished picture as `task.sprite` says, where a token is a pixel."""
-        config, options = self.model.tokenizer.config, self.task.sprite
-        return (
-            finish_sprite(picture, config, options, self.canvas.wraps) if isinstance(config, PaletteConfig) else picture
-        )
+        config, how = self.model.tokenizer.config, self.task.sprite
+        return finish_sprite(picture, config, how, self.canvas.wraps) if isinstance(config, PaletteConfig) else picture
 
     # Watching
 

@@ -25,6 +25,7 @@ from tokenizer_vq.palette import PaletteConfig
 from .bundle import Bundle
 from .canvas import Task
 from .config import ANCHORS, AS_DRAWN, check_share, keep_of
+from .device import own_settings
 from .fitting import LANCZOS, NEAREST, Inpainting, PartialGrid, canvas_for, continued, finish, mask_tokens, on_grid
 from .recipe import UntrustedRecipe, is_unchanged, read_recipe
 from .sizes import Size, parse_size
@@ -49,6 +50,7 @@ class Source(NamedTuple):
     original: Image.Image | None = None  # RGBA, where it is transparent anywhere
 
 
+@own_settings()
 def open_source(model: Bundle, picture: Picture) -> Source:
     """A picture of any size and mode, with its tokens where it carries trustworthy ones of this model. Of sprites what
     is transparent is the ground of the palette.
@@ -150,6 +152,7 @@ def inpaint(model: Bundle, picture: Picture, mask: Picture | None = None) -> Tas
     return _inpainting(model, "inpaint", source, white)
 
 
+@own_settings()
 def extend(model: Bundle, picture: Picture, size: Size, anchor: str) -> Task:
     """Draws around the picture until it has the size; `anchor` says where in it the picture stays.
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -49,19 +50,25 @@ def atomic_write(path: Path) -> Iterator[Path]:
 @contextmanager
 def _part(path: Path) -> Iterator[Path]:
     """A place to write to, in a hidden folder next to `path`, as safetensors writes beside what it is told to write.
-    Those that killed processes have left there are cleared away. Raises UserError when the disk refuses."""
+    Raises UserError when the disk refuses."""
     room = path.with_name(f".igpt-{secrets.token_hex(8)}.part")
     with complaint(f"{path} cannot be written", *REFUSALS):
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(".igpt-*.part"):
-            with suppress(OSError):
-                if time.time() - left.stat().st_mtime > ABANDONED:
-                    shutil.rmtree(left)
+        _clear(path.parent)
         room.mkdir()
         try:
             yield room / path.name
         finally:
             shutil.rmtree(room, ignore_errors=True)
+
+
+@cache
+def _clear(folder: Path) -> None:
+    """Clears away what killed processes have left in a folder. Once, as looking through many pictures takes long."""
+    for left in folder.glob(".igpt-*.part"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                shutil.rmtree(left)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -106,7 +113,9 @@ def save(picture: Image.Image, path: str | Path, *, force: bool = False) -> Path
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"got the name {path} for a picture; one in {', '.join(FORMATS)} is wanted")
     text = picture.info.get(CHUNK)
-    return write_picture(picture, path, None if text is None else Recipe.from_json(text), force=force)
+    with complaint(f"the picture for {path} carries no recipe that can be used", ValueError, TypeError, RecursionError):
+        recipe = None if text is None else Recipe.from_json(text)
+    return write_picture(picture, path, recipe, force=force)
 
 
 def write_file(data: bytes, path: Path, *, force: bool = False) -> Path:

@@ -10,22 +10,13 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from PIL.Image import Image
 
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import MAX_PIXELS, UserError
 from tokenizer_vq.palette import PaletteConfig
 
-from . import checkpoint, edit
+from . import checkpoint, config, edit
 from .bundle import Bundle
 from .canvas import Batch, Task
-from .config import (
-    ANCHORS,
-    AS_DRAWN,
-    DEFAULT_KEEP,
-    DEFAULT_MIX,
-    DEFAULT_MODEL,
-    DEFAULT_STRENGTH,
-    SamplingOptions,
-    SpriteOptions,
-)
+from .config import ANCHORS, AS_DRAWN, SamplingOptions, SpriteOptions
 from .device import fast_bf16, own_settings, pick_device
 from .edit import Picture
 from .fitting import Inpainting, canvas_for, on_grid
@@ -70,7 +61,7 @@ class ImageGPT(Bundle):
     @own_settings()
     def load(
         cls,
-        name: str | Path = DEFAULT_MODEL,
+        name: str | Path = config.DEFAULT_MODEL,
         device: str | None = None,
         *,
         adapter: str | Path | None = None,
@@ -137,7 +128,12 @@ class ImageGPT(Bundle):
         at most `at_once` together (default: as many as fit into memory)."""
         changes: dict[str, Any] = {"label": None, "seed": 0, "options": None, **draw}
         label, seed, options = (changes.pop(name) for name in ("label", "seed", "options"))
-        task = task._replace(sprite=self._sprite({name: changes.pop(name) for name in SPRITES if name in changes}))
+        sprite = self._sprite({name: changes.pop(name) for name in SPRITES if name in changes})
+        if (pixels := task.canvas.size[0] * task.canvas.size[1] * sprite.scale**2) > MAX_PIXELS:
+            raise UserError(
+                f"--scale {sprite.scale} makes {pixels} pixels of a picture; at most {MAX_PIXELS} are wanted"
+            )
+        task = task._replace(sprite=sprite)
         options = options or self.sampling
         if unknown := sorted(changes.keys() - asdict(options).keys()):
             raise UserError(f"there is no option {unknown[0]!r}; there are {', '.join(asdict(options))}")
@@ -151,13 +147,13 @@ class ImageGPT(Bundle):
         )
 
     def _sprite(self, asked: dict[str, Any]) -> SpriteOptions:
-        config = self.tokenizer.config
+        own = self.tokenizer.config
         if not asked:
             return AS_DRAWN
-        if not isinstance(config, PaletteConfig):
+        if not isinstance(own, PaletteConfig):
             raise UserError(f"--{next(iter(asked))} is for sprites; the model {self.name!r} has no palette")
         palette, ground = asked.pop("palette", None), asked.get("ground", AS_DRAWN.ground)
-        options = SpriteOptions(**asked, colours=() if palette is None else colours_of(config, palette, ground))
+        options = SpriteOptions(**asked, colours=() if palette is None else colours_of(own, palette, ground))
         options.check()
         return options
 
@@ -183,7 +179,7 @@ class ImageGPT(Bundle):
     # Editing pictures
 
     def complete(
-        self, picture: Picture, keep: str | float = DEFAULT_KEEP, *, n: int = 1, **draw: Unpack[DrawArguments]
+        self, picture: Picture, keep: str | float = config.DEFAULT_KEEP, *, n: int = 1, **draw: Unpack[DrawArguments]
     ) -> list[Image]:
         """Keep one half of a picture (top, bottom, left, right), or that share from the top, and draw the rest."""
         return self._drawn(edit.complete(self, picture, keep), n, draw)
@@ -201,13 +197,13 @@ class ImageGPT(Bundle):
         return self._drawn(edit.extend(self, picture, size, anchor), n, draw)
 
     def vary(
-        self, picture: Picture, strength: float = DEFAULT_STRENGTH, *, n: int = 1, **draw: Unpack[DrawArguments]
+        self, picture: Picture, strength: float = config.DEFAULT_STRENGTH, *, n: int = 1, **draw: Unpack[DrawArguments]
     ) -> list[Image]:
         """Draw that share of a picture's cells anew: 0 leaves it as it is, 1 leaves nothing of it."""
         return self._drawn(edit.vary(self, picture, strength), n, draw)
 
     def blend(
-        self, a: Picture, b: Picture, mix: float = DEFAULT_MIX, *, n: int = 1, **draw: Unpack[DrawArguments]
+        self, a: Picture, b: Picture, mix: float = config.DEFAULT_MIX, *, n: int = 1, **draw: Unpack[DrawArguments]
     ) -> list[Image]:
         """Draw parts of two pictures into one of the size of A, with new passages between; `mix` is the share of B."""
         return self._drawn(edit.blend(self, a, b, mix), n, draw)

@@ -9,6 +9,7 @@ import io
 import os
 import sys
 import tarfile
+from contextlib import suppress
 from getpass import getpass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -70,12 +71,10 @@ def _passphrase(what: str, twice: bool = False) -> str:
         return given.encode(errors="replace").decode()
     if sys.stdin is None or not sys.stdin.isatty():
         raise UserError(f"{what} wants a passphrase: on a terminal, or in {PASSPHRASE}")
-    try:
+    with suppress(EOFError):
         given = getpass(f"Passphrase of {what}: ")
         if given and (not twice or getpass("The same again: ") == given):
             return given
-    except EOFError:
-        pass
     raise UserError(f"{what} wants a passphrase{', twice the same' * twice}")
 
 

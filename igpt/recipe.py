@@ -21,7 +21,7 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-from tokenizer_vq.base import MAX_PIXELS, UserError, flatten, reason
+from tokenizer_vq.base import MAX_PIXELS, UserError, complaint, flatten
 
 from .config import AS_DRAWN, SamplingOptions, SpriteOptions
 from .sizes import LARGEST_GRID
@@ -201,15 +201,14 @@ def check_picture(path: str | Path) -> None:
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Image.Image]:
     """The picture at `path`, of which only the head is read. Raises UserError where there is none."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    unreadable = OSError, SyntaxError, Image.DecompressionBombError
+    with complaint(f"{path} is no picture that can be read", *unreadable), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
             with Image.open(path) as picture:
                 yield picture
-    except ValueError as error:  # Pillow's own limit on text chunks
-        raise UntrustedRecipe(f"the text chunks of {path} are too large to be looked at") from error
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no picture that can be read: {reason(error)}") from error
+        except ValueError as error:  # Pillow's own limit on text chunks
+            raise UntrustedRecipe(f"the text chunks of {path} are too large to be looked at") from error
 
 
 def digest(picture: Image.Image) -> str:

@@ -225,6 +225,16 @@ def test_a_file_that_is_no_whole_archive_is_refused(tmp_path: Path) -> None:
         assert name in str(caught.value)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_a_zip_that_is_damaged_inside_is_one_sentence(method: int, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "art.zip", "w", method) as packed:
+        packed.writestr("a.png", b"art" * 1000)
+    data = (tmp_path / "art.zip").read_bytes()
+    (tmp_path / "art.zip").write_bytes(data[:48] + b"\xff" * 9 + data[57:])  # the header has 35 bytes
+    with pytest.raises(UserError, match=r"whole \.tar, \.tar\.gz or \.zip is wanted"):
+        ArtFolder(tmp_path / "art.zip")
+
+
 def test_a_picture_that_vanishes_later_is_one_sentence(tmp_path: Path) -> None:
     art = ArtFolder(paint(tmp_path, "a.png"))
     (tmp_path / "a.png").unlink()

@@ -422,6 +422,7 @@ def test_help_shows_every_flag_with_its_default(command: str, capsys: Capture, m
     if command == "generate":
         for default in (SamplingOptions().steps, SamplingOptions().guidance):
             assert f"(default: {default}, unless the model has its own)" in help
+    assert command != "evaluate" or "follows from it (default: 0)" in help
     if command == "train":
         assert "--tokenizer-crops" in help and "(default: small;" in help and "--stage" not in help
 

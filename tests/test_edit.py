@@ -22,8 +22,8 @@ from igpt.recipe import recipe_of
 from igpt.sampling import generators, sample
 from igpt.tiling import encode
 from tests.painting import drawn, paint
-from tokenizer_vq.base import UserError
-from tokenizer_vq.images import as_rgb
+from tokenizer_vq.base import UserError, flatten
+from tokenizer_vq.images import as_rgba
 from train.gpt import cross_entropy
 
 OPTIONS = SamplingOptions(steps=2, guidance=1)  # pulled hard, a tiny random model says one thing only
@@ -72,7 +72,7 @@ def test_pictures_of_any_mode_can_be_edited(mode: str, tiny_model: ImageGPT) -> 
     picture = paint(1, (200, 40, 40), (40, 32)).convert("L").convert("I") if mode == "I;16" else paint(1, (9, 9, 200))
     picture = picture.convert(mode)
     (piece,) = tiny_model.complete(picture, "left", seed=1, options=OPTIONS)
-    plain = as_rgb(picture)
+    plain = flatten(as_rgba(picture))
     assert piece.mode == "RGB" and not changed(plain, piece)[:, : plain.width // 2].any()
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from generate.run import Target, shared_out
+from generate.run import Target, draw_files, shared_out
 from igpt import device
+from igpt.canvas import Batch
 from igpt.files import plan_output
 from igpt.image_gpt import ImageGPT
 
@@ -39,6 +40,15 @@ def test_the_plan_of_100000_pictures_is_made_as_it_is_drawn_and_shared_out_witho
         target = Target(plan_output(str(tmp_path), 100_000), "tiny")
         seen += [seed for batch in shared_out(plan, target, process, 3) for seed in batch.seeds]
     assert sorted(seen) == list(range(5, 5 + 7 * tiny_model.at_once))
+
+
+def test_pictures_asked_for_otherwise_are_not_taken_for_those_on_disk(tiny_model: ImageGPT, tmp_path: Path) -> None:
+    target = Target(plan_output(str(tmp_path), 2), "tiny", force=True)
+
+    def missing(**options: int) -> list[Batch]:
+        return list(shared_out(tiny_model.batches(tiny_model.new_picture(), 2, **options), target, 0, 1))
+
+    assert len(draw_files(missing(steps=1), target)) == 2 and not missing(steps=1) and missing(steps=2)
 
 
 def test_of_several_processes_on_a_machine_each_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

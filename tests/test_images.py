@@ -17,7 +17,7 @@ from PIL import Image, ImageCms
 
 from tests.painting import noise
 from tokenizer_vq.base import MAX_PIXELS, UserError, flatten
-from tokenizer_vq.images import UnreadablePicture, as_rgb, fit_cover, open_picture, random_crop, to_picture, to_tensor
+from tokenizer_vq.images import UnreadablePicture, as_rgba, fit_cover, open_picture, random_crop, to_picture, to_tensor
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -299,13 +299,13 @@ def test_a_broken_colour_profile_leaves_the_pixels_alone() -> None:
 )
 def test_greys_of_many_bits_are_scaled_by_the_range_they_hold(mode: str, white: float) -> None:
     values = np.array([[0, white / 2, white]], dtype=np.float32 if mode == "F" else np.int32)
-    greys = np.asarray(as_rgb(Image.fromarray(values)))[0, :, 0]
+    greys = np.asarray(flatten(as_rgba(Image.fromarray(values))))[0, :, 0]
     assert greys[0] == 0 and greys[1] in (127, 128) and greys[2] == 255
 
 
 def test_a_float_picture_with_holes_is_read_without_them() -> None:
     values = np.array([[np.nan, np.inf, 0.5, 1.0]], dtype=np.float32)
-    assert [as_rgb(Image.fromarray(values)).getpixel((x, 0))[0] for x in range(4)] == [0, 0, 128, 255]
+    assert [flatten(as_rgba(Image.fromarray(values))).getpixel((x, 0))[0] for x in range(4)] == [0, 0, 128, 255]
 
 
 def test_transparency_is_had_where_it_is_asked_for_and_laid_on_white_elsewhere() -> None:

@@ -94,11 +94,11 @@ def test_a_training_is_not_begun_where_its_states_could_not_be_read(tmp_path: Pa
 
 
 @pytest.mark.parametrize("setting", ["float64", "float16", "meta", "autocast"])
-def test_a_callers_own_defaults_of_torch_change_no_pixel(setting: str, tiny_folder: Path) -> None:
+def test_a_callers_own_defaults_of_torch_change_no_pixel(setting: str, tiny_folder: Path, tmp_path: Path) -> None:
     def pictures() -> list[bytes]:
         model = igpt.load(tiny_folder)
         (drawn,) = model.generate(size=48, label="red", seed=5)
-        (edited,) = model.complete(drawn, "left", seed=2)
+        (edited,) = model.complete(igpt.save(drawn, tmp_path / "drawn.png"), "left", seed=2)
         *_, (streamed,) = model.stream(size=32, label="red", seed=5)
         return [drawn.tobytes(), edited.tobytes(), streamed.tobytes()]
 

@@ -99,6 +99,11 @@ def test_what_cannot_be_meant_is_refused(options: SpriteOptions) -> None:
         options.check()
 
 
+def test_a_sprite_is_not_enlarged_beyond_what_memory_holds(tiny_pixels: ImageGPT) -> None:
+    with pytest.raises(UserError, match="--scale 64 makes 68719476736 pixels"):
+        tiny_pixels.generate(size=4096, scale=64)
+
+
 # Palettes
 
 

@@ -8,6 +8,7 @@ Notable choices:
 
 from __future__ import annotations
 
+import lzma
 import os
 import re
 import tarfile
@@ -15,6 +16,7 @@ import tempfile
 import unicodedata
 import weakref
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -23,7 +25,7 @@ from typing import NamedTuple
 from .base import CONTROLS, complaint
 from .images import PICTURE_SUFFIXES, UnreadablePicture
 
-UNREADABLE = tarfile.TarError, zipfile.BadZipFile, NotImplementedError, OSError, EOFError, RuntimeError
+UNREADABLE = tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError
 LARGEST_MEMBER = 2**29  # bytes of a packed picture; a few kilobytes may promise any number
 LARGEST_UNPACKED = 2**36  # bytes of all pictures of an archive
 

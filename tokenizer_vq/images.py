@@ -63,7 +63,7 @@ def open_picture(source: Path | bytes, name: str | None = None, mode: str = "RGB
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             picture.load()  # before EXIF is read, which hides what is broken
-            return as_rgb(picture) if mode == "RGB" else as_rgba(picture)
+            return flatten(_upright(picture)) if mode == "RGB" else as_rgba(picture)
     except UnreadablePicture:
         raise
     except UnidentifiedImageError as error:
@@ -81,13 +81,8 @@ def _why_unknown(head: bytes) -> str:
     return "is no picture that can be read: PNG, JPEG, WebP, GIF, BMP or TIFF is wanted" if head else "is empty"
 
 
-def as_rgb(picture: Image.Image) -> Image.Image:
-    """A picture of any mode to upright sRGB of 8 bit without metadata, transparency laid on white."""
-    return flatten(_upright(picture))
-
-
 def as_rgba(picture: Image.Image) -> Image.Image:
-    """As `as_rgb`, with the transparency of the picture."""
+    """A picture of any mode to upright sRGB of 8 bit without metadata, and its transparency."""
     return _upright(picture).convert("RGBA")
 
 

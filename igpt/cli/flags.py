@@ -34,17 +34,17 @@ class Parser(argparse.ArgumentParser):
 
     def add_argument(self, *names: Any, **how: Any) -> argparse.Action:
         """As argparse does, with the default at the end of the help unless the help names one."""
-        if how.get("default") not in (None, False, argparse.SUPPRESS) and "(default:" not in how["help"]:
-            how["help"] += " (default: %(default)s)"
+        if (given := how.get("default")) is not False and given not in (None, argparse.SUPPRESS):
+            how["help"] += "" if "(default:" in how["help"] else " (default: %(default)s)"
         return super().add_argument(*names, **how)
 
 
-def number(kind: type[int] | type[float]) -> Callable[[str], float]:
-    """A converter for argparse that explains itself."""
+def number(kind: type[int] | type[float], low: float = -math.inf) -> Callable[[str], float]:
+    """A converter for argparse, to numbers of `low` or more, that explains itself."""
 
     def convert(text: str) -> float:
         with suppress(ValueError, OverflowError):
-            if math.isfinite(value := kind(text)):
+            if math.isfinite(value := kind(text)) and value >= low:
                 return value
         raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number within reach")
 
@@ -96,14 +96,13 @@ def options_of(args: argparse.Namespace, options: type[Chosen]) -> Chosen:
 def pictures_of(args: argparse.Namespace) -> list[Path]:
     """The files that the command line names, which may be patterns, as not every shell resolves them. Raises UserError
     for one that is no picture."""
-    paths = [
-        path
-        for name in args.pictures
-        for path in ([name] if os.path.lexists(name) else sorted(glob(os.path.expanduser(name)))) or [name]
-    ]
+    paths: list[Path] = []
+    for name in args.pictures:
+        found = [] if os.path.lexists(name) else sorted(glob(os.path.expanduser(name)))
+        paths += map(Path, found or [name])
     for path in paths:
         check_picture(path)
-    return [Path(path) for path in paths]
+    return paths
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -138,12 +137,12 @@ SHARED: dict[str, dict[str, Any]] = {
     "--model": {"metavar": "MODEL", "default": DEFAULT_MODEL, "help": "name or folder of a model"},
     "--adapter": {"metavar": "FILE", "help": "what `igpt finetune --adapter` learned, for the model it was made for"},
     # Read by `main`, as the environment is the way for the library too.
-    "--identity": {"metavar": "FILE", "help": f"secret keys of age, to open a locked model (default: {IDENTITY})"},
+    "--identity": {"metavar": "FILE", "help": f"secret keys of age, for a locked model (default: file in {IDENTITY})"},
     "--out": {"metavar": "PATH", "help": "a folder, or the name of a single file (default: this folder)"},
     "--force": {"action": "store_true", "help": "replace files of the same name"},
     "--device": {"help": "cpu, cuda or mps (default: the best there is)"},
     "--quiet": {"action": "store_true", "help": "print nothing but paths and results"},
-    "--threads": {"type": number(int), "metavar": "N", "help": "of the processor (default: one a core)"},
+    "--threads": {"type": number(int, 1), "metavar": "N", "help": "of the processor (default: one a core)"},
 }
 ADAPTED = ("--adapter", "--identity")  # models that are more than a name
 MODEL, OUTPUT = ("--model", *ADAPTED), ("--out", "--force", "--device", "--quiet", "--threads")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from igpt.bundle import Bundle
-from tokenizer_vq.base import UserError
+from tokenizer_vq.base import complaint
 from tokenizer_vq.images import fit_cover, to_tensor
 from tokenizer_vq.vq import VQTokenizer
 
@@ -88,10 +88,8 @@ def mobilenet(file: Path, device: torch.device) -> MetricSpace:
     from torchvision.models import mobilenet_v2
 
     net = mobilenet_v2()
-    try:
+    with complaint(f"the weights {file} do not fit", RuntimeError):
         net.load_state_dict(load_weights(file), strict=True)
-    except RuntimeError as error:
-        raise UserError(f"the weights {file} do not fit: {str(error).splitlines()[0]}") from error
     net.to(device).eval().requires_grad_(False)
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
