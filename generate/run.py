@@ -13,7 +13,7 @@ import torch
 from PIL.Image import Image
 
 from igpt.canvas import Batch, Result, Task
-from igpt.files import Output, stem_for, write_file, write_picture
+from igpt.files import Output, encode_picture, stem_for, write_file, write_picture
 from igpt.fitting import PartialGrid, canvas_for
 from igpt.image_gpt import ImageGPT
 from igpt.recipe import Recipe, recipe_of
@@ -47,19 +47,19 @@ def draw_files(batches: Iterable[Batch], target: Target) -> list[Path]:
     captioned: list[tuple[Image, str]] = []  # for the sheet
     sprites: list[Sprite] = []
 
-    def write(result: Result) -> tuple[str, Path]:
+    def encode(result: Result) -> tuple[str, bytes]:
         picture, recipe = result
         stem = stem_for(target.title if batch.task.start else recipe.label or recipe.model, recipe.seed)
-        return stem, write_picture(picture, target.output.picture(stem), recipe, force=target.force)
+        return stem, encode_picture(picture, target.output.picture(stem), recipe)
 
     with ThreadPoolExecutor() as pool:  # compressing a picture takes longer than a GPU takes to draw it
         for batch in batches:
             frames: list[Image] = []
             steps = recorded(batch, frames) if target.timelapse else batch.steps()
             results = batch.results(target.draw(batch) if target.draw else _last(steps, batch, target.quiet))
-            for (picture, recipe), (stem, path) in zip(results, pool.map(write, results), strict=True):
-                paths.append(_say(path))
-                sprites += [Sprite(path.name, picture, recipe.label, recipe.seed)] * target.atlas
+            for (picture, recipe), (stem, encoded) in zip(results, pool.map(encode, results), strict=True):
+                paths.append(_say(write_file(encoded, target.output.picture(stem), force=target.force)))
+                sprites += [Sprite(paths[-1].name, picture, recipe.label, recipe.seed)] * target.atlas
                 if target.timelapse:
                     data = animation(frames, target.timelapse, exact=batch.model.downsample == 1)
                     place = target.output.companion(stem, f"-timelapse.{target.timelapse}")

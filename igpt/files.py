@@ -82,8 +82,13 @@ def append_line(path: Path, line: str) -> None:
 
 
 def write_picture(picture: Image.Image, path: Path, recipe: Recipe | None = None, *, force: bool = False) -> Path:
-    """Writes a picture with its recipe, as `write_file` does: a PNG, or by the suffix of `path` a WebP or JPEG, whose
-    recipe also knows the pixels that it has. Raises UserError where a JPEG has no room for the recipe."""
+    """Writes a picture with its recipe, as `write_file` does."""
+    return write_file(encode_picture(picture, path, recipe), path, force=force)
+
+
+def encode_picture(picture: Image.Image, path: Path, recipe: Recipe | None) -> bytes:
+    """What is in the file of a picture with its recipe: a PNG, or by the suffix of `path` a WebP or JPEG, whose recipe
+    also knows the pixels that it has. Raises UserError where a JPEG has no room for the recipe."""
     kind = FORMATS[path.suffix.lower()]
     if kind == "JPEG":
         picture = flatten(picture)
@@ -95,10 +100,9 @@ def write_picture(picture: Image.Image, path: Path, recipe: Recipe | None = None
         recipe = replace(recipe, saved=digest(Image.open(BytesIO(_encoded(picture, kind, how)))))
         how["exif"] = to_exif(recipe)
     try:
-        data = _encoded(picture, kind, how)
+        return _encoded(picture, kind, how)
     except ValueError as error:  # a part of a JPEG has 64 kB
         raise UserError(f"{path} has no room for the recipe of so large a picture: PNG or WebP is wanted") from error
-    return write_file(data, path, force=force)
 
 
 def _encoded(picture: Image.Image, kind: str, how: dict[str, Any]) -> bytes:

@@ -225,6 +225,15 @@ def test_a_file_that_is_no_whole_archive_is_refused(tmp_path: Path) -> None:
         assert name in str(caught.value)
 
 
+def test_a_zip_with_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "art.zip", "w") as archive:
+        archive.writestr("é.png", b"")  # a name that the archive says is UTF-8
+    data = (tmp_path / "art.zip").read_bytes().replace("é".encode(), b"\xc3(")
+    (tmp_path / "art.zip").write_bytes(data)
+    with pytest.raises(UserError, match="codec can't decode"):
+        ArtFolder(tmp_path / "art.zip")
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
 def test_a_zip_that_is_damaged_inside_is_one_sentence(method: int, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "art.zip", "w", method) as packed:

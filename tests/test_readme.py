@@ -57,7 +57,7 @@ def test_the_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         else:
             assert main(words) == 0, words
     facts = json.loads((tmp_path / "my-style" / WORK / FACTS).read_text())
-    assert facts["bits"] < 0.95 * facts["base_bits"] and facts["peak_memory_gb"] < 4, facts
+    assert facts["bits"] < 0.95 * facts["base_bits"], facts
     assert len(list((tmp_path / "ukiyo").glob("*.png"))) == 9
     assert (tmp_path / "again.png").is_file() and (tmp_path / "my-model" / "model.safetensors").is_file()
 

@@ -25,7 +25,8 @@ from typing import NamedTuple
 from .base import CONTROLS, complaint
 from .images import PICTURE_SUFFIXES, UnreadablePicture
 
-UNREADABLE = tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError
+DAMAGED = zipfile.BadZipFile, zlib.error, lzma.LZMAError, UnicodeDecodeError  # the last: names in a .zip
+UNREADABLE = tarfile.TarError, *DAMAGED, OSError, EOFError, RuntimeError
 LARGEST_MEMBER = 2**29  # bytes of a packed picture; a few kilobytes may promise any number
 LARGEST_UNPACKED = 2**36  # bytes of all pictures of an archive
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -52,8 +53,8 @@ def _studio(args: argparse.Namespace) -> None:
             print("igpt: no browser can be opened here; open the address in one", file=sys.stderr)
         ended = threading.Event()
         for handler in (lambda *_: ended.set()), signal.SIG_IGN:  # the second Ctrl-C has nothing more to end
-            for number in signal.SIGINT, signal.SIGTERM:
-                signal.signal(number, handler)
+            for end in signal.SIGINT, signal.SIGTERM:
+                signal.signal(end, handler)
             while not ended.wait(1):  # without a limit it would not be heard on Windows
                 pass
         if not engine.idle:
