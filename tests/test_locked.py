@@ -392,6 +392,7 @@ def igpt_on_a_terminal() -> Callable[..., tuple[int, str]]:
     return lambda words, *answers: on_a_terminal([sys.executable, "-m", "igpt", *words], *answers)
 
 
+@pytest.mark.slow
 @needs_age
 def test_a_passphrase_typed_on_a_terminal_locks_and_age_asks_for_the_same(
     tiny_folder: Path, tmp_path: Path, igpt_on_a_terminal: Callable[..., tuple[int, str]]

@@ -149,6 +149,7 @@ def test_stages_compiled_by_inductor_learn_the_same(tmp_path: Path, capsys: pyte
     assert "cannot be compiled" not in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "stages"), [("tokenizer", 2), ("decoder", 4), ("gpt", 1)])
 def test_each_stage_is_one_graph_and_compiled_once(kind: str, stages: int, art: Path, tmp_path: Path) -> None:
     """Encoder, decoder, GPT with its loss; the discriminator with and without gradients of what it looks at. The GPT

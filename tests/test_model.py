@@ -184,7 +184,8 @@ def test_positions_have_the_label_in_the_middle_of_any_grid() -> None:
         assert torch.equal(cell_positions(h, w)[-1] - cell_positions(h, w)[0], torch.tensor([h - 1.0, w - 1.0]))
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_the_whole_forward_pass_can_be_compiled_as_one_graph_and_learns_the_same(backend: str) -> None:
     """A rotation as complex numbers could not be: Inductor has none."""
     gpt, inputs, found = make().train(), sequence(3, 4), []

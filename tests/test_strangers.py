@@ -211,7 +211,7 @@ def test_labels_that_are_no_names_and_ways_of_drawing_of_another_type_are_one_se
 # The umask
 
 
-@pytest.mark.parametrize("mask", [0o077, 0o027])
+@pytest.mark.parametrize("mask", [0o077, pytest.param(0o027, marks=pytest.mark.slow)])
 def test_what_is_written_has_the_permissions_of_the_umask(
     mask: int, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
