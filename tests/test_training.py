@@ -246,6 +246,7 @@ def test_what_is_wrong_with_a_sample_is_one_sentence_whoever_loads_it(
     with pytest.raises(UserError if isinstance(error, UserError) else KeyError) as found:
         run(task, schedule(8, workers=workers), tmp_path)
     assert isinstance(error, KeyError) or str(found.value) == "s: is broken"
+    assert not multiprocessing.active_children(), "Python would wait for them when it ends"
 
 
 def test_states_are_saved_as_time_goes_by(tmp_path: Path) -> None:

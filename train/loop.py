@@ -17,7 +17,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from accelerate.utils import broadcast, send_to_device
 from PIL.Image import Image
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from igpt.files import append_line, write_picture
@@ -36,7 +37,7 @@ from tokenizer_vq.base import UserError, reason
 
 from .options import LearningOptions
 from .processes import News, add_up, agreed, check_same_start, companions, micro_batches, processes, together, total
-from .state import catch_interrupt, load_state, outlive_signal, save_state, seeded
+from .state import catch_interrupt, load_state, loaded, save_state, seeded
 
 EMA_DECAY = 0.999
 WARMUP = 0.03  # share of all steps
@@ -121,8 +122,9 @@ def run(task: Task[Model], schedule: Schedule, folder: Path, identity: str = "")
     Ctrl-C or SIGTERM the state is saved, then KeyboardInterrupt goes on. UserError where memory, disk or another fails.
     """
     trainer = Trainer(task, schedule, folder, identity)
-    with catch_interrupt() as interrupt, seeded(schedule.options.seed), trainer.bar, companions():
-        for batch in trainer.batches():
+    seed = schedule.options.seed
+    with catch_interrupt() as interrupt, seeded(seed), trainer.bar, companions(), closing(trainer.batches()) as batches:
+        for batch in batches:
             metrics = trainer.gradients(batch)
             metrics |= trainer.clip_and_step(rate(trainer.progress))
             average(trainer.averaged, trainer.modules["model"], trainer.step)
@@ -191,15 +193,12 @@ class Trainer:
             setattr(self, name, type(getattr(self, name))(at[name]))
         self.seconds_before = float(at["seconds"])
 
-    def batches(self) -> Iterable[Any]:
+    def batches(self) -> Generator[Any, None, None]:
         """The batches of the steps that are still to be done, and more: `run` knows when to stop."""
-        if self.progress >= 1:
-            return []
-        size = self.schedule.batch
+        size, steps = self.schedule.batch, itertools.count(self.step) if self.progress < 1 else ()
         low, high = (size * rank // self.ranks for rank in (self.rank, self.rank + 1))
-        samples: Any = (list(range(step * size + low, step * size + high)) for step in itertools.count(self.step))
-        how: dict[str, Any] = {"num_workers": self.schedule.workers, "pin_memory": self.device.type == "cuda"}
-        return DataLoader(self.task.dataset, batch_sampler=samples, worker_init_fn=outlive_signal, **how)
+        samples = (list(range(step * size + low, step * size + high)) for step in steps)
+        return loaded(self.task.dataset, samples, self.schedule.workers, self.device.type == "cuda")
 
     def gradients(self, batch: Any) -> dict[str, Tensor]:
         """Leave the gradients of a batch, of which each process has a part, in the weights; the metrics of its loss.

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from igpt.device import devices, pick_device
 from igpt.files import atomic_write
@@ -117,7 +119,18 @@ def catch_interrupt() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def outlive_signal(worker: int) -> None:
+def loaded(dataset: Dataset[Any], batches: Iterable[list[int]], workers: int, pin: bool) -> Generator[Any, None, None]:
+    """The batches with these numbers, loaded by so many processes. Whoever takes them closes this in the end."""
+    how: dict[str, Any] = {"num_workers": workers, "pin_memory": pin, "worker_init_fn": _outlive_signal}
+    loader: Any = iter(DataLoader(dataset, batch_sampler=batches, **how))
+    try:
+        yield from loader
+    finally:
+        if workers:  # now: at its end Python would wait for ever for those that outlive its signal
+            loader._shutdown_workers()
+
+
+def _outlive_signal(worker: int) -> None:
     """In a process that loads samples: what a scheduler sends to all is for the training, which ends this one when it
     has saved; a second SIGTERM ends it at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
