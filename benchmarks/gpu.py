@@ -20,6 +20,8 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -190,7 +192,7 @@ def waits_for_nothing(bench: Bench, step: Callable[[], Tensor]) -> str:
     return "no" if not seen else f"{len(seen)} times: {seen[0].message}"
 
 
-def stand_in(work: Work, inputs: Sequence[Tensor]) -> tuple[Callable[[], object], Tensor]:
+def stand_in(work: Work, inputs: Sequence[Tensor]) -> tuple[Callable[[], Any], Tensor]:
     """What `igpt.device.cuda_graph` does, without CUDA: the same memory in and out every time."""
     result = work(*inputs).clone()
     return lambda: result.copy_(work(*inputs)), result
@@ -217,7 +219,7 @@ def drawing(bench: Bench, sizes: Sizes, gpt: GPT) -> list[tuple[str, str]]:
             table.append((f"drawing {count} at a time, {name}", f"{speed:,.1f} grids/s"))
         assert all(torch.equal(tokens_Bhw, found[0]) for tokens_Bhw in found), "the same seeds drew other tokens"
         model.at_once = model.rows = count
-        speed = count / bench.time(lambda count=count: model.generate(count))
+        speed = count / bench.time(partial(model.generate, count))
         table.append((f"drawing {count} at a time, as pictures", f"{speed:,.1f} pictures/s"))
     tokens_Bhw = found[0].to(bench.device)
 

@@ -90,7 +90,7 @@ def most_memory(work: Callable[[], object]) -> float:
 
 
 def take_crops(pattern: str) -> None:
-    crops = ShardCrops(ArtShards(pattern), 16, 0, (1.0, 1.0), True)
+    crops = ShardCrops(ArtShards(pattern), [], 16, 0, (1.0, 1.0), flip=True)
     for k in range(SAMPLES):
         crops[k]
 
@@ -105,7 +105,7 @@ def encode_all(pattern: str, work: Path) -> None:
 def learn(folder: Path) -> None:
     """Samples of tokens, through a tiny GPT."""
     tokens, config = TokenShards(folder), GPTConfig(4096, 1, layers=2, width=32, heads=2, cells=16)
-    windows, gpt = TokenWindows(tokens, tokens.train, config, 0, random_orders=1.0), GPT(config)
+    windows, gpt = TokenWindows(tokens, tokens.train, config, 0), GPT(config)
     for k in range(0, SAMPLES, 16):
         batch = default_collate([windows[i] for i in range(k, k + 16)])
         gpt(batch["cells"], batch["positions"], batch["label"]).mean().backward()

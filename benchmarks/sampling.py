@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,7 +82,7 @@ def best_precision(peer: str, batch: int, dtypes: list[torch.dtype]) -> tuple[st
     for dtype in dtypes:
         name = f"{peer}, {str(dtype).removeprefix('torch.')}"
         try:
-            make = x_transformers_work if peer == "x-transformers" else transformers_work
+            make: Any = x_transformers_work if peer == "x-transformers" else transformers_work
             works[name] = make(*(() if peer == "x-transformers" else (peer,)), batch, dtype)
         except ImportError:
             sys.exit(f"{peer} is missing: `pip install {PEERS[peer]}`, or leave it out with --peers none")

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL.Image import Image
@@ -33,9 +34,9 @@ BATCH = 16
 
 def parsed(setting: str) -> SamplingOptions:
     """The defaults with what `setting` changes: "top_p=1,guidance=2"."""
-    kinds = {field.name: type(field.default) for field in fields(SamplingOptions)}
+    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(SamplingOptions)}
     given = dict(part.split("=", 1) for part in setting.split(",") if part)
-    options = replace(SamplingOptions(), **{name: kinds[name](value) for name, value in given.items()})  # type: ignore[arg-type]
+    options = replace(SamplingOptions(), **{name: kinds[name](value) for name, value in given.items()})
     options.check()
     return options
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from igpt.image_gpt import ImageGPT
 from igpt.likelihood import bits_per_token
 from igpt.sheet import sheet
 from igpt.sprites import enlarged
+from tokenizer_vq.palette import PaletteTokenizer
 
 SHIFT = 2  # pixels to every side by which a copy may be moved
 SAME = 0.95  # share of the pixels that a copy shares with a training tile
@@ -66,14 +68,20 @@ def nearest(
     return np.array(shares), np.array(inner), which
 
 
+def palette_of(model: ImageGPT) -> NDArray[np.uint8]:
+    """Its colours, [K, 3]."""
+    assert isinstance(model.tokenizer, PaletteTokenizer), "this is for a model of which a token is a pixel"
+    return model.tokenizer.palette_K3.numpy()
+
+
 def tokens_of(model: ImageGPT, pictures: list[Image.Image]) -> Tiles:
     """Pictures in the model's colours, [N, H, W]."""
-    colours = {tuple(value): k for k, value in enumerate(model.tokenizer.palette_K3.tolist())}
+    colours = {tuple(value): k for k, value in enumerate(palette_of(model).tolist())}
     rows = [[colours[tuple(pixel)] for pixel in np.asarray(p.convert("RGB")).reshape(-1, 3).tolist()] for p in pictures]
     return np.array(rows, dtype=np.uint8).reshape(len(pictures), pictures[0].height, pictures[0].width)
 
 
-def report(name: str, tiles: Tiles, labels: list[int], classifier: object, vectors: NDArray[np.float64]) -> None:
+def report(name: str, tiles: Tiles, labels: list[int], classifier: Any, vectors: NDArray[np.float64]) -> None:
     """How often the label is named right, and among the first three."""
     scores = classifier.predict_proba(vectors)
     order = scores.argsort(1)[:, ::-1]
@@ -100,7 +108,7 @@ def main() -> None:
         return
     data = np.load(args.tiles)
     tiles, labels, val = data["t"], data["y"].astype(int), data["val"].astype(bool)
-    colours = model.tokenizer.palette_K3.numpy().astype(float)
+    colours = palette_of(model).astype(float)
     ground = len(colours) - 1
     with torch.inference_mode():
         held = torch.from_numpy(tiles[val]).long()
@@ -134,7 +142,7 @@ def main() -> None:
         print(f"| ... of the pixels that are not ground in both | {(inner >= SAME).mean():.3%} |", flush=True)
         if name == "drawn" and args.sheet:
             show = np.argsort(-inner)[:PAIRS]
-            values = model.tokenizer.palette_K3.numpy()
+            values = palette_of(model)
             named = [(values[drawn[i]], f"drawn: {model.labels[asked[i]]}") for i in show]
             beside = [(values[tiles[~val][which[i]]], f"tile, {inner[i]:.0%} the same") for i in show]
             rows = [[(enlarged(Image.fromarray(tile), 4), text) for tile, text in row] for row in (named, beside)]

@@ -75,8 +75,8 @@ def main() -> None:
         for model in args.models:
             found = defaultdict(list)
             for _ in range(args.rounds):
-                for name, seconds in measure(browser, model, Path(folder)).items():
-                    found[name].append(seconds)
+                for name, took in measure(browser, model, Path(folder)).items():
+                    found[name].append(took)
             for name, seconds in found.items():
                 print(
                     f"{model}, {name}: {median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})", flush=True

@@ -89,7 +89,7 @@ def step_of(model: nn.Module, loss: Loss, tokens_BL: Tensor) -> Callable[[], obj
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16):
             value = loss(tokens_BL[:, :-1].contiguous(), tokens_BL[:, 1:].contiguous())
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -45,7 +45,7 @@ class Checkpoint(NamedTuple):
     """A model as it lies on disk."""
 
     tokenizer: Tokenizer
-    gpt: GPT | None  # absent while only the tokenizer is trained
+    gpt: GPT
     labels: list[str]
     provenance: dict[str, Any]  # what it was trained on and how
     weights_hash: str  # SHA-256 of model.safetensors
@@ -147,9 +147,7 @@ def load(name: str | Path) -> Checkpoint:
     return Checkpoint(tokenizer, gpt, labels, provenance, hashlib.sha256(stored).hexdigest())
 
 
-def _described(
-    path: Path, data: bytes, tensors: dict[str, Tensor]
-) -> tuple[Tokenizer, GPT | None, list[str], dict[str, Any]]:
+def _described(path: Path, data: bytes, tensors: dict[str, Tensor]) -> tuple[Tokenizer, GPT, list[str], dict[str, Any]]:
     """What a config.json describes, still without its weights. Raises UserError where it does not."""
     with complaint(f"{path} does not describe a model", *NO_MODEL):
         config = printable(json.loads(data.decode("utf-8")))
@@ -163,7 +161,7 @@ def _described(
         }
         with _NoRandomWeights():  # no time is lost on random weights that are overwritten at once
             tokenizer = kinds[given.pop("kind")](**given)
-            gpt = GPT(GPTConfig(**config["gpt"])) if config.get("gpt") else None
+            gpt = GPT(GPTConfig(**config["gpt"]))
         return tokenizer, gpt, list(config["labels"]), dict(config.get("provenance", {}))
 
 
@@ -171,7 +169,7 @@ def _check(config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     """Raises ValueError for what no model means. Above all for numbers that no tensor has room for: to build millions
     of layers, or one of millions of channels, would take all memory before the weights are seen not to fit."""
     largest = max([len(tensors), *(side for value in tensors.values() for side in value.shape)])
-    for part in (config["tokenizer"], config.get("gpt") or {}):
+    for part in (config["tokenizer"], config["gpt"]):
         for name, value in dict(part).items():
             most = MOST_CELLS if name == "cells" else largest
             if any(type(number) is int and number > most for number in (value if isinstance(value, list) else [value])):
@@ -195,9 +193,9 @@ def printable(value: Any) -> Any:
     return value.translate(CONTROLS) if isinstance(value, str) else value
 
 
-def _parts(tokenizer: Tokenizer, gpt: GPT | None) -> dict[str, nn.Module]:
+def _parts(tokenizer: Tokenizer, gpt: GPT) -> dict[str, nn.Module]:
     """By the first word of their names in a file."""
-    return {"tokenizer": tokenizer} | ({} if gpt is None else {"gpt": gpt})
+    return {"tokenizer": tokenizer, "gpt": gpt}
 
 
 # int8 rows
@@ -236,7 +234,7 @@ def dequantize_rows(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def save(
     folder: str | Path,
     tokenizer: Tokenizer,
-    gpt: GPT | None,
+    gpt: GPT,
     labels: list[str],
     provenance: dict[str, Any],
     card: str | None = None,
@@ -247,7 +245,7 @@ def save(
     config = {
         "format": FORMAT,
         "tokenizer": {"kind": tokenizer.kind} | asdict(tokenizer.config),
-        "gpt": asdict(gpt.config) if gpt is not None else None,
+        "gpt": asdict(gpt.config),
         "labels": labels,
         "provenance": provenance,
     }

@@ -74,15 +74,12 @@ class ImageGPT(Bundle):
         """
         target = pick_device(device)
         found = checkpoint.load(name)
-        if found.gpt is None:
-            raise UserError(f"the model {str(name)!r} has a tokenizer but no GPT yet: train one with `igpt train gpt`")
         if adapter is not None:
             from .lora import with_adapter
 
             file = Path(adapter).expanduser()
             found = with_adapter(found, file)
             name = file.absolute().parent if file.name == checkpoint.ADAPTER else file.stem
-        assert found.gpt is not None
         parts = found.tokenizer.to(target), found.gpt.to(target), found.labels
         found.gpt.draw_in(torch.bfloat16 if (fast_bf16(target) if bf16 is None else bf16) else torch.float32)
         return cls(*parts, name=Path(name).name, weights_hash=found.weights_hash, provenance=found.provenance)

@@ -155,7 +155,6 @@ def with_adapter(found: Checkpoint, path: Path) -> Checkpoint:
             f"the adapter {path} belongs to the model {base!r} with weights {base_hash!s:.12}, and this model has "
             f"weights {found.weights_hash:.12}; an adapter works with the very model it was made for"
         )
-    assert found.gpt is not None
     with complaint(f"the adapter {path} does not fit the model it names", *NO_MODEL):
         check_labels(labels, provenance)
         if rank not in {side for value in tensors.values() for side in value.shape}:  # or it might fill all memory

@@ -44,7 +44,6 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
     pictures: Sequence[int]
     config: GPTConfig
     seed: int
-    random_orders: float  # share of samples in a random drawing order; the others are in raster order
     noise: float = 0.0  # share of the input tokens that are replaced by random ones
     label_dropout: float = 0.0  # share of samples without their label
 
@@ -56,9 +55,8 @@ class TokenWindows(Dataset[dict[str, Tensor]]):
         grid_hw = window(self.cache.grid(picture, rng.randrange(self.cache.views)), config, rng)
         targets_Ln = to_cells(grid_hw[None], config.cell)[0]
         positions_L2 = cell_positions(*(side // config.cell for side in grid_hw.shape))
-        if rng.random() < self.random_orders:
-            order = torch.randperm(len(targets_Ln), generator=generator)
-            targets_Ln, positions_L2 = targets_Ln[order], positions_L2[order]
+        order_L = torch.randperm(len(targets_Ln), generator=generator)
+        targets_Ln, positions_L2 = targets_Ln[order_L], positions_L2[order_L]
         noisy_Ln = torch.rand(targets_Ln.shape, generator=generator) < self.noise
         random_Ln = torch.randint(config.vocab_size, targets_Ln.shape, generator=generator)
         label = config.labels if rng.random() < self.label_dropout else self.cache.label(picture)

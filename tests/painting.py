@@ -47,7 +47,7 @@ def drawn(model: ImageGPT, folder: Path, task: Task | None = None, **more: Any) 
     otherwise."""
     how = {name: more.pop(name) for name in ("sheet", "timelapse") if name in more}
     task = task or model.new_picture(more.pop("size", None), more.pop("tile", False))
-    more = ({"seed": 7} if task.start else {"seed": 7, "label": "red"}) | more
-    output = plan_output(folder, more.get("n", 1))
-    batches = model.batches(task, at_once=1 if how.get("timelapse") else None, **more)
-    return draw_files(batches, Target(output, "piece" if task.start else more["label"] or model.name, **how))
+    asked: dict[str, Any] = ({"seed": 7} if task.start else {"seed": 7, "label": "red"}) | more
+    output = plan_output(folder, asked.get("n", 1))
+    batches = model.batches(task, at_once=1 if how.get("timelapse") else None, **asked)
+    return draw_files(batches, Target(output, "piece" if task.start else asked["label"] or model.name, **how))

@@ -121,7 +121,6 @@ def test_matrices_of_the_gpt_are_kept_as_int8_rows_the_codebook_in_full_and_the_
 ) -> None:
     tensors = load_file(tiny_folder / "model.safetensors")
     found = checkpoint.load(tiny_folder)
-    assert found.gpt is not None
     matrices = {f"gpt.{name}.weight" for name, part in found.gpt.named_modules() if hasattr(part, "weight")}
     matrices = {name for name in matrices if tensors[name].dim() == 2}
     assert {"gpt.head.weight", "gpt.tokens.weight", "gpt.labels.weight", "gpt.before.weight"} < matrices
@@ -265,7 +264,6 @@ def test_the_box_is_small() -> None:
 @pytest.mark.parametrize("name", ["paintings", "pixels"])
 def test_the_weights_in_the_box_are_int8_rows_times_their_scales(name: str) -> None:
     tensors, found = load_file(checkpoint.in_the_box()[name] / "model.safetensors"), checkpoint.load(name)
-    assert found.gpt is not None
     rows = 0
     for key, value in found.gpt.state_dict().items():
         stored = tensors[f"gpt.{key}"]

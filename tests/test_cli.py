@@ -160,9 +160,8 @@ def test_art_that_cannot_be_learned_from_is_refused(desk: Path, capsys: Capture)
         (desk / "texts" / f"{i}.txt").write_text("no picture")
     (desk / "file").write_text("no archive either")
     assert "'missing'" in refusal(capsys, "train", "missing", "--out", "model")
-    for stage in ([], ["tokenizer"], ["gpt"]):
-        for art in ("empty", "texts", "file"):
-            assert art in refusal(capsys, "train", *stage, art, "--out", "model", "--preset", "toy", "--quiet")
+    for art in ("empty", "texts", "file"):
+        assert art in refusal(capsys, "train", art, "--out", "model", "--preset", "toy", "--quiet")
 
 
 @pytest.mark.parametrize(
@@ -385,15 +384,14 @@ def test_info_lists_the_models_in_the_box(desk: Path, capsys: Capture, monkeypat
     assert capsys.readouterr().out == "no model is in the box\n"
 
 
-@pytest.mark.parametrize("stage", [None, "tokenizer", "gpt"])
-def test_train_hands_every_option_over(stage: str | None, desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_hands_every_option_over(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     received: list[Any] = []
     fake = SimpleNamespace(train=lambda *arguments: received.extend(arguments))
     monkeypatch.setitem(sys.modules, "train.run", fake)
-    words = ["train", *([stage] if stage else []), ".", "--out", "model"]
+    words = ["train", ".", "--out", "model"]
     assert main([*words, "--preset", "toy", "--seed", "3", "--no-flip", "--gpt-lr", "1e-4", "--gpt-samples", "9"]) == 0
     options = sibling("train.options").TrainOptions(preset="toy", seed=3, flip=False, gpt_lr=1e-4, gpt_samples=9)
-    assert received == [stage, ".", Path("model"), options]
+    assert received == [".", "model", options]
 
 
 def test_every_default_comes_from_the_dataclasses() -> None:
@@ -424,7 +422,7 @@ def test_help_shows_every_flag_with_its_default(command: str, capsys: Capture, m
             assert f"(default: {default}, unless the model has its own)" in help
     assert command != "evaluate" or "follows from it (default: 0)" in help
     if command == "train":
-        assert "--tokenizer-crops" in help and "(default: small;" in help and "--stage" not in help
+        assert "--tokenizer-crops" in help and "(default: small;" in help
 
 
 def test_the_bare_command_prints_its_help(capsys: Capture) -> None:

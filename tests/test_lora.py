@@ -33,7 +33,6 @@ def base(tiny_folder: Path) -> Checkpoint:
 
 def changed(base: Checkpoint) -> GPT:
     """The base with a third label, low-rank layers and vectors that were moved."""
-    assert base.gpt is not None
     gpt = apply_lora(with_labels(base.gpt, 1), 4)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -45,7 +44,6 @@ def changed(base: Checkpoint) -> GPT:
 
 
 def test_new_labels_begin_as_the_mean_of_the_others_and_leave_these_as_they_were(base: Checkpoint) -> None:
-    assert base.gpt is not None
     wider, table = with_labels(base.gpt, 2), base.gpt.labels.weight
     assert wider.config.labels == 4 and len(wider.labels.weight) == 5
     for old, new in ((0, 0), (1, 1), (2, 4)):
@@ -61,7 +59,6 @@ def test_a_first_label_begins_as_no_label() -> None:
 
 
 def test_low_rank_layers_change_nothing_until_they_learn_and_then_merge_exactly(base: Checkpoint) -> None:
-    assert base.gpt is not None
     gpt = apply_lora(with_labels(base.gpt, 0), 4)
     assert torch.equal(logits(gpt, 0), logits(base.gpt, 0))
     frozen = {name for name, parameter in gpt.named_parameters() if not parameter.requires_grad}
@@ -74,7 +71,6 @@ def test_low_rank_layers_change_nothing_until_they_learn_and_then_merge_exactly(
 
 
 def test_adding_layers_leaves_the_callers_random_numbers_alone(base: Checkpoint) -> None:
-    assert base.gpt is not None
     before = torch.get_rng_state()
     apply_lora(with_labels(base.gpt, 1), 4)
     assert torch.equal(torch.get_rng_state(), before)

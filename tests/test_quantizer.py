@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from igpt.checkpoint import load, save
+from igpt.config import GPTConfig
+from igpt.model import GPT
 from tokenizer_vq.quantizer import EMACodebook, codebook_usage
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
@@ -48,7 +50,8 @@ def test_a_tokenizer_comes_back_from_disk_the_same(tmp_path: Path) -> None:
     tokenizer = VQTokenizer(VQConfig(channels=(32, 32), codes=240)).eval()
     tokenizer.to(torch.bfloat16).to(torch.float32)  # what a model file has room for; the codes are whole in it
     tokenizer.quantizer.codebook_KE += 1e-4
-    save(tmp_path, tokenizer, None, [], {})
+    gpt = GPT(GPTConfig(vocab_size=240, labels=0, layers=2, width=32, heads=2, cells=16))
+    save(tmp_path, tokenizer, gpt, [], {})
     again = load(tmp_path).tokenizer
     generator = torch.Generator().manual_seed(0)
     tokens_Bhw = torch.randint(240, (1, 4, 6), generator=generator)

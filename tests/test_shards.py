@@ -164,7 +164,7 @@ def test_tokens_come_back_from_shards_those_to_learn_from_first(tmp_path: Path) 
 
 def test_samples_of_token_shards_are_ready_to_be_batched(tmp_path: Path) -> None:
     tokens = token_shards(tmp_path, [(3, 1), (2, 0)])
-    windows = TokenWindows(tokens, tokens.train, GPTConfig(64, 2, cells=4), 0, random_orders=1.0, label_dropout=0.5)
+    windows = TokenWindows(tokens, tokens.train, GPTConfig(64, 2, cells=4), 0, label_dropout=0.5)
     batch = torch.utils.data.default_collate([windows[k] for k in range(16)])
     assert batch["cells"].shape == (16, 4, 4) and batch["label"].dtype == torch.int64
 

@@ -187,7 +187,7 @@ SHORT = {"preset": "toy", "gpt_samples": 64, "quiet": True, "precision": "fp32"}
 def test_a_folder_of_sprites_becomes_a_palette_model_in_its_very_colours(tmp_path: Path, capsys: Capture) -> None:
     art = sprite_folder(tmp_path / "art", size=(17, 19))
     options = TrainOptions(**{**SHORT, "quiet": False})
-    train(None, art, tmp_path / "mine", options)
+    train(art, tmp_path / "mine", options)
     assert "a token is a pixel" in capsys.readouterr().err
     model = igpt.load(tmp_path / "mine")
     palette = model.tokenizer.config

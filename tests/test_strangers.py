@@ -229,7 +229,7 @@ def test_what_is_written_has_the_permissions_of_the_umask(
             ["tokenize", str(tmp_path / "one.png"), "--out", "tokens", *model],
             ["finetune", str(art), "--out", "deep/tuned", "--samples", "8", "--quiet", *model],
             ["finetune", str(art), "--out", "adapter", "--samples", "8", "--quiet", "--adapter", *model],
-            ["train", "gpt", str(art), "--out", "new", "--tokenizer", model[1], "--gpt-samples", "16", "--quiet"],
+            ["train", str(art), "--out", "new", "--tokenizer", model[1], "--gpt-samples", "16", "--quiet"],
             ["evaluate", str(tiny_folder), str(art), "--out", "report", "--samples", "2", "--quiet"],
         ):
             assert main(words) == 0, words

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from igpt.checkpoint import load, save
 from igpt.cli import main
 from igpt.sheet import CAPTION, MARGIN
 from tests.painting import paint
@@ -73,8 +72,3 @@ def test_a_large_picture_is_made_smaller_first(tiny_folder: Path, tmp_path: Path
     assert main(["tokenize", str(tmp_path / "wide.png"), "--model", str(tiny_folder)]) == 0
     with Image.open(tmp_path / "wide-tokens.png") as both:
         assert both.size == (2 * (1024 + MARGIN) + MARGIN, MARGIN + 39 + CAPTION + MARGIN)
-
-
-def test_a_tokenizer_without_a_gpt_will_do(painted: Path, tiny_folder: Path, tmp_path: Path) -> None:
-    save(tmp_path / "tokenizer", load(tiny_folder).tokenizer, None, [], {})
-    assert main(["tokenize", str(painted), "--model", str(tmp_path / "tokenizer")]) == 0

@@ -68,8 +68,8 @@ def test_the_tokenizer_has_a_level_for_every_halving(downsample: int, channels: 
 def test_pictures_as_small_as_they_may_be_go_the_whole_way(tmp_path: Path) -> None:
     for i in range(6):
         paint(i, (200, 40, 40), (16, 16)).save(tmp_path / f"{i}.png")
-    found = load(train(None, tmp_path, tmp_path.parent / "model", replace(SHORT, adversarial=0.5)))
-    assert found.gpt is not None and (found.tokenizer.downsample, found.gpt.config.cells) == (4, 4)
+    found = load(train(tmp_path, tmp_path.parent / "model", replace(SHORT, adversarial=0.5)))
+    assert (found.tokenizer.downsample, found.gpt.config.cells) == (4, 4)
 
 
 def test_a_flag_is_stronger_than_what_would_be_chosen() -> None:
@@ -95,15 +95,15 @@ def test_a_collection_with_nothing_to_tell_apart_is_refused(pictures: str, tmp_p
     for i in range(1 if pictures == "one" else 4):
         Image.new("RGB", (64, 64), "teal").save(tmp_path / f"{i}.png")
     with pytest.raises(UserError, match="different"):
-        train("tokenizer", tmp_path, tmp_path / "model", QUIET)
+        train(tmp_path, tmp_path / "model", QUIET)
     assert not (tmp_path / "model").exists()
 
 
 def test_a_folder_that_changes_between_two_runs_is_noticed(tmp_path: Path) -> None:
-    train("tokenizer", art_folder(tmp_path / "art"), tmp_path / "model", SHORT)
+    train(art_folder(tmp_path / "art"), tmp_path / "model", SHORT)
     paint(99, (0, 200, 0)).save(tmp_path / "art" / "red" / "new.png")
     with pytest.raises(UserError, match="other pictures"):
-        train("tokenizer", tmp_path / "art", tmp_path / "model", SHORT)
+        train(tmp_path / "art", tmp_path / "model", SHORT)
 
 
 # Warnings
@@ -157,26 +157,6 @@ def test_no_weights_are_kept_from_before_the_discriminator_has_its_full_say(art:
     for progress, counts in ((0.0, False), (0.2, True)):
         _, metrics = task.loss(images, progress, generator)
         assert ("g_loss" in metrics) is counts and "d_loss" in metrics  # it learns before it counts
-
-
-@pytest.mark.slow
-def test_the_decoder_of_a_model_goes_on_learning_and_its_codes_and_gpt_stay(art: Path, tmp_path: Path) -> None:
-    first = load(train(None, art, tmp_path / "first", SHORT))
-    again = replace(SHORT, tokenizer=str(tmp_path / "first"), decoder_crops=16)
-    second = load(train("decoder", art, tmp_path / "second", again))
-    a, b = first.tokenizer.state_dict(), second.tokenizer.state_dict()
-    changed = {name.split(".")[0] for name in a if not torch.equal(a[name], b[name])}
-    assert "decoder" in changed and changed <= {"decoder", "from_code"}
-    assert first.gpt is not None and second.gpt is not None and first.labels == second.labels
-    assert torch.equal(first.gpt.tokens.weight, second.gpt.tokens.weight)
-    assert second.provenance["gpt"] == first.provenance["gpt"]
-    before, after = first.provenance["tokenizer"], second.provenance["tokenizer"]
-    assert after["decoder_samples"] == before["decoder_samples"] + 16 and after["seconds"] >= before["seconds"]
-    card = (tmp_path / "second" / "README.md").read_text()
-    assert second.provenance["decoder"]["command"] in card and first.provenance["command"] in card
-    with pytest.raises(UserError, match="--tokenizer MODEL"):
-        train("decoder", art, tmp_path / "third", SHORT)
-    assert not (tmp_path / "third").exists()
 
 
 def test_corrupted_tokens_are_as_many_as_asked_for_and_from_the_batch() -> None:

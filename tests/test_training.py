@@ -150,7 +150,7 @@ def test_overfitting_eight_grids_drives_the_gpts_loss_near_zero(tmp_path: Path) 
     task = gpt_task(pictures=8, options=options, shapes=((4, 4),))
     bits = task.measure(run(task, schedule(120, evaluations=1), tmp_path))
     # Five bits a token to start with. Which of the four pictures of its label it is costs 2 bits in 16 tokens: 0.12.
-    assert bits["bits_random"] < 0.5 and bits["bits_raster"] < 0.5, bits
+    assert bits["bits"] < 0.5, bits
 
 
 def test_a_limit_of_time_ends_a_run_and_brings_the_rate_down(tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ def test_sixteen_views_of_a_picture_are_all_different() -> None:
 @pytest.mark.slow
 def test_igpt_train_makes_a_model_that_draws_and_goes_on_when_called_again(art: Path, tmp_path: Path) -> None:
     options = replace(SHORT, views=2)
-    out = train(None, art, tmp_path / "model", options)
+    out = train(art, tmp_path / "model", options)
     model = igpt.load(out, device="cpu")
     assert model.labels == ["blue", "red"] and model.grids == Grids(downsample=4, cell=2, cells=16)
     assert model.generate(2, size=(50, 40), label="red", seed=1)[1].size == (50, 40)
@@ -370,31 +370,29 @@ def test_igpt_train_makes_a_model_that_draws_and_goes_on_when_called_again(art: 
     with Image.open(out / "training" / "reconstructions.png") as sheet:
         assert sheet.height == 2 * shown and sheet.width % shown == 0
     before = model.weights_hash
-    train(None, art, tmp_path / "model", options)  # nothing is left to do
+    train(art, tmp_path / "model", options)  # nothing is left to do
     assert load(out).weights_hash == before
     with pytest.raises(UserError, match="seed 0, now it is 1"):
-        train(None, art, tmp_path / "model", replace(options, seed=1))
+        train(art, tmp_path / "model", replace(options, seed=1))
 
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_the_model_so_far_and_the_same_command_goes_on(art: Path, tmp_path: Path) -> None:
     options = replace(SHORT, gpt_samples=60 * 16)  # it is measured after 25 steps
     with ctrl_c_once_there_is(tmp_path / "model/training/gpt-best.safetensors"):
-        train(None, art, tmp_path / "model", options)
+        train(art, tmp_path / "model", options)
     assert (tmp_path / "model/training/gpt-state.safetensors").is_file()
     half = igpt.load(tmp_path / "model", device="cpu")
     assert half.generate(size=32, label="red", seed=1)[0].size == (32, 32)
     assert 25 * 16 <= half.provenance["gpt"]["samples"] < 60 * 16
-    train(None, art, tmp_path / "model", options)
+    train(art, tmp_path / "model", options)
     assert load(tmp_path / "model").provenance["gpt"]["samples"] == 60 * 16
 
 
 @pytest.mark.slow
-def test_the_gpt_stage_can_take_the_tokenizer_of_another_model(art: Path, tmp_path: Path) -> None:
-    first = train("tokenizer", art, tmp_path / "first", SHORT)
-    with pytest.raises(UserError, match="no GPT yet"):
-        igpt.load(first, device="cpu")
-    second = train("gpt", art, tmp_path / "second", replace(SHORT, tokenizer=str(first)))
+def test_a_gpt_can_be_learned_on_the_tokenizer_of_another_model(art: Path, tmp_path: Path) -> None:
+    first = train(art, tmp_path / "first", SHORT)
+    second = train(art, tmp_path / "second", replace(SHORT, tokenizer=str(first)))
     about = load(second).provenance["tokenizer"]
     assert about["from"] == "first" and about["command"] == load(first).provenance["command"]
     assert about["command"] in (second / "README.md").read_text()
@@ -422,7 +420,7 @@ def test_options_that_cannot_be_meant_are_refused(change: dict[str, Any], senten
 def test_a_folder_that_holds_something_else_is_not_trained_into(art: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="something else"):
-        train(None, art, tmp_path, QUIET)
+        train(art, tmp_path, QUIET)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -462,7 +460,7 @@ def test_a_grid_without_a_whole_cell_is_the_users_error() -> None:
 def test_a_training_sample_pairs_each_token_with_its_own_cell() -> None:
     """Tokens that say where they lie: after shuffling, the position of each cell must be the one its tokens say."""
     cache = GivenTokens([torch.arange(60).view(6, 10)], [1])
-    windows = TokenWindows(cache, [0], GPTConfig(64, 2, cells=16), 0, random_orders=1.0)
+    windows = TokenWindows(cache, [0], GPTConfig(64, 2, cells=16), 0)
     sample = windows[3]
     targets_Ln = sample["targets"][:15]
     assert sample["targets"][15].tolist() == [-1] * 4 and sorted(targets_Ln.flatten().tolist()) == list(range(60))
@@ -475,7 +473,7 @@ def test_a_training_sample_pairs_each_token_with_its_own_cell() -> None:
 
 def test_noise_is_shown_and_never_asked_for() -> None:
     cache = GivenTokens([torch.zeros(8, 8, dtype=torch.long)], [0])
-    windows = TokenWindows(cache, [0], GPTConfig(64, 1, cells=16), 0, random_orders=1.0, noise=0.25)
+    windows = TokenWindows(cache, [0], GPTConfig(64, 1, cells=16), 0, noise=0.25)
     samples = [windows[k] for k in range(20)]
     share = float(torch.stack([sample["cells"] for sample in samples]).ne(0).float().mean())
     assert 0.18 < share < 0.32 and not any(sample["targets"].any() for sample in samples)

@@ -12,7 +12,6 @@ NO_MEASURE = {"batch", "step", "from", "command"}
 def model_card(name: str, provenance: dict[str, Any], labels: list[str]) -> str:
     """Markdown, every number taken from the training's own measurements on held-out pictures."""
     parts = {"tokenizer": provenance["tokenizer"], "GPT": provenance["gpt"]}
-    stages = parts["tokenizer"], provenance.get("decoder", {}), provenance  # all but the last may be from before
     measures = "".join(
         f"| {part}: {measure} | {value:{',' if isinstance(value, int) else '.4g'}} |\n"
         for part, numbers in parts.items()
@@ -24,7 +23,7 @@ def model_card(name: str, provenance: dict[str, Any], labels: list[str]) -> str:
 | measure | value |
 | --- | --- |
 {measures}"""
-    commands = [stage["command"] for stage in stages if "command" in stage]
+    commands = [part["command"] for part in (parts["tokenizer"], provenance) if "command" in part]
     return _card(name, "trained", commands, provenance, f"{body}\nLabels: {', '.join(labels) or 'none'}.")
 
 

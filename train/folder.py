@@ -77,19 +77,19 @@ class Run(Generic[Options]):
             again = f"igpt lock {shlex.quote(out)} --out {shlex.quote(out + '.age')}"
             self.say(f"{model} is locked, but the new model is written open: `{again}` locks it")
 
-    def check_same_run(self, stage: str | None, **more: str) -> None:
+    def check_same_run(self, command: str, **more: str) -> None:
         """Write down what is trained on and how. Raises UserError if the folder is of another run."""
         path, out = self.work / "options.json", self.work.parent
-        options = asdict(self.options) | more
+        options = {"command": command} | asdict(self.options) | more
         if before := read_json(path):
             if before.get("art") != self.art.fingerprint:
                 raise UserError(f"{out} is being trained on other pictures (or some changed); use another --out")
-            old = dict(before.get("options", {})) if before.get("stage") == stage else options
+            old = dict(before.get("options", {}))
             for name in options:
-                if name not in FREE_OPTIONS and old.get(name) != options[name]:
+                if name not in FREE_OPTIONS and old.get(name, options[name]) != options[name]:
                     change = f"{name.replace('_', '-')} {old.get(name)}, now it is {options[name]}"
                     raise UserError(f"{out} was started with {change}; the same are wanted, or another --out")
-        write_json(path, {"art": self.art.fingerprint, "stage": stage, "options": options})
+        write_json(path, {"art": self.art.fingerprint, "options": options})
 
     @property
     def bf16(self) -> bool:
@@ -132,16 +132,14 @@ class Run(Generic[Options]):
         }
 
 
-def work_folder(out: Path, stage: str | None) -> Path:
+def work_folder(out: Path) -> Path:
     """Where the training keeps its state. Raises UserError if `out` cannot become a model folder; makes nothing yet."""
     check_writable(out)
     if str(out) != str(out).encode("utf-8", "replace").decode("utf-8"):  # safetensors would open nothing there
         raise UserError(f"the name {str(out)!r} is no UTF-8; another --out is wanted")
     if out.is_dir() and any(out.iterdir()) and not (out / WORK).is_dir():
-        if not (out / checkpoint.CONFIG).is_file():
-            raise UserError(f"{out} holds something else than a model; a new or empty folder is wanted")
-        if stage != "gpt" or checkpoint.load(out).gpt is not None:
-            raise UserError(f"{out} already holds a finished model; a new or empty folder is wanted")
+        there = "a finished model already" if (out / checkpoint.CONFIG).is_file() else "something else than a model"
+        raise UserError(f"{out} holds {there}; a new or empty folder is wanted")
     return out / WORK
 
 

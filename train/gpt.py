@@ -59,17 +59,15 @@ class GPTTask(Task[GPT]):
 
     def __init__(self, run: Run[Any], cache: TokenCache, tokenizer: Tokenizer, model: GPT, lr: float):
         self.tokenizer, self.lr, self.config = tokenizer, lr, model.config
-        self.random_orders, seed = run.options.random_orders, run.options.seed
+        options = run.options
         self.modules: dict[str, nn.Module] = {"model": model}
         self.stages: Sequence[nn.Module] = [GPTLoss(model)]
-        shares = self.random_orders, run.options.token_noise, LABEL_DROPOUT
-        self.dataset: Dataset[Any] = TokenWindows(cache, run.train, model.config, seed, *shares)
+        self.dataset: Dataset[Any] = TokenWindows(
+            cache, run.train, model.config, options.seed, options.token_noise, LABEL_DROPOUT
+        )
         held_out = run.val or run.train[:64]
         held_out = held_out[:: -(-len(held_out) // MEASURED_GRIDS)]
-        self.held_out = {
-            order: TokenWindows(cache, held_out, model.config, seed + 1, random_orders=share)
-            for order, share in (("random", 1), ("raster", 0))
-        }
+        self.held_out = TokenWindows(cache, held_out, model.config, options.seed + 1)
 
     def optimizer(self, name: str) -> torch.optim.Optimizer:
         """Muon, and AdamW for what is no matrix."""
@@ -87,19 +85,16 @@ class GPTTask(Task[GPT]):
         return loss, {"nats": loss}
 
     def measure(self, model: GPT, progress: float = 1.0) -> dict[str, float]:
-        """Bits per token of held-out pictures in random and in raster order, the label given."""
-        bits = {}
-        for order, windows in self.held_out.items():
-            sums = torch.zeros(2, dtype=torch.float64)  # of nats, and how many
-            if numbers := shared_out(range(len(windows.pictures))):
-                batch = default_collate([windows[i] for i in numbers])
-                nats_BLn = token_nats(model, batch["cells"], batch["positions"], batch["label"]).cpu()
-                asked_BLn = batch["targets"] >= 0
-                sums += torch.stack([nats_BLn[asked_BLn].double().sum(), asked_BLn.sum()])
-            nats, count = total(sums).tolist()
-            bits[f"bits_{order}"] = nats / count / math.log(2)
-        share = self.random_orders
-        return bits | {"score": share * bits["bits_random"] + (1 - share) * bits["bits_raster"]}
+        """Bits a token of held-out pictures, the label given."""
+        sums = torch.zeros(2, dtype=torch.float64)  # of nats, and how many
+        if numbers := shared_out(range(len(self.held_out.pictures))):
+            batch = default_collate([self.held_out[i] for i in numbers])
+            nats_BLn = token_nats(model, batch["cells"], batch["positions"], batch["label"]).cpu()
+            asked_BLn = batch["targets"] >= 0
+            sums += torch.stack([nats_BLn[asked_BLn].double().sum(), asked_BLn.sum()])
+        nats, count = total(sums).tolist()
+        bits = nats / count / math.log(2)
+        return {"bits": bits, "score": bits}
 
     @torch.no_grad()
     def sheet(self, model: GPT) -> Image | None:

@@ -55,7 +55,6 @@ class LearningOptions(Options):
     """Options of every training of a GPT."""
 
     seed: int = option(0, "every random draw of the training follows from it", low=0, high=2**31 - 1)
-    random_orders: float = option(1.0, "share of random drawing orders; the rest is raster order", low=0, high=1)
     token_noise: float = option(0.05, "share of the GPT's input tokens replaced by random ones", low=0, high=1)
     dropout: float = option(0.1, "dropout inside the GPT", low=0, high=0.99)
     precision: str = option("auto", "auto is bf16 where the hardware has it", choices=("auto", "fp32", "bf16"))

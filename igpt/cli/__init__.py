@@ -35,12 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # or two busy cores are four times slower than one.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     _prepare_process()
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["train"] and words[1:2] and words[1] in learn.STAGES:
-        words[1] = f"--stage={words[1]}"  # a positional that may be missing is more than argparse can tell apart
     try:
         parser = build_parser()
-        args = parser.parse_args(words)
+        args = parser.parse_args(argv)
         if "run" not in args:
             parser.print_help()
             return 0

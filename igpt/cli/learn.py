@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from igpt.config import DEFAULT_MODEL
@@ -12,19 +11,12 @@ from igpt.siblings import sibling
 
 from .flags import Parser, add_command, add_options, add_shared, check_art, options_of
 
-STAGES = ("tokenizer", "decoder", "gpt")
-
 
 def add_to(commands: Any) -> None:
     """All commands of this file."""
     options = sibling("train.options")
     train = _add(commands, "train", options.TrainOptions, "learn a model from art: the tokenizer, then the GPT")
-    train.usage = "igpt train [tokenizer | decoder | gpt] ART --out MODEL [options]"
-    train.epilog = (
-        "The word tokenizer, decoder or gpt right after train does that stage only; decoder goes on with that of "
-        "--tokenizer, whose codes and GPT stay. Started again, it goes on."
-    )
-    train.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
+    train.epilog = "Started again with the same words, it goes on."
     tune = _add(commands, "finetune", options.TuneOptions, "teach a model the pictures of a folder of your own")
     tune.epilog = "Started again with the same words, it goes on. Ctrl-C leaves a model of the best so far."
     tune.add_argument("--model", default=DEFAULT_MODEL, metavar="MODEL", help="name or folder of the model to bend")
@@ -46,7 +38,7 @@ def _learn(args: argparse.Namespace) -> None:
     check_art(args.art)
     options = options_of(args, args.options)
     check_writable(args.out)
-    if "stage" in args:
-        print(sibling("train.run").train(args.stage, args.art, Path(args.out), options))
-    else:
+    if "model" in args:
         print(sibling("train.finetune").finetune(args.art, args.out, args.model, options))
+    else:
+        print(sibling("train.run").train(args.art, args.out, options))
