@@ -340,7 +340,7 @@ def test_mistakes_are_answered_in_one_sentence_and_leave_nothing_behind(
         ("unreadable", "0.png is no picture"),
         ("tiny", "is a model"),
         ("art --out thesis", "something else"),
-        ("art --out tiny", "already holds a finished model"),
+        ("art --out tiny", "holds a finished model already"),
         ("art --out art/0.png", "art/0.png"),
         ("art --model nothing", "'nothing'"),
         ("art --minutes 0", "--minutes 0"),

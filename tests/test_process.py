@@ -90,7 +90,7 @@ with claimed(Path({str(tmp_path)!r})):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a file name be any bytes")
 def test_a_training_is_not_begun_where_its_states_could_not_be_read(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no UTF-8"):
-        work_folder(tmp_path / "caf\udce9", None)
+        work_folder(tmp_path / "caf\udce9")
 
 
 @pytest.mark.parametrize("setting", ["float64", "float16", "meta", "autocast"])
