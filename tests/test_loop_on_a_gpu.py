@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from igpt.evaluation.perceptual import GradientSSIM
 from tests.painting import art_folder
+from tests.test_fresh import fresh_task
 from tests.test_training import QUIET, gpt_task, run_of, schedule, vq
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder, Crops
@@ -28,7 +29,7 @@ from train.loop import Task, Trainer, average, rate, run
 from train.tokenizer import TokenizerTask
 
 CPU, SIMPLE, ROOM = torch.device("cpu"), GradientSSIM(), 1e9
-KINDS = ("tokenizer", "decoder", "gpt")
+KINDS = ("tokenizer", "decoder", "gpt", "fresh")
 WAITING_OPS = frozenset("_local_scalar_dense nonzero bincount masked_select _unique2 unique_dim equal histc".split())
 WAITING_METHODS = frozenset("tolist numpy cpu item __bool__ __float__ __int__ __index__".split())
 
@@ -43,6 +44,8 @@ def task_of(kind: str, art: Path, dropout: float = 0.2, on_device: bool = True) 
     options = replace(QUIET, adversarial=0.5, dropout=dropout, token_noise=0.1)
     if kind == "gpt":
         return gpt_task(options=options)
+    if kind == "fresh":
+        return fresh_task(art, art.parent / "work", options)
     about = run_of(art, options)
     if on_device:
         about = replace(about, pictures=pictures_on(CPU, about.art, about.train, 32, ROOM))
@@ -61,7 +64,7 @@ def test_crops_cut_on_the_device_are_those_of_the_loader(art: Path) -> None:
     assert pictures and pictures.pixels_P3.nbytes == 4 * 3 * 32 * 32
     assert pictures_on(CPU, folder, indices, 32, 4 * 3 * 32 * 32 - 1) is None, "what does not fit is left to the loader"
     assert pictures_on(CPU, folder, indices, 32) is None, "as on a CPU"
-    cut_BCHW = pictures.cut(torch.stack([boxes[k] for k in range(40)]), 24)
+    cut_BCHW = pictures.cut(torch.stack([boxes[k] for k in range(40)]), 24, 24)
     wanted_BCHW = torch.stack([crops[k] for k in range(40)])
     assert cut_BCHW.shape == wanted_BCHW.shape and cut_BCHW.is_contiguous(memory_format=torch.channels_last)
     errors_B = (cut_BCHW - wanted_BCHW).abs().mean((1, 2, 3))
@@ -76,7 +79,7 @@ def test_a_crop_as_large_as_the_picture_has_its_very_pixels(tmp_path: Path) -> N
     width, height = folder.sizes[0]
     pictures = pictures_on(CPU, folder, [0], 1000, ROOM)
     assert pictures
-    whole = pictures.cut(torch.tensor([[0.0, 0.0, 0.0, 1.0, 1.0]]), width)
+    whole = pictures.cut(torch.tensor([[0.0, 0.0, 0.0, 1.0, 1.0]]), width, width)
     crops = Crops(folder, [0], width, 0, (1.0, 1.0), False)
     assert width == height and torch.allclose(whole[0], crops[0], atol=1e-4)
 

@@ -30,6 +30,7 @@ from igpt.cli import main
 from igpt.evaluation.perceptual import perceptual
 from igpt.image_gpt import ImageGPT
 from tests.painting import art_folder
+from tests.test_fresh import fresh_task
 from tests.test_training import QUIET, before_step, gpt_task, metrics_in, run_of, schedule
 from tokenizer_vq.base import UserError
 from tokenizer_vq.vq import VQTokenizer
@@ -45,10 +46,12 @@ OPTIONS = replace(QUIET, dropout=0.0, save_minutes=0.0, codes=32)
 # What each process does
 
 
-def task_of(kind: str, art: Path) -> Task[Any]:
+def task_of(kind: str, art: Path, folder: Path) -> Task[Any]:
     """Without dropout and without noise in the decoder, which every process draws for itself."""
     if kind == "gpt":
         return gpt_task(options=OPTIONS)  # grids of several sizes: parts of a batch ask for unequally many tokens
+    if kind == "fresh":
+        return fresh_task(art, folder / "work", OPTIONS)
     task = TokenizerTask(run_of(art, OPTIONS), perceptual("none"))
     model = task.modules["model"]
     assert isinstance(model, VQTokenizer)
@@ -81,6 +84,13 @@ def small_disk() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 
 
+def second_fails(graph: Any, inputs: Any) -> Any:
+    """A compiler that the second process does not have."""
+    if os.environ["RANK"] == "1":
+        raise RuntimeError("no compiler here")
+    return graph.forward
+
+
 def act(fault: str, folder: Path) -> Callable[[Task[Any]], Task[Any]]:
     """What is to happen in this process."""
     kind, _, where = fault.partition("@")
@@ -88,6 +98,7 @@ def act(fault: str, folder: Path) -> Callable[[Task[Any]], Task[Any]]:
         return lambda task: task
     return {
         "": lambda task: task,
+        "uncompiled": lambda task: task,
         "full": wait_at(4, folder, small_disk),
         "late": wait_at(4, folder, out_of_memory),
         "wait": wait_at(4, folder, lambda: time.sleep(3)),
@@ -98,7 +109,8 @@ def work(kind: str, folder: Path, art: Path, fault: str = "") -> int:
     """A training in this process, to its end or to an exit code."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        run(act(fault, folder)(task_of(kind, art)), plan(), folder)
+        about = plan() if fault != "uncompiled@1" else replace(plan(), compiler=second_fails)
+        run(act(fault, folder)(task_of(kind, art, folder)), about, folder)
     except UserError as error:
         print(error)
         return 2
@@ -200,13 +212,15 @@ def undisturbed(art: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # They learn what one would
 
 
-@pytest.mark.parametrize(("kind", "count"), [("gpt", 2), ("gpt", 3), ("tokenizer", 3)])
+@pytest.mark.parametrize(("kind", "count"), [("gpt", 2), ("gpt", 3), ("fresh", 3), ("tokenizer", 3)])
 def test_several_processes_learn_what_one_learns(kind: str, count: int, art: Path, tmp_path: Path) -> None:
-    """Three do not divide a batch of eight. The tokenizer starts and revives its codes from the inputs of all."""
-    run(task_of(kind, art), plan(), tmp_path / "one")
+    """Three do not divide a batch of eight. The tokenizer starts and revives its codes from the inputs of all, and of
+    fresh views each process encodes some for all."""
+    run(task_of(kind, art, tmp_path / "one"), plan(), tmp_path / "one")
     assert training(count, kind, tmp_path / "several", art) == [(0, "")] * count
     same_curve(tmp_path / "several", tmp_path / "one")
-    one, several = (load_file(tmp_path / name / f"{kind}-state.safetensors") for name in ("one", "several"))
+    states = (next((tmp_path / name).glob("*-state.safetensors")) for name in ("one", "several"))
+    one, several = map(load_file, states)
     for name, value in one.items():
         assert torch.allclose(value.float(), several[name].float(), atol=3e-3), name
 
@@ -264,6 +278,15 @@ def test_memory_that_runs_out_later_is_no_matter_of_the_others(art: Path, tmp_pa
     same_curve(tmp_path, undisturbed)
 
 
+def test_what_one_process_alone_cannot_compile_ends_all_that_speak_within_a_step(art: Path, tmp_path: Path) -> None:
+    """The codebook learns from the inputs of all. What a GPT cannot compile is no matter of the others."""
+    (first, heard), (second, said) = training(2, "tokenizer", tmp_path / "tokenizer", art, "uncompiled@1")
+    assert (first, second) == (2, 2) and "another process of this training has ended" in heard
+    assert "cannot be compiled in this process: no compiler here; with TORCHDYNAMO_DISABLE=1" in said
+    found = training(2, "gpt", tmp_path / "gpt", art, "uncompiled@1")
+    assert [code for code, _ in found] == [0, 0] and "so it learns more slowly: no compiler here" in found[1][1]
+
+
 def test_a_full_disk_is_told_to_all_and_the_same_command_goes_on(art: Path, tmp_path: Path, undisturbed: Path) -> None:
     found = training(2, "gpt", tmp_path, art, "full@0")
     assert [code for code, _ in found] == [2, 2] and all("cannot be written" in words for _, words in found)
@@ -276,7 +299,7 @@ def test_another_number_of_processes_goes_on_with_the_same_samples(
     art: Path, tmp_path: Path, undisturbed: Path
 ) -> None:
     training(2, "gpt", tmp_path, art, "full@0")
-    run(task_of("gpt", art), plan(), tmp_path)
+    run(task_of("gpt", art, tmp_path), plan(), tmp_path)
     same_curve(tmp_path, undisturbed)
 
 

@@ -66,27 +66,29 @@ class DevicePictures:
         with ThreadPoolExecutor() as pool:
             list(pool.map(place, range(len(sizes))))
 
-    def cut(self, boxes_B5: Tensor, size: int) -> Tensor:
-        """The crops [B, 3, size, size] of `Boxes`, in channels_last, by bilinear interpolation."""
+    def cut(self, boxes_B5: Tensor, height: int, width: int) -> Tensor:
+        """The parts of pictures in boxes as those of `Boxes`, [B, 3, height, width] in channels_last, by bilinear
+        interpolation."""
         picture_B, (left, top, right, bottom) = boxes_B5[:, 0].long(), boxes_B5[:, 1:, None].unbind(1)
-        ahead_S = (torch.arange(size, device=boxes_B5.device) + 0.5) / size
         width_B1, height_B1 = self.sizes_N2[picture_B].unsqueeze(-1).unbind(1)
-        left_BS, right_BS, x_BS = _neighbours(left + (right - left) * ahead_S, width_B1)
-        above_BS, below_BS, y_BS = _neighbours(top + (bottom - top) * ahead_S, height_B1)
+        left_BW, right_BW, x_BW = _neighbours(left, right, width, width_B1)
+        above_BH, below_BH, y_BH = _neighbours(top, bottom, height, height_B1)
 
-        def pixels(y_BS: Tensor, x_BS: Tensor) -> Tensor:
-            place_BSS = self.starts_N[picture_B, None, None] + y_BS[:, :, None] * width_B1[:, None] + x_BS[:, None]
-            return from_uint8(self.pixels_P3[place_BSS])
+        def pixels(y_BH: Tensor, x_BW: Tensor) -> Tensor:
+            place_BHW = self.starts_N[picture_B, None, None] + y_BH[:, :, None] * width_B1[:, None] + x_BW[:, None]
+            return from_uint8(self.pixels_P3[place_BHW])
 
-        across = x_BS[:, None, :, None]
-        above = torch.lerp(pixels(above_BS, left_BS), pixels(above_BS, right_BS), across)
-        below = torch.lerp(pixels(below_BS, left_BS), pixels(below_BS, right_BS), across)
-        return torch.lerp(above, below, y_BS[:, :, None, None]).permute(0, 3, 1, 2)
+        across = x_BW[:, None, :, None]
+        above = torch.lerp(pixels(above_BH, left_BW), pixels(above_BH, right_BW), across)
+        below = torch.lerp(pixels(below_BH, left_BW), pixels(below_BH, right_BW), across)
+        return torch.lerp(above, below, y_BH[:, :, None, None]).permute(0, 3, 1, 2)
 
 
-def _neighbours(share_BS: Tensor, side_B1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of places on a side, the pixels before and after, and how far on from the first they are, 0 to 1."""
-    place_BS = (share_BS * side_B1 - 0.5).clamp(min=0).minimum(side_B1 - 1)
+def _neighbours(start_B1: Tensor, end_B1: Tensor, count: int, side_B1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of `count` places between shares of a side, the pixels before and after, and how far on from the first they are,
+    0 to 1."""
+    ahead_S = (torch.arange(count, device=side_B1.device) + 0.5) / count
+    place_BS = ((start_B1 + (end_B1 - start_B1) * ahead_S) * side_B1 - 0.5).clamp(min=0).minimum(side_B1 - 1)
     before_BS = place_BS.long()
     return before_BS, (before_BS + 1).minimum(side_B1 - 1), place_BS - before_BS
 

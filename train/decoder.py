@@ -64,13 +64,13 @@ class DecoderTask(TokenizerTask):
 
     def loss(self, batch: Tensor, progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Of a batch of crops: one number whose gradients are those of both modules, each of its own loss."""
-        images_BCHW, discriminator = self.images(batch), self.modules.get("discriminator")
+        discriminator = self.modules.get("discriminator")
         self.tokenizer.quantizer.eval()  # its moving averages would go on learning
         with torch.no_grad():
-            tokens_Bhw = corrupt_tokens(self.tokenizer.encode(images_BCHW), CORRUPTION, generator)
+            tokens_Bhw = corrupt_tokens(self.tokenizer.encode(batch), CORRUPTION, generator)
         recon_BCHW = self.tokenizer.decode(tokens_Bhw).float()
         leaf_BCHW = recon_BCHW.detach().requires_grad_()
-        losses, real, fake = self.compare(images_BCHW, leaf_BCHW, generator)
+        losses, real, fake = self.compare(batch, leaf_BCHW, generator)
         total, g_loss = torch.stack(list(losses.values())).sum(), None
         weight = self.options.adversarial * discriminator_share(progress)
         if discriminator and weight:

@@ -36,6 +36,7 @@ WEIGHT_DECAY = 0.1
 TABLES = ("tokens.weight", "labels.weight", "head.weight")  # of the GPT: a row for each token or label
 SHEET_SAMPLES, SHEET_SEED = 16, 0
 MEASURED_GRIDS = 1024  # held-out ones, at most
+LEARNED_GRIDS = 64  # that are measured where none is held out
 SHEETS_TIME = 0.03  # share of the time of a fine-tuning
 
 
@@ -65,7 +66,7 @@ class GPTTask(Task[GPT]):
         self.dataset: Dataset[Any] = TokenWindows(
             cache, run.train, model.config, options.seed, options.token_noise, LABEL_DROPOUT
         )
-        held_out = run.val or run.train[:64]
+        held_out = run.val or run.train[:LEARNED_GRIDS]
         held_out = held_out[:: -(-len(held_out) // MEASURED_GRIDS)]
         self.held_out = TokenWindows(cache, held_out, model.config, options.seed + 1)
 

@@ -58,6 +58,10 @@ class Task(Protocol[Measured]):
     divisible: bool  # whether a batch may come in parts, one after another
     stages: Sequence[nn.Module] = ()  # what is compiled where that is faster, each for one shape of batch
 
+    def prepare(self, batch: Any, step: int) -> Any:
+        """A batch that has arrived on the device, as `loss` takes it. `step` is its number."""
+        return batch
+
     def weight(self, batch: Any) -> Tensor:
         """Of how many things the loss of a batch is the mean; on its device."""
         return torch.full((), len(batch), device=batch.device)
@@ -207,7 +211,7 @@ class Trainer:
         processes; UserError where it cannot be halved. What fails where it is compiled is done as it is: if that goes
         well it was the compiler's fault, which is said.
         """
-        batch = send_to_device(batch, self.device, non_blocking=True)
+        batch = self.task.prepare(send_to_device(batch, self.device, non_blocking=True), self.step)
         whole, metrics, fault = total(self.task.weight(batch).float()), None, ""
         while metrics is None:
             try:
@@ -218,7 +222,7 @@ class Trainer:
                     raise
                 fault = fault if memory else reason(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
             if metrics is None:  # outside the handler, which still holds the tensors of the failed step
-                self._halve() if memory else self._go_uncompiled()
+                self._halve() if memory else self._go_uncompiled(fault)
         if fault:
             print(f"the {self.task.name} cannot be compiled here, so it learns more slowly: {fault}", file=sys.stderr)
         parameters = itertools.chain.from_iterable(module.parameters() for module in self.modules.values())
@@ -252,7 +256,10 @@ class Trainer:
             torch.cuda.empty_cache()
         print(f"out of memory: going on with {-(-size // 2)} samples at once", file=sys.stderr)
 
-    def _go_uncompiled(self) -> None:
+    def _go_uncompiled(self, fault: str) -> None:
+        if self.ranks > 1 and not self.task.divisible:  # what it has said to the others it must not say again
+            sentence = f"the {self.task.name} cannot be compiled in this process: {fault.rstrip('.')}"
+            raise UserError(f"{sentence}; with TORCHDYNAMO_DISABLE=1 all learn without")
         for stage in self.compiled:
             del stage.forward  # of the object; that of its class is there again
         self.compiled = []

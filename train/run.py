@@ -23,7 +23,8 @@ from .card import model_card
 from .crops import pictures_on
 from .decoder import DecoderTask
 from .folder import Run, claimed, weights_fingerprint, work_folder
-from .gpt import GPTTask, new_gpt
+from .fresh import FreshTask
+from .gpt import LEARNED_GRIDS, GPTTask, new_gpt
 from .options import GPU_PRESET, SHARES, Preset, TrainOptions
 from .processes import check_same_start, processes, together
 from .shards import ArtShards, open_art
@@ -59,6 +60,9 @@ def train(art: str | Path, out: str | Path, options: TrainOptions) -> Path:
     distance = GradientSSIM() if ready else perceptual(options.perceptual)
     limits = options.limits(["gpt"] if ready else list(SHARES), sprites is not None)
     run = Run(collection, train_ids, val_ids, options, work, preset, limits)
+    if not isinstance(ready, PaletteTokenizer):
+        side, _ = Grids(preset.downsample, preset.cell, preset.cells).native_size
+        run = replace(run, pictures=pictures_on(processes().device, collection, train_ids, side))
     run.describe(collection.skipped)
     run.say_if_locked(options.tokenizer)
     if processes().device.type == "cuda":
@@ -98,8 +102,6 @@ def _train_tokenizer(run: Run[TrainOptions], distance: Distance) -> tuple[VQToke
         encoder = f"the encoder of {run.options.perceptual}" if isinstance(distance, EncoderDistance) else ""
         run.say(f"no LPIPS weights: reconstructions are compared by {encoder or 'edges and SSIM alone'}")
     preset, fingerprint = run.preset, run.art.fingerprint
-    side, _ = Grids(preset.downsample, preset.cell, preset.cells).native_size
-    run = replace(run, pictures=pictures_on(processes().device, run.art, run.train, side))
     codes = f"{preset.codes} codes of {preset.downsample}x{preset.downsample} pixels"
     run.say(
         f"tokenizer: {codes} from {preset.tokenizer_crops:,} crops; decoder: {preset.decoder_crops:,} crops of "
@@ -119,10 +121,14 @@ def _train_tokenizer(run: Run[TrainOptions], distance: Distance) -> tuple[VQToke
 
 def _train_gpt(run: Run[TrainOptions], tokenizer: checkpoint.Tokenizer, provenance: dict[str, Any], out: Path) -> None:
     """The GPT on the tokens of all pictures, and the finished model in `out`; Ctrl-C leaves the model so far."""
-    tokens = encode(run, tokenizer)
+    held_out = replace(run, train=[], val=run.val or run.train[:LEARNED_GRIDS])
+    tokens = encode(held_out if run.pictures else run, tokenizer)
     labels, batch = tokens.names, run.preset.gpt_batch
     gpt = new_gpt(tokenizer, len(labels), run.preset, run.options)
-    task = GPTTask(replace(run, train=tokens.train, val=tokens.val), tokens, tokenizer, gpt, run.options.gpt_lr)
+    if run.pictures:
+        task: GPTTask = FreshTask(run, run.pictures, tokens, tokenizer, gpt)
+    else:
+        task = GPTTask(replace(run, train=tokens.train, val=tokens.val), tokens, tokenizer, gpt, run.options.gpt_lr)
 
     def save(gpt: GPT) -> None:
         about = provenance | {"gpt": run.numbers(task.name, batch)}

@@ -65,18 +65,17 @@ class TokenizerTask(Task[VQTokenizer]):
         """AdamW."""
         return adamw(self.modules[name], self.options.tokenizer_lr)
 
-    def images(self, batch: Tensor) -> Tensor:
-        """The crops [B, 3, H, W] of a batch, cut here where the pictures lie on the device."""
-        images_BCHW = self.pictures.cut(batch, self.crop) if self.pictures else batch
+    def prepare(self, batch: Tensor, step: int) -> Tensor:
+        """Crops [B, 3, H, W], cut here where the pictures lie on the device."""
+        images_BCHW = self.pictures.cut(batch, self.crop, self.crop) if self.pictures else batch
         return images_BCHW.contiguous(memory_format=torch.channels_last)
 
     def loss(self, batch: Tensor, progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Of a batch of crops: `compare` and the quantizer's own."""
-        images_BCHW = self.images(batch)
-        recon_BCHW, quantized = self.tokenizer(images_BCHW, generator, progress < QUANTIZED_AFTER)
-        self.used_K = self.used_K.to(images_BCHW.device)
+        recon_BCHW, quantized = self.tokenizer(batch, generator, progress < QUANTIZED_AFTER)
+        self.used_K = self.used_K.to(batch.device)
         self.used_K[quantized.tokens_Bhw.flatten()] = True
-        losses, *_ = self.compare(images_BCHW, recon_BCHW.float(), generator)
+        losses, *_ = self.compare(batch, recon_BCHW.float(), generator)
         losses["quantizer"] = quantized.loss
         return torch.stack(list(losses.values())).sum(), losses
 

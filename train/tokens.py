@@ -94,8 +94,8 @@ def encode(run: Run[TrainOptions], tokenizer: Tokenizer) -> TokenShards:
     grids = Grids(tokenizer.downsample, run.preset.cell, run.preset.cells)
     palette = tokenizer.config if isinstance(tokenizer, PaletteTokenizer) else None
     views = options.views if palette is None else 1 + options.flip
-    identity = f"{art.fingerprint}/{weights_fingerprint(tokenizer)}/{palette}/{views}/{options.flip}/{grids}"
-    pictures = len(run.train) + len(run.val)
+    parts = art.fingerprint, weights_fingerprint(tokenizer), palette, views, options.flip, grids, len(run.train)
+    identity, pictures = "/".join(map(str, parts)), len(run.train) + len(run.val)
     shards = len(art.shards) if isinstance(art, ArtShards) else -(-pictures // PICTURES_A_SHARD)
     tokenizer = tokenizer.to(here.device).eval()
     silent = options.quiet or not here.is_main_process
