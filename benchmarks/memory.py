@@ -27,8 +27,8 @@ from torch.utils.data import default_collate
 from igpt.config import GPTConfig
 from igpt.model import GPT
 from igpt.token_cache import TokenWindows
+from tokenizer_vq.dataset import Crops
 from tokenizer_vq.vq import VQConfig, VQTokenizer
-from train.crops import ShardCrops
 from train.folder import Run
 from train.options import PRESETS, TrainOptions
 from train.shards import ArtShards, TokenShards, shard_file, write_index, write_shard
@@ -90,7 +90,7 @@ def most_memory(work: Callable[[], object]) -> float:
 
 
 def take_crops(pattern: str) -> None:
-    crops = ShardCrops(ArtShards(pattern), [], 16, 0, (1.0, 1.0), flip=True)
+    crops = Crops(ArtShards(pattern), [], 16, 0, (1.0, 1.0), flip=True)
     for k in range(SAMPLES):
         crops[k]
 

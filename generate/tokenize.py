@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from igpt.checkpoint import Tokenizer
 from igpt.evaluation.perceptual import psnr, ssim
 from igpt.files import Output, write_picture
 from igpt.sheet import sheet
-from tokenizer_vq.base import ImageTokenizer, UserError
+from tokenizer_vq.base import UserError
 from tokenizer_vq.images import open_picture, to_picture, to_tensor
 
 LONGEST_SIDE = 1024  # pixels; larger pictures are made smaller first
@@ -22,7 +23,7 @@ SHORTEST_SIDE = 8  # pixels; SSIM uses windows of 7
 
 @torch.inference_mode()
 def tokenize(
-    tokenizer: ImageTokenizer, picture: Image.Image, device: torch.device
+    tokenizer: Tokenizer, picture: Image.Image, device: torch.device
 ) -> tuple[Image.Image, Image.Image, Tensor]:
     """A picture, made smaller if need be, its reconstruction and its tokens [h, w]. Sides that do not divide into
     tokens are padded with their edge, and cut again."""
@@ -35,7 +36,7 @@ def tokenize(
 
 
 def tokenize_files(
-    tokenizer: ImageTokenizer,
+    tokenizer: Tokenizer,
     sources: list[Path],
     out: Output | None,
     *,

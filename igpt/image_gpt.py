@@ -60,17 +60,12 @@ class ImageGPT(Bundle):
     @classmethod
     @own_settings()
     def load(
-        cls,
-        name: str | Path = config.DEFAULT_MODEL,
-        device: str | None = None,
-        *,
-        adapter: str | Path | None = None,
-        bf16: bool | None = None,
+        cls, name: str | Path = config.DEFAULT_MODEL, device: str | None = None, *, adapter: str | Path | None = None
     ) -> ImageGPT:
         """A model folder, an in-the-box name or a Hub id, on `device` (default: the best there is), with an adapter.
 
-        It draws in bfloat16 or float32 (default: bfloat16 where the hardware has it). Raises UserError if there is no
-        such model or device, if files are damaged or the adapter is of another model.
+        It draws in bfloat16 where the hardware has it. Raises UserError if there is no such model or device, if files
+        are damaged or the adapter is of another model.
         """
         target = pick_device(device)
         found = checkpoint.load(name)
@@ -81,7 +76,7 @@ class ImageGPT(Bundle):
             found = with_adapter(found, file)
             name = file.absolute().parent if file.name == checkpoint.ADAPTER else file.stem
         parts = found.tokenizer.to(target), found.gpt.to(target), found.labels
-        found.gpt.draw_in(torch.bfloat16 if (fast_bf16(target) if bf16 is None else bf16) else torch.float32)
+        found.gpt.draw_in(torch.bfloat16 if fast_bf16(target) else torch.float32)
         return cls(*parts, name=Path(name).name, weights_hash=found.weights_hash, provenance=found.provenance)
 
     def save(self, folder: str | Path) -> None:
@@ -204,18 +199,3 @@ class ImageGPT(Bundle):
     ) -> list[Image]:
         """Draw parts of two pictures into one of the size of A, with new passages between; `mix` is the share of B."""
         return self._drawn(edit.blend(self, a, b, mix), n, draw)
-
-    # What it is
-
-    def info(self) -> dict[str, Any]:
-        """What the model is, as plain values."""
-        parts = {"gpt": self.gpt, "tokenizer": self.tokenizer}
-        return {
-            "name": self.name,
-            "weights_hash": self.weights_hash,
-            "parameters": {part: sum(p.numel() for p in net.parameters()) for part, net in parts.items()},
-            "tokenizer": {"kind": self.tokenizer.kind} | asdict(self.tokenizer.config),
-            "gpt": asdict(self.gpt.config),
-            "labels": self.labels,
-            "provenance": self.provenance,
-        }

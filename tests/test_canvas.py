@@ -295,7 +295,7 @@ def colours_of(picture: Image.Image) -> set[object]:
 
 
 def palette_of(model: ImageGPT) -> set[object]:
-    return {tuple(bytes.fromhex(colour[1:])) for colour in model.info()["tokenizer"]["colours"]}
+    return {tuple(bytes.fromhex(colour[1:])) for colour in model.tokenizer.config.colours}
 
 
 def steps_of(picture: Image.Image, axis: int) -> list[int]:

@@ -32,7 +32,7 @@ def test_a_saved_model_draws_what_it_drew_before(tiny_model: ImageGPT, tmp_path:
     drawn = [model.generate(2, label="red", seed=1, options=options) for model in (copy, tiny_model)]
     assert [picture.tobytes() for picture in drawn[0]] == [picture.tobytes() for picture in drawn[1]]
     assert copy.weights_hash == tiny_model.weights_hash and copy.labels == tiny_model.labels
-    assert copy.info()["gpt"] == tiny_model.info()["gpt"]
+    assert copy.gpt.config == tiny_model.gpt.config
 
 
 def test_no_pickle_is_ever_opened(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,7 +190,7 @@ def test_a_sprite_keeps_to_the_palette_and_what_is_not_drawn_stays(
     elif command == "inpaint":
         kept = np.asarray(mask) == 0
     assert piece.size == ((width + 5, height + 3) if command == "extend" else size)
-    colours = {tuple(bytes.fromhex(colour[1:])) for colour in tiny_pixels.info()["tokenizer"]["colours"]}
+    colours = {tuple(bytes.fromhex(colour[1:])) for colour in tiny_pixels.tokenizer.config.colours}
     assert {colour for _, colour in piece.getcolors(256) or [(0, None)]} <= colours
     same_part = piece.crop((0, 0, width, height))
     assert not changed(same_part, picture)[kept].any()

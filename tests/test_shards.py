@@ -20,8 +20,7 @@ from igpt.config import GPTConfig
 from igpt.token_cache import TokenWindows
 from tests.painting import COLOURS, paint
 from tokenizer_vq.base import UserError
-from tokenizer_vq.dataset import LISTED, shuffled
-from train.crops import ShardCrops
+from tokenizer_vq.dataset import LISTED, Crops, shuffled
 from train.shards import ArtShards, Labelled, TokenShards, shard_file, shards_of, write_index, write_shard
 
 
@@ -79,18 +78,18 @@ def test_no_shard_is_looked_into_before_it_is_wanted(tmp_path: Path) -> None:
     art = ArtShards(pattern)
     with pytest.raises(UserError, match=r"no picture in the shard .*shard-0001\.tar"):
         for k in range(16):
-            art.sample(k, seed=0)
+            art.sample(k, [], 0)
 
 
 def test_every_sample_is_a_pure_function_of_its_number_and_held_out_pictures_are_never_learned(tmp_path: Path) -> None:
     pattern = write_tars(tmp_path, [60, 60, 20])
     art, again = ArtShards(pattern), ArtShards(pattern)
     held_out = {item.picture.tobytes() for shard in range(3) for item in unit(art, shard) if item.held_out}
-    seen = Counter(art.sample(k, seed=3).tobytes() for k in range(3000))
-    backwards = Counter(again.sample(k, seed=3).tobytes() for k in reversed(range(3000)))
+    seen = Counter(art.sample(k, [], 3).tobytes() for k in range(3000))
+    backwards = Counter(again.sample(k, [], 3).tobytes() for k in reversed(range(3000)))
     assert seen == backwards and held_out and not held_out & seen.keys()
     assert len(seen) == 140 - len(held_out), "all others are"
-    crops = [ShardCrops(each, [], 16, 3, (1.0, 1.5), True) for each in (art, again)]
+    crops = [Crops(each, [], 16, 3, (1.0, 1.5), True) for each in (art, again)]
     assert torch.equal(crops[0][77], crops[1][77]) and crops[0][77].shape == (3, 16, 16)
     train, val = art.split()
     assert {art.picture(number).tobytes() for number in val} == held_out and 130 < len(train) < 150, "about"
@@ -101,7 +100,7 @@ def test_pictures_of_large_and_small_shards_are_seen_equally_often(tmp_path: Pat
     small = {item.picture.tobytes() for item in unit(art, 1)}
     visits = Counter(shard for shard, _, _ in art.visits)
     assert visits == {0: 8, 1: 1}
-    shares = Counter(art.sample(k, 0).tobytes() in small for k in range(0, 9 * 1024 * 8, 16))
+    shares = Counter(art.sample(k, [], 0).tobytes() in small for k in range(0, 9 * 1024 * 8, 16))
     assert 0.08 < shares[True] / shares.total() < 0.14
 
 

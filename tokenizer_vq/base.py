@@ -1,4 +1,4 @@
-"""The interface of a tokenizer, the error for what a user can correct, and the legend of shape letters.
+"""The error for what a user can correct, transparent pictures on a ground, and the legend of shape letters.
 
 Suffixes of tensor names in the whole project are their shapes:
 
@@ -12,12 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
 
 from PIL.Image import Image, alpha_composite, new
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 MAX_CODES = 65536  # of a tokenizer: tokens are stored in 16 bits
 MAX_PIXELS = 100_000_000  # of a picture; a file of a few bytes may declare any size
@@ -53,20 +49,3 @@ def flatten(picture: Image, ground: str = "white", threshold: int | None = None)
     page = new("RGB", picture.size, ground)
     page.paste(picture, mask=picture.getchannel("A").point(lambda alpha: 255 * (alpha >= threshold)))
     return page
-
-
-class ImageTokenizer(Protocol):
-    """Pictures in [-1, 1] to integer grids and back. The GPT does not know whether a token is a colour or a code."""
-
-    kind: str  # its name in config.json: "vq" or "palette"
-    vocab_size: int  # number of different tokens
-    downsample: int  # pixels of a token along one side
-
-    def encode(self, images_BCHW: Tensor) -> Tensor:
-        """[B, 3, H, W] in [-1, 1], H and W multiples of `downsample`, to int64 tokens [B, h, w]."""
-
-    def decode(self, tokens_Bhw: Tensor, at: tuple[int, int] = (0, 0)) -> Tensor:
-        """Tokens [B, h, w] to pictures [B, 3, h * downsample, w * downsample] in [-1, 1].
-
-        `at`: row and column of the first token, where the tokens are a window of a larger grid.
-        """

@@ -138,6 +138,10 @@ class ArtFolder:
             return open_picture(entry.read(), entry.name, mode)
         return _sheet(entry._replace(name=entry.path, box=None), mode).crop(entry.box)
 
+    def sample(self, k: int, indices: Sequence[int], seed: int) -> Image.Image:
+        """The picture of training sample k, one of these. Raises UnreadablePicture."""
+        return self.picture(indices[shuffled(len(indices), k, seed)])
+
     def digest(self, index: int) -> str:
         """The SHA-256 of the file of one picture."""
         return self._digests[index]
@@ -224,5 +228,5 @@ class Crops(Dataset[Tensor]):
 
     def __getitem__(self, k: int) -> Tensor:
         rng = random.Random(f"crop/{self.seed}/{k}")
-        picture = self.art.picture(self.indices[shuffled(len(self.indices), k, self.seed)])
+        picture = self.art.sample(k, self.indices, self.seed)
         return to_tensor(random_crop(picture, self.size, rng.uniform(*self.scales), rng, flip=self.flip))

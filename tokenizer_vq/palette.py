@@ -48,7 +48,7 @@ class PaletteConfig:
 
 
 class PaletteTokenizer(nn.Module):
-    """Pictures to the nearest colours, and back to exactly these: an `ImageTokenizer`."""
+    """Pictures to the nearest colours, and back to exactly these."""
 
     kind = "palette"
     downsample = 1

@@ -150,14 +150,8 @@ def inputs_of_all(flat_ME: Tensor, places_K: Tensor) -> Tensor:
     return summed(torch.where(here_K[:, None], flat_ME[own_K.clamp(0, len(flat_ME) - 1)], 0.0))
 
 
-class Usage(NamedTuple):
-    """Health of a codebook."""
-
-    used: float  # share of the codes that occur, 0 to 1
-    perplexity: float  # exp of the entropy of the codes: the size of a codebook used uniformly with that entropy
-
-
-def codebook_usage(counts_K: Tensor) -> Usage:
-    """Health of a codebook from how often each code occurs in many pictures."""
+def codebook_usage(counts_K: Tensor) -> tuple[float, float]:
+    """Health of a codebook from how often each code occurs in many pictures: the share of the codes that occur, 0 to 1,
+    and perplexity, exp of the entropy of the codes: the size of a codebook used uniformly with that entropy."""
     share_K = counts_K.double() / counts_K.sum().clamp(min=1)
-    return Usage(float((share_K > 0).double().mean()), float(torch.special.entr(share_K).sum().exp()))
+    return float((share_K > 0).double().mean()), float(torch.special.entr(share_K).sum().exp())

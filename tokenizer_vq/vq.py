@@ -112,7 +112,7 @@ class Decoder(nn.Module):
 
 
 class VQTokenizer(nn.Module):
-    """Encoder, codebook and decoder: an `ImageTokenizer`."""
+    """Encoder, codebook and decoder. A GPT does not know whether its tokens are these codes or those of a palette."""
 
     kind = "vq"
 

@@ -1,6 +1,6 @@
-"""Crops for the tokenizer: from shards, or cut from pictures that lie on the device as bytes, which feeds a GPU.
+"""Crops that are cut from pictures that lie on the device as bytes, which feeds a GPU.
 
-There a sample is five numbers, which picture and where, that the CPU draws as for any other crop; pixels are looked up
+A sample is five numbers, which picture and where, that the CPU draws as for any other crop; pixels are looked up
 between their four neighbours by all crops of a batch at once. No loader, no copy of pictures from the host.
 """
 
@@ -17,26 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 from tokenizer_vq.dataset import ArtFolder, Crops, shuffled
-from tokenizer_vq.images import from_uint8, random_box, random_crop, to_tensor
+from tokenizer_vq.images import from_uint8, random_box
 
 from .shards import ArtShards
 
 DEVICE_SHARE = 0.3  # of the free memory of a GPU: more pictures than fit into it come through the loader
 
 
-class ShardCrops(Crops):
-    """Crops of pictures in shards."""
-
-    art: ArtShards
-
-    def __getitem__(self, k: int) -> Tensor:
-        rng = random.Random(f"crop/{self.seed}/{k}")
-        picture = self.art.sample(k, self.seed)
-        return to_tensor(random_crop(picture, self.size, rng.uniform(*self.scales), rng, flip=self.flip))
-
-
 class Boxes(Crops):
-    """The same crops as numbers [5]: of which picture of `indices`, and left, top, right and bottom as shares of its
+    """Crops as numbers [5]: of which picture of `indices`, and left, top, right and bottom as shares of its
     sides; left and right are exchanged where it is mirrored."""
 
     def __getitem__(self, k: int) -> Tensor:

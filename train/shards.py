@@ -165,8 +165,9 @@ class ArtShards(ArtFolder):
         entry = self._entry(number)
         return open_picture(entry.read(), entry.name, mode)
 
-    def sample(self, k: int, seed: int) -> Image.Image:
-        """The picture of training sample k. Raises UserError where a shard has none to learn from."""
+    def sample(self, k: int, indices: Sequence[int], seed: int) -> Image.Image:
+        """The picture of training sample k; indices do not matter. Raises UserError where a shard has none to learn
+        from."""
         step, lane = divmod(k, LANES)
         block, place = step // BLOCK * LANES + lane, step % BLOCK
         shard, visit, of = self.visits[shuffled(len(self.visits), block, seed)]

@@ -12,24 +12,23 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from igpt.evaluation.features import batches
 from igpt.evaluation.perceptual import Distance, GradientSSIM, reconstruction
 from igpt.sizes import Grids
 from tokenizer_vq.dataset import Crops
-from tokenizer_vq.images import fit_cover, to_picture, to_tensor
+from tokenizer_vq.images import to_picture
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 
-from .crops import Boxes, ShardCrops
+from .crops import Boxes
 from .folder import Run
 from .loop import Task
 from .options import TrainOptions
 from .processes import shared_out, total
-from .shards import ArtShards
 from .state import seeded
 
 WIDEST_CROP = 0.7  # crops are taken from pictures scaled to between this and 1 times their native side
 QUANTIZED_AFTER = 0.05  # share of the run in which the encoder learns to say something before it is quantized
 MEASURED_PICTURES, SHEET_PICTURES = 96, 8  # held-out ones
-MEASURED_AT_ONCE = 8  # when measuring
 JITTER = 4  # pixels: the perceptual distance looks from another corner every time, up to this far in
 COLLAPSED_USAGE = 0.5  # share of the codes in use below which a warning is given
 
@@ -55,7 +54,7 @@ class TokenizerTask(Task[VQTokenizer]):
         self.side, _ = Grids(tokenizer.downsample, run.preset.cell, run.preset.cells).native_size
         self.crop = crop = run.preset.crop
         scales = (max(1.0, WIDEST_CROP * self.side / crop), max(1.0, self.side / crop))
-        crops = Boxes if run.pictures else ShardCrops if isinstance(run.art, ArtShards) else Crops
+        crops = Boxes if run.pictures else Crops
         self.dataset: Dataset[Any] = crops(run.art, run.train, crop, run.options.seed, scales, run.options.flip)
         self.structure = distance if isinstance(distance, GradientSSIM) else GradientSSIM()
         self.used_K = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)  # codes chosen since the last warnings
@@ -108,15 +107,12 @@ class TokenizerTask(Task[VQTokenizer]):
 
     def reconstruction(self, model: VQTokenizer, pictures: Sequence[int]) -> dict[str, float]:
         """`perceptual.reconstruction` of some pictures, shared out over all processes."""
-        device = model.quantizer.codebook_KE.device
-        return reconstruction(model, self._squares(shared_out(pictures), device), self.distance.to(device), total)
+        distance = self.distance.to(model.quantizer.codebook_KE.device)
+        return reconstruction(model, self.squares(model, shared_out(pictures)), distance, total)
 
-    def _squares(self, pictures: Sequence[int], device: torch.device) -> Iterator[Tensor]:
-        """The middles of pictures at the native size, in batches [B, 3, H, W]."""
-        for first in range(0, len(pictures), MEASURED_AT_ONCE):
-            chosen = [self.art.picture(i) for i in pictures[first : first + MEASURED_AT_ONCE]]
-            squares = [to_tensor(fit_cover(picture, self.side, self.side)) for picture in chosen]
-            yield torch.stack(squares).to(device)
+    def squares(self, model: VQTokenizer, pictures: Sequence[int]) -> Iterator[Tensor]:
+        """The middles of pictures at the native size, in batches [B, 3, H, W] on the device of the model."""
+        return batches(map(self.art.picture, pictures), self.side, model.quantizer.codebook_KE.device)
 
     def warnings(self, progress: float, metrics: dict[str, float]) -> list[str]:
         """Where few of the codes are used."""
@@ -132,7 +128,7 @@ class TokenizerTask(Task[VQTokenizer]):
     @torch.no_grad()
     def sheet(self, model: VQTokenizer) -> Image:
         """Held-out pictures above, their reconstructions below."""
-        images_BCHW = next(self._squares(spread(self.held_out, SHEET_PICTURES), model.quantizer.codebook_KE.device))
+        images_BCHW = next(self.squares(model, spread(self.held_out, SHEET_PICTURES)))
         recon_BCHW = model.decode(model.encode(images_BCHW))
         return to_picture(rearrange([images_BCHW, recon_BCHW], "two b c h w -> c (two h) (b w)").cpu())
 

@@ -232,12 +232,13 @@ def _info(args: argparse.Namespace) -> None:
 def _description(model: igpt.ImageGPT) -> list[tuple[str, str]]:
     """What `igpt info` says of a model, row by row."""
     (rows, columns), (width, height), side = model.grids.native, model.grids.native_size, model.downsample
+    weights = {part: sum(p.numel() for p in getattr(model, part).parameters()) for part in ("gpt", "tokenizer")}
     well = model.default_labels if model.default_labels != model.labels else []
     about = [
         ("name", model.name),
         ("labels", f"{len(model.labels)}: {', '.join(model.labels)}" if model.labels else "none"),
         ("drawn best", ", ".join(well)),
-        ("parameters", " + ".join(f"{n / 1e6:.2f} M {part}" for part, n in model.info()["parameters"].items())),
+        ("parameters", " + ".join(f"{n / 1e6:.2f} M {part}" for part, n in weights.items())),
         ("tokenizer", f"{model.tokenizer.kind}, {model.tokenizer.vocab_size} tokens of {side}x{side} pixels"),
         ("picture", f"{rows}x{columns} tokens, {width}x{height} pixels"),
         ("drawing", _in_words(asdict(model.sampling))),

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from igpt import checkpoint
-from tokenizer_vq.base import ImageTokenizer, UserError, complaint
+from tokenizer_vq.base import UserError, complaint
 from tokenizer_vq.quantizer import codebook_usage
 from tokenizer_vq.vq import Encoder, VQTokenizer
 
@@ -180,7 +180,7 @@ def perceptual(source: str | None) -> Distance:
 
 @torch.no_grad()
 def reconstruction(
-    tokenizer: ImageTokenizer,
+    tokenizer: checkpoint.Tokenizer,
     batches: Iterable[Tensor],
     distance: Distance,
     total: Callable[[Tensor], Tensor] = torch.clone,
