@@ -26,13 +26,12 @@ from torch.utils.data import default_collate
 
 from igpt.config import GPTConfig
 from igpt.model import GPT
-from igpt.token_cache import TokenWindows
 from tokenizer_vq.dataset import Crops
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 from train.folder import Run
 from train.options import PRESETS, TrainOptions
 from train.shards import ArtShards, TokenShards, shard_file, write_index, write_shard
-from train.tokens import encode
+from train.tokens import TokenWindows, encode
 
 SIZE = 1000  # pictures a shard
 SAMPLES = 4000

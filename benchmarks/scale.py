@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from benchmarks.timing import flops_of
 from igpt.config import GPTConfig
 from igpt.model import GPT, cell_positions
-from igpt.token_cache import TokenWindows
 from tests.test_shards import token_shards
+from train.tokens import TokenWindows
 
 CELLS, HEADS, LAYERS = 64, 4, 4
 PEAK, REACHED = 990e12, 0.4  # bf16 products of an H100 a second (data sheet, dense), and the share that is the goal

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from tokenizer_vq.base import UserError
 
@@ -39,6 +39,9 @@ class Options:
                 wanted = f"one of {', '.join(map(str, choices))}"
             if value not in choices if choices else low is not None and not low <= value <= high:
                 raise UserError(f"--{each.name.replace('_', '-')} {value} cannot be; {wanted} is wanted")
+
+
+Chosen = TypeVar("Chosen", bound=Options)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from PIL import ExifTags, Image
 
 from tokenizer_vq.base import MAX_PIXELS, UserError, complaint, flatten
 
-from .config import AS_DRAWN, SamplingOptions, SpriteOptions
+from .config import AS_DRAWN, Chosen, SamplingOptions, SpriteOptions
 from .sizes import LARGEST_GRID
 
 CHUNK = "igpt"
@@ -97,7 +97,7 @@ class Recipe:
             options=sampling_options(record["options"]),
             grid=(rows, columns),
             tokens=struct.unpack(f"<{count}H", tokens),
-            sprite=_sprite(record["sprite"]),
+            sprite=_options(SpriteOptions, record["sprite"]),  # {} in recipes of before there were any
             given=tuple(bool(given[i // 8] >> i % 8 & 1) for i in range(count)) if given else (),
             **{key: record[key] for key in ("model", "weights_hash", "label", "seed", "command", "tile")},
             **{key: record[key] for key in ("pixels", "saved")},
@@ -106,25 +106,19 @@ class Recipe:
 
 def sampling_options(record: Any) -> SamplingOptions:
     """Options from JSON of a stranger. Raises ValueError for any of another kind or out of bounds."""
+    return _options(SamplingOptions, record)
+
+
+def _options(kind: type[Chosen], record: Any) -> Chosen:
     if not isinstance(record, dict):
         raise ValueError("its options are none")
-    defaults = asdict(SamplingOptions())
-    kinds = {key: (int, float) if type(value) is float else (type(value),) for key, value in defaults.items()}
+    kinds = {key: {float: (int, float), tuple: (list,)}.get(type(v), (type(v),)) for key, v in asdict(kind()).items()}
     if unknown := record.keys() - kinds.keys():
         raise ValueError(f"it has unknown options {sorted(unknown)}")
     _check_types(record, {key: kinds[key] for key in record})
-    options = SamplingOptions(**record)
-    options.check()
-    return options
-
-
-def _sprite(record: Any) -> SpriteOptions:
-    """Absent in recipes of before there were any."""
-    fields: dict[str, Any] = asdict(AS_DRAWN) | {"colours": []} | (record if isinstance(record, dict) else {"": None})
-    _check_types(fields, {"scale": (int,), "ground": (str,), "colours": (list,)})
-    if len(fields) != 3 or not all(isinstance(each, str) and COLOUR.fullmatch(each) for each in fields["colours"]):
-        raise ValueError("its sprite is not a scale, a ground and colours")
-    options = SpriteOptions(**fields | {"colours": tuple(fields["colours"])})
+    options = kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in record.items()})
+    if not all(isinstance(each, str) and COLOUR.fullmatch(each) for each in getattr(options, "colours", ())):
+        raise ValueError("its colours are none")
     options.check()
     return options
 

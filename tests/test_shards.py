@@ -17,11 +17,11 @@ import pytest
 import torch
 
 from igpt.config import GPTConfig
-from igpt.token_cache import TokenWindows
 from tests.painting import COLOURS, paint
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import LISTED, Crops, shuffled
 from train.shards import ArtShards, Labelled, TokenShards, shard_file, shards_of, write_index, write_shard
+from train.tokens import TokenWindows
 
 
 def put(tar: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -27,7 +27,6 @@ from igpt.checkpoint import load
 from igpt.config import GPTConfig
 from igpt.evaluation.perceptual import GradientSSIM
 from igpt.sizes import Grids
-from igpt.token_cache import TokenCache, TokenWindows, window
 from tests.interrupts import ctrl_c_once_there_is, press_ctrl_c
 from tests.painting import art_folder
 from tokenizer_vq.base import UserError
@@ -42,7 +41,7 @@ from train.options import Preset, TrainOptions
 from train.run import train
 from train.state import peek
 from train.tokenizer import TokenizerTask
-from train.tokens import view_of
+from train.tokens import TokenWindows, view_of, window
 
 ROOT = Path(__file__).parent.parent
 SIMPLE = GradientSSIM()
@@ -69,7 +68,7 @@ def vq(codes: int = 32) -> VQTokenizer:
     return VQTokenizer(VQConfig(channels=TOY.channels, codes=codes))
 
 
-class GivenTokens(TokenCache):
+class GivenTokens:
     """One view of each picture, in tokens that are given."""
 
     views = 1
@@ -93,7 +92,7 @@ def gpt_task(
     generator = torch.Generator().manual_seed(0)
     chosen = [shapes[i % len(shapes)] for i in range(pictures)]
     grids = [torch.randint(32, (h, w), generator=generator) for h, w in chosen]
-    cache = GivenTokens(grids, [i % 2 for i in range(pictures)])
+    cache: Any = GivenTokens(grids, [i % 2 for i in range(pictures)])
 
     class Painter:
         vocab_size, downsample, kind = 32, 8, "vq"
@@ -459,7 +458,7 @@ def test_a_grid_without_a_whole_cell_is_the_users_error() -> None:
 
 def test_a_training_sample_pairs_each_token_with_its_own_cell() -> None:
     """Tokens that say where they lie: after shuffling, the position of each cell must be the one its tokens say."""
-    cache = GivenTokens([torch.arange(60).view(6, 10)], [1])
+    cache: Any = GivenTokens([torch.arange(60).view(6, 10)], [1])
     windows = TokenWindows(cache, [0], GPTConfig(64, 2, cells=16), 0)
     sample = windows[3]
     targets_Ln = sample["targets"][:15]
@@ -472,7 +471,7 @@ def test_a_training_sample_pairs_each_token_with_its_own_cell() -> None:
 
 
 def test_noise_is_shown_and_never_asked_for() -> None:
-    cache = GivenTokens([torch.zeros(8, 8, dtype=torch.long)], [0])
+    cache: Any = GivenTokens([torch.zeros(8, 8, dtype=torch.long)], [0])
     windows = TokenWindows(cache, [0], GPTConfig(64, 1, cells=16), 0, noise=0.25)
     samples = [windows[k] for k in range(20)]
     share = float(torch.stack([sample["cells"] for sample in samples]).ne(0).float().mean())

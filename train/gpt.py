@@ -20,7 +20,6 @@ from igpt.likelihood import bits_per_token, token_nats
 from igpt.model import GPT
 from igpt.sampling import generators, sample
 from igpt.sizes import Grids
-from igpt.token_cache import TokenCache, TokenWindows
 from tokenizer_vq.images import to_picture
 
 from .folder import Run
@@ -28,8 +27,9 @@ from .loop import Task
 from .muon import muon
 from .options import LearningOptions, Preset
 from .processes import shared_out, total
+from .shards import TokenShards
 from .state import seeded
-from .tokens import Views, Window
+from .tokens import TokenWindows, Views, Window
 
 LABEL_DROPOUT = 0.1  # share of samples without their label, which guidance and unlabelled drawing want
 WEIGHT_DECAY = 0.1
@@ -58,7 +58,7 @@ class GPTTask(Task[GPT]):
     name = "gpt"
     divisible = True
 
-    def __init__(self, run: Run[Any], cache: TokenCache, tokenizer: Tokenizer, model: GPT, lr: float):
+    def __init__(self, run: Run[Any], cache: TokenShards | Views, tokenizer: Tokenizer, model: GPT, lr: float):
         self.tokenizer, self.lr, self.config = tokenizer, lr, model.config
         options = run.options
         self.modules: dict[str, nn.Module] = {"model": model}

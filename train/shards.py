@@ -29,7 +29,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from igpt.files import atomic_write
-from igpt.token_cache import TokenCache
 from tokenizer_vq.archives import Entry, files_in_archive
 from tokenizer_vq.base import UserError, complaint
 from tokenizer_vq.dataset import MIN_SIDE, VALIDATION_SHARE, ArtFolder, shuffled
@@ -206,7 +205,7 @@ def open_art(art: str | Path, manifest: str | None = None, grid: int | None = No
 # Tokens
 
 
-class TokenShards(TokenCache):
+class TokenShards:
     """The tokens of a collection of any size, in files that are mapped into memory: what is not used takes none.
 
     First come the pictures to learn from, then those that are held out, each in the order of the shards. Raises

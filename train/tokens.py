@@ -1,4 +1,4 @@
-"""Between the stages: pictures in several views become tokens, so that the training of a GPT never sees a pixel.
+"""Between the stages: pictures in several views become tokens, and these endless windows to learn from.
 
 To train, all views are encoded first. To fine-tune, each is encoded when it is first learned from, so that none is for
 which there is no time; and where a token is a pixel a view is the sprite itself: resampled, it would have other pixels.
@@ -7,23 +7,30 @@ which there is no time; and where a token is a pixel a view is the sprite itself
 from __future__ import annotations
 
 import functools
+import math
+import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from random import Random
 
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from igpt.bundle import Bundle
 from igpt.checkpoint import Tokenizer
+from igpt.config import GPTConfig
+from igpt.model import cell_positions, to_cells
 from igpt.sizes import Grid, Grids
-from igpt.token_cache import TokenCache, window
+from tokenizer_vq.base import UserError
+from tokenizer_vq.dataset import shuffled
 from tokenizer_vq.images import fit_cover, to_tensor
 from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer
 
@@ -65,7 +72,7 @@ def view_of(picture: Image.Image, view: int, grids: Grids, flip: bool) -> Tensor
     return to_tensor(ImageOps.fit(picture, size, Image.Resampling.LANCZOS, border))
 
 
-def free_view(picture: Image.Image, view: int, grids: Grids, flip: bool, rng: Random) -> Tensor:
+def free_view(picture: Image.Image, view: int, grids: Grids, flip: bool, rng: random.Random) -> Tensor:
     """View number `view` of many, [3, H, W]: even ones the whole picture on its composition's grid, frame and all, as
     it will be drawn (with `flip` every other mirrored); 1 its middle square, other odd ones squares from closer."""
     width, height = picture.size
@@ -170,7 +177,7 @@ def _pictures(run: Run[TrainOptions], shard: int, mode: str) -> Sequence[Callabl
     return [partial(opened, i) for i in numbers]
 
 
-class Views(TokenCache):
+class Views:
     """The views of the pictures of a run in the tokens of a model, each encoded when it is first asked for."""
 
     def __init__(self, run: Run[TuneOptions], labels: list[int], model: Bundle, flip: bool):
@@ -198,7 +205,7 @@ class Views(TokenCache):
             if self.palette is not None:
                 image_CHW = sprite_view(opened, self.palette, model.grids.cell, mirrored=view == 1)
             else:
-                rng = Random(f"view/{self.run.options.seed}/{picture}/{view}")
+                rng = random.Random(f"view/{self.run.options.seed}/{picture}/{view}")
                 image_CHW = free_view(opened, view, model.grids, self.flip, rng)
             (self.encoded[picture, view],) = tokens_of(model.tokenizer, [image_CHW], self.run.bf16)
         return self.encoded[picture, view].long()
@@ -217,4 +224,57 @@ class Views(TokenCache):
         places = [(picture, view) for view in range(self.plain) for picture in pictures]
         chosen = [places[i * len(places) // count] for i in range(count)]
         config = self.model.gpt.config
-        return [(window(self.grid(*place), config, Random(0)), self.labels[place[0]]) for place in chosen]
+        return [(window(self.grid(*place), config, random.Random(0)), self.labels[place[0]]) for place in chosen]
+
+
+# Windows
+
+
+@dataclass(eq=False)
+class TokenWindows(Dataset[dict[str, Tensor]]):
+    """Endless training sequences: sample number k is a pure function of (seed, k).
+
+    A sample is a window of at most `config.cells` cells of a random view of a picture, padded to `config.cells`:
+    {"cells" [L, n] (with noise), "targets" [L, n] (-1 in the padding), "positions" [L, 2], "label" []}.
+    """
+
+    cache: TokenShards | Views
+    pictures: Sequence[int]
+    config: GPTConfig
+    seed: int
+    noise: float = 0.0  # share of the input tokens that are replaced by random ones
+    label_dropout: float = 0.0  # share of samples without their label
+
+    def __getitem__(self, k: int) -> dict[str, Tensor]:
+        config = self.config
+        rng = random.Random(f"window/{self.seed}/{k}")
+        generator = torch.Generator().manual_seed(rng.getrandbits(62))
+        picture = self.pictures[shuffled(len(self.pictures), k, self.seed)]
+        grid_hw = window(self.cache.grid(picture, rng.randrange(self.cache.views)), config, rng)
+        targets_Ln = to_cells(grid_hw[None], config.cell)[0]
+        positions_L2 = cell_positions(*(side // config.cell for side in grid_hw.shape))
+        order_L = torch.randperm(len(targets_Ln), generator=generator)
+        targets_Ln, positions_L2 = targets_Ln[order_L], positions_L2[order_L]
+        noisy_Ln = torch.rand(targets_Ln.shape, generator=generator) < self.noise
+        random_Ln = torch.randint(config.vocab_size, targets_Ln.shape, generator=generator)
+        label = config.labels if rng.random() < self.label_dropout else self.cache.label(picture)
+        padding = (0, 0, 0, config.cells - len(targets_Ln))
+        return {
+            "cells": F.pad(torch.where(noisy_Ln, random_Ln, targets_Ln), padding),
+            "targets": F.pad(targets_Ln, padding, value=-1),
+            "positions": F.pad(positions_L2, padding),
+            "label": torch.tensor(label),
+        }
+
+
+def window(grid_hw: Tensor, config: GPTConfig, rng: random.Random) -> Tensor:
+    """A random part of the grid with whole cells, as large as `config.cells` allow and as square as can be.
+    Raises UserError for a grid that has not even one cell."""
+    h, w = (side // config.cell for side in grid_hw.shape)
+    if not h * w:
+        raise UserError(f"a grid of {'x'.join(map(str, grid_hw.shape))} tokens has no cell of {config.cell} a side")
+    short = min(h, w, math.isqrt(config.cells))
+    long = min(max(h, w), config.cells // short)
+    rows, columns = (side * config.cell for side in ((short, long) if h < w else (long, short)))
+    top, left = rng.randint(0, grid_hw.shape[0] - rows), rng.randint(0, grid_hw.shape[1] - columns)
+    return grid_hw[top : top + rows, left : left + columns]

@@ -11,18 +11,16 @@ from dataclasses import fields
 from glob import glob
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NoReturn, get_args, get_type_hints
 
 import igpt
-from igpt.config import DEFAULT_MODEL, Options, SamplingOptions
+from igpt.config import DEFAULT_MODEL, Chosen, Options, SamplingOptions
 from igpt.locked import IDENTITY
 from igpt.recipe import check_picture
 from tokenizer_vq.base import UserError
 
 if TYPE_CHECKING:
     from igpt.image_gpt import ImageGPT
-
-Chosen = TypeVar("Chosen", bound=Options)
 
 
 class Parser(argparse.ArgumentParser):
