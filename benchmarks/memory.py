@@ -67,7 +67,7 @@ def draw_tokens(folder: Path, pictures: int) -> None:
         grids = torch.randint(4096, (count, 32, 32), generator=torch.Generator().manual_seed(shard)).to(torch.uint16)
         rows = [([grid_hw], "art") for grid_hw in grids]
         write_shard(shard_file(folder, shard), (rows[: count * 19 // 20], rows[count * 19 // 20 :]), "made directly")
-    write_index(folder, shards, 1, "made directly")
+    write_index(folder, shards, 1)
 
 
 def most_memory(work: Callable[[], object]) -> float:

@@ -1,4 +1,4 @@
-"""Writes the pictures of one command line into files, and draws a picture again from its recipe."""
+"""Writes the pictures of one command line into files, also as animations, and draws a picture again from its recipe."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 
 import torch
-from PIL.Image import Image
+from PIL.Image import Image, Resampling, new
 
 from igpt.canvas import Batch, Result, Task
 from igpt.files import Output, encode_picture, stem_for, write_file, write_picture
@@ -21,7 +22,12 @@ from igpt.sheet import square_sheet
 from tokenizer_vq.base import UserError
 
 from .atlas import Sprite, atlas
-from .timelapse import animation, recorded
+
+FRAMES = 48  # about
+FRAME_TIME = 80  # milliseconds
+LAST_FRAME_TIME = 2500  # the finished picture stays so long
+WEBP_QUALITY = 90  # up to 100
+LARGEST_FRAME = 512  # pixels a side
 
 
 @dataclass(frozen=True)
@@ -161,3 +167,30 @@ def _last(steps: Iterator[list[PartialGrid]], batch: Batch, quiet: bool) -> list
 def _say(path: Path) -> Path:
     print(path, flush=True)
     return path
+
+
+# Time-lapses
+
+
+def recorded(batch: Batch, frames: list[Image]) -> Iterator[list[PartialGrid]]:
+    """Steps of a batch of one picture, while what it looks like is added to the frames."""
+    for grids in batch.some_steps(FRAMES):
+        frame = batch.preview(grids[0]).convert("RGB")
+        frame.thumbnail((LARGEST_FRAME, LARGEST_FRAME), Resampling.LANCZOS)
+        frames.append(frame)
+        yield grids
+
+
+def animation(frames: list[Image], kind: str, *, exact: bool) -> bytes:
+    """The frames as a "gif" or "webp" that repeats for ever; `exact` is for sprites, of which a lossy WebP would blur
+    the pixels."""
+    if kind == "gif":  # one palette, that of the finished picture and mid-grey: changing colours would flicker
+        last = frames[-1]
+        with_grey = new("RGB", (last.width, last.height + max(1, last.height // 16)), (128, 128, 128))
+        with_grey.paste(last, (0, 0))
+        palette = with_grey.quantize(256)
+        frames = [frame.quantize(palette=palette) for frame in frames]
+    times, data = [FRAME_TIME] * (len(frames) - 1) + [LAST_FRAME_TIME], BytesIO()
+    more = {"append_images": frames[1:], "duration": times, "loop": 0, "quality": WEBP_QUALITY, "lossless": exact}
+    frames[0].save(data, kind, save_all=True, **more)
+    return data.getvalue()

@@ -20,8 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from igpt.cli import build_parser, main
 from igpt.cli.flags import options_of, sampling_of
-from igpt.config import GPTConfig, SamplingOptions
-from igpt.evaluation.options import EvaluateOptions
+from igpt.config import EvaluateOptions, GPTConfig, SamplingOptions
 from igpt.files import write_picture
 from igpt.image_gpt import ImageGPT
 from igpt.model import GPT

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torchvision.models import squeezenet1_1
 
 from igpt.evaluation.perceptual import LPIPS, LPIPS_LINEAR, SQUEEZENET, GradientSSIM
-from train.discriminator import (
+from train.decoder import (
     FeatureDiscriminator,
     PatchDiscriminator,
     adaptive_gan_gradient,

@@ -14,9 +14,8 @@ import torch
 from PIL import Image
 
 from igpt.cli import main
-from igpt.config import SamplingOptions
+from igpt.config import EvaluateOptions, SamplingOptions
 from igpt.evaluation.evaluate import Evaluation
-from igpt.evaluation.options import EvaluateOptions
 from igpt.evaluation.report import Report
 from igpt.image_gpt import ImageGPT
 from tests.painting import COLOURS, art_folder, paint

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from igpt.config import SurpriseOptions
 from igpt.evaluation.metrics import auc
-from igpt.evaluation.options import SurpriseOptions
 from igpt.evaluation.surprise import heat_map, surprise_map
 from igpt.image_gpt import ImageGPT
 from igpt.likelihood import bits_per_token, label_nats, token_nats

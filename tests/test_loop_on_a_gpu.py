@@ -267,7 +267,7 @@ def waits(trainer: Trainer, steps: int) -> list[str]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_step_waits_for_the_device(kind: str, art: Path, tmp_path: Path) -> None:
     """After the first ones: a codebook asks once whether it has been started."""
-    assert waits(Trainer(task_of(kind, art), schedule(6, batch=4), tmp_path, ""), 4) == []
+    assert waits(Trainer(task_of(kind, art), schedule(6, batch=4), tmp_path), 4) == []
 
 
 def test_a_step_that_waits_would_be_seen(art: Path, tmp_path: Path) -> None:
@@ -280,5 +280,5 @@ def test_a_step_that_waits_would_be_seen(art: Path, tmp_path: Path) -> None:
         return found * (1.0 if float(found) > 0 else 2.0), metrics
 
     task.loss = asking  # type: ignore[method-assign]
-    found = waits(Trainer(task, schedule(4), tmp_path, ""), 2)
+    found = waits(Trainer(task, schedule(4), tmp_path), 2)
     assert {"index", "tolist", "__float__"} <= set(found)

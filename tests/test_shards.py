@@ -147,7 +147,7 @@ def token_shards(folder: Path, counts: list[tuple[int, int]], side: int = 4) -> 
                 [([torch.full((side, side * wide), i) for wide in (1, 2)], ("blue", "red")[i % 2]) for i in numbers]
             )
         write_shard(shard_file(folder, shard), parts, "these")
-    write_index(folder, len(counts), 2, "these")
+    write_index(folder, len(counts), 2)
     return TokenShards(folder)
 
 

@@ -17,10 +17,9 @@ from generate.atlas import LARGEST_ATLAS, Sprite, atlas, atlas_shape
 from igpt.config import SpriteOptions
 from igpt.fitting import cover
 from igpt.image_gpt import ImageGPT
-from igpt.sprites import finish_sprite
+from igpt.sprites import finish_sprite, match_palette, to_lab
 from tests.painting import paint
 from tokenizer_vq.base import UserError
-from tokenizer_vq.colours import match_palette, to_lab
 from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.images import to_picture
 from tokenizer_vq.palette import PaletteConfig, PaletteTokenizer

@@ -199,11 +199,10 @@ class _Tuning:
     def learn(self) -> None:
         """Train; `gpt` has the best weights then."""
         run, options = self.run, self.run.options
-        identity = f"{run.art.fingerprint}/{self.base.weights_hash}"
         seconds = math.inf if options.samples else self.facts["seconds"]
         steps = math.ceil((options.samples or 1) / options.batch)  # where the time decides, nobody knows how many
         schedule = Schedule(options, steps, options.batch, run.bf16, seconds, None, 0, MEASUREMENTS, STEPS_BETWEEN)
-        self.gpt = loop.run(self.task, schedule, run.work, identity)
+        self.gpt = loop.run(self.task, schedule, run.work)
 
     # After
 

@@ -96,17 +96,15 @@ class Run(Generic[Options]):
         """Whether it computes in bfloat16."""
         return fast_bf16() if self.options.precision == "auto" else self.options.precision == "bf16"
 
-    def learn(
-        self: Run[TrainOptions], task: Task[Model], samples: int, batch: int, identity: str
-    ) -> tuple[Model, dict[str, Any]]:
-        """Learn a task on what `identity` names; the best averaged model and its numbers on held-out pictures."""
+    def learn(self: Run[TrainOptions], task: Task[Model], samples: int, batch: int) -> tuple[Model, dict[str, Any]]:
+        """Learn a task; the best averaged model and its numbers on held-out pictures."""
         steps, seconds = -(-samples // batch), self.limits.get(task.name, math.inf)
         workers, cuda = self.options.workers, pick_device().type == "cuda"
         if workers is None:
             workers = min(GPU_WORKERS, (os.cpu_count() or 1) // torch.cuda.device_count()) if cuda else 0
         compiler = "inductor" if cuda else None
         schedule = Schedule(self.options, steps, batch, self.bf16, seconds, compiler, workers)
-        return loop.run(task, schedule, self.work, identity), self.numbers(task.name, batch)
+        return loop.run(task, schedule, self.work), self.numbers(task.name, batch)
 
     def state_file(self, task: str, which: str) -> Path:
         """Where the loop keeps the "best" averaged weights of a task, and its "state"."""

@@ -33,7 +33,7 @@ from .shards import TokenShards
 POOL_STEPS, USES = 128, 4
 SQUARES = 0.6  # share of the views that are squares; the others are shaped as their picture is
 CLOSEST = 0.85  # a view shows at least this much, across and down, of the largest part of its shape
-ENCODED_AT_ONCE = 64
+VIEWS_AT_ONCE = 64
 
 
 class View(NamedTuple):
@@ -130,7 +130,7 @@ class FreshTask(GPTTask):
         for number in shared_out(range(windows.views)):
             numbers[windows.view(pool, number).grid].append(number)
         for h, w in sorted(numbers):
-            for some_B in torch.split(torch.tensor(numbers[h, w]), ENCODED_AT_ONCE):
+            for some_B in torch.split(torch.tensor(numbers[h, w]), VIEWS_AT_ONCE):
                 views = (windows.view(pool, number) for number in some_B.tolist())
                 boxes_B5 = torch.tensor([(view.picture, *view.box) for view in views]).to(device)
                 token = self.tokenizer.downsample

@@ -119,13 +119,13 @@ def average(averaged: nn.Module, model: nn.Module, step: int) -> None:
         mine.copy_(theirs)
 
 
-def run(task: Task[Model], schedule: Schedule, folder: Path, identity: str = "") -> Model:
-    """Train, going on from `folder` if a state of that identity lies there; the averaged model that scored best.
+def run(task: Task[Model], schedule: Schedule, folder: Path) -> Model:
+    """Train, going on from `folder` if a state lies there; the averaged model that scored best.
 
     Writes `<task>-state.safetensors`, `<task>-best.safetensors`, `metrics.jsonl` and `<task>-<step>.png` there. On
     Ctrl-C or SIGTERM the state is saved, then KeyboardInterrupt goes on. UserError where memory, disk or another fails.
     """
-    trainer = Trainer(task, schedule, folder, identity)
+    trainer = Trainer(task, schedule, folder)
     seed = schedule.options.seed
     with catch_interrupt() as interrupt, seeded(seed), trainer.bar, companions(), closing(trainer.batches()) as batches:
         for batch in batches:
@@ -158,8 +158,8 @@ def run(task: Task[Model], schedule: Schedule, folder: Path, identity: str = "")
 class Trainer:
     """Everything that moves during a training, and how it is measured and saved."""
 
-    def __init__(self, task: Task[Any], schedule: Schedule, folder: Path, identity: str):
-        self.task, self.schedule, self.folder, self.identity = task, schedule, folder, identity
+    def __init__(self, task: Task[Any], schedule: Schedule, folder: Path):
+        self.task, self.schedule, self.folder = task, schedule, folder
         self.rank, self.ranks = processes().process_index, processes().num_processes
         self.device, self.main = processes().device, processes().is_main_process
         if schedule.batch < self.ranks:
@@ -177,8 +177,11 @@ class Trainer:
         together(lambda: folder.mkdir(parents=True, exist_ok=True))
         self.state_path, self.best_path = (folder / f"{task.name}-{which}.safetensors" for which in ("state", "best"))
         if self.state_path.is_file():
-            self._resume()
-        check_same_start({"saved step": self.step, "identity": identity})  # else they see folders of their own
+            at = load_state(self.state_path, {**self.modules, "averaged": self.averaged}, self.optimizers)
+            for name in SAVED:
+                setattr(self, name, type(getattr(self, name))(at[name]))
+            self.seconds_before = float(at["seconds"])
+        check_same_start({"saved step": self.step})  # else they see folders of their own
         self.autocast = partial(torch.autocast, self.device.type, torch.bfloat16, enabled=schedule.bf16)
         self.news, self.warm = News(), False  # whether a first step is done, in which what is compiled was
         self.clock = self.now = self.seconds_before  # when progress was last set, and what all think that the time is
@@ -187,15 +190,6 @@ class Trainer:
             stage.forward = torch.compile(stage.forward, dynamic=False, backend=schedule.compiler)
         silent = schedule.options.quiet or not self.main
         self.bar = tqdm(desc=task.name, total=self.steps, initial=self.step, mininterval=1, disable=silent)
-
-    def _resume(self) -> None:
-        """Go on from the state in the folder. Raises UserError where it is damaged or of something else."""
-        at = load_state(self.state_path, {**self.modules, "averaged": self.averaged}, self.optimizers)
-        if at.get("identity", "") != self.identity:
-            raise UserError(f"the training state {self.state_path} is of other pictures or tokens; use another --out")
-        for name in SAVED:
-            setattr(self, name, type(getattr(self, name))(at[name]))
-        self.seconds_before = float(at["seconds"])
 
     def batches(self) -> Generator[Any, None, None]:
         """The batches of the steps that are still to be done, and more: `run` knows when to stop."""
@@ -225,8 +219,7 @@ class Trainer:
                 self._halve() if memory else self._go_uncompiled(fault)
         if fault:
             print(f"the {self.task.name} cannot be compiled here, so it learns more slowly: {fault}", file=sys.stderr)
-        parameters = itertools.chain.from_iterable(module.parameters() for module in self.modules.values())
-        add_up([parameter.grad for parameter in parameters if parameter.grad is not None])
+        add_up([p.grad for module in self.modules.values() for p in module.parameters() if p.grad is not None])
         return metrics
 
     def _own_gradients(self, batch: Any, whole: Tensor) -> dict[str, Tensor]:
@@ -258,8 +251,9 @@ class Trainer:
 
     def _go_uncompiled(self, fault: str) -> None:
         if self.ranks > 1 and not self.task.divisible:  # what it has said to the others it must not say again
-            sentence = f"the {self.task.name} cannot be compiled in this process: {fault.rstrip('.')}"
-            raise UserError(f"{sentence}; with TORCHDYNAMO_DISABLE=1 all learn without")
+            raise UserError(
+                f"the {self.task.name} cannot be compiled here: {fault}; TORCHDYNAMO_DISABLE=1 goes without"
+            )
         for stage in self.compiled:
             del stage.forward  # of the object; that of its class is there again
         self.compiled = []
@@ -352,4 +346,4 @@ class Trainer:
         self.saved_at = time.monotonic()
 
     def _metadata(self) -> dict[str, str]:
-        return {name: str(getattr(self, name)) for name in (*SAVED, "identity", "seconds")}
+        return {name: str(getattr(self, name)) for name in (*SAVED, "seconds")}

@@ -22,7 +22,7 @@ from tokenizer_vq.vq import VQTokenizer
 from .card import model_card
 from .crops import pictures_on
 from .decoder import DecoderTask
-from .folder import Run, claimed, weights_fingerprint, work_folder
+from .folder import Run, claimed, work_folder
 from .fresh import FreshTask
 from .gpt import LEARNED_GRIDS, GPTTask, new_gpt
 from .options import GPU_PRESET, SHARES, Preset, TrainOptions
@@ -70,7 +70,8 @@ def train(art: str | Path, out: str | Path, options: TrainOptions) -> Path:
     if not ready and (sentence := advice(collection)):
         run.say(sentence)
     with claimed(work):
-        together(lambda: run.check_same_run("train"), only_main=True)
+        same = {"tokenizer": f"{options.tokenizer} {found.weights_hash:.12}"} if found else {}
+        together(lambda: run.check_same_run("train", **same), only_main=True)
         provenance = run.provenance()
         if found:
             about = {"from": Path(str(options.tokenizer)).name, "command": found.provenance.get("command", "unknown")}
@@ -101,18 +102,17 @@ def _train_tokenizer(run: Run[TrainOptions], distance: Distance) -> tuple[VQToke
     if not isinstance(distance, LPIPS):
         encoder = f"the encoder of {run.options.perceptual}" if isinstance(distance, EncoderDistance) else ""
         run.say(f"no LPIPS weights: reconstructions are compared by {encoder or 'edges and SSIM alone'}")
-    preset, fingerprint = run.preset, run.art.fingerprint
+    preset = run.preset
     codes = f"{preset.codes} codes of {preset.downsample}x{preset.downsample} pixels"
     run.say(
         f"tokenizer: {codes} from {preset.tokenizer_crops:,} crops; decoder: {preset.decoder_crops:,} crops of "
         f"{preset.crop} pixels a side; sheets are in {run.work}"
     )
     task = TokenizerTask(run, distance)
-    tokenizer, numbers = run.learn(task, preset.tokenizer_crops, preset.tokenizer_batch, fingerprint)
+    tokenizer, numbers = run.learn(task, preset.tokenizer_crops, preset.tokenizer_batch)
     if preset.decoder_crops:
-        identity = f"{fingerprint}/{weights_fingerprint(tokenizer)}"
         task = DecoderTask(run, distance, tokenizer)
-        tokenizer, later = run.learn(task, preset.decoder_crops, preset.tokenizer_batch, identity)
+        tokenizer, later = run.learn(task, preset.decoder_crops, preset.tokenizer_batch)
         numbers |= {"decoder_samples": later["samples"], "seconds": numbers["seconds"] + later["seconds"]}
     if processes().is_main_process:
         write_picture(task.sheet(tokenizer), run.work / RECONSTRUCTIONS, force=True)
@@ -137,7 +137,7 @@ def _train_gpt(run: Run[TrainOptions], tokenizer: checkpoint.Tokenizer, provenan
         run.say(f"the model is in {out}: draw with `igpt generate --model {shlex.quote(str(out))}`")
 
     try:
-        save(run.learn(task, run.preset.gpt_samples, batch, tokens.identity)[0])
+        save(run.learn(task, run.preset.gpt_samples, batch)[0])
     except KeyboardInterrupt:
         if (best := run.state_file(task.name, "best")).is_file():  # what was learned so far can be drawn with
             load_state(best, {"model": gpt})

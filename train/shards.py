@@ -42,7 +42,7 @@ VISITS = 8  # of the largest shard in a pass over all
 HELD_OUT_KEPT, LOOKED_AT = 96, 4096  # held-out pictures of a tokenizer, among so many
 SIZED = 64  # pictures that tell the usual size
 MAPPED = 256  # token files that are mapped at the same time
-INDEX = ("identity", "views", "names", "counts")  # of token shards
+INDEX = ("views", "names", "counts")  # of token shards
 LABEL_SUFFIX = ".cls"  # of the file beside a picture that names its label
 
 # Pictures
@@ -217,7 +217,7 @@ class TokenShards:
         sentence = f"{folder} holds no readable tokens, delete it to encode again"
         with complaint(sentence, OSError, ValueError, KeyError, TypeError):
             index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-            self.identity, self.views, self.names, self.counts = (index[key] for key in INDEX)
+            self.views, self.names, self.counts = (index[key] for key in INDEX)
         learned, held_out = zip(*self.counts, strict=True)
         self.ends = list(accumulate((*learned, *held_out)))
         self.train, self.val = range(sum(learned)), range(sum(learned), self.ends[-1])
@@ -278,11 +278,11 @@ def write_shard(path: Path, parts: Sequence[Sequence[tuple[list[Tensor], str]]],
         save_file(tensors, file, notes)
 
 
-def write_index(folder: Path, shards: int, views: int, identity: str, names: Sequence[str] = ()) -> None:
+def write_index(folder: Path, shards: int, views: int, names: Sequence[str] = ()) -> None:
     """What all shards have together: how many pictures each holds, and the names of labels (default: all that occur).
     Raises UserError where the disk refuses."""
     notes = [peek(shard_file(folder, shard)) for shard in range(shards)]
     names = list(names) or sorted({name for note in notes for name in json.loads(note["names"])})
     counts = [json.loads(note["counts"]) for note in notes]
     with atomic_write(folder / "index.json") as file:
-        file.write_text(json.dumps(dict(zip(INDEX, (identity, views, names, counts), strict=True))))
+        file.write_text(json.dumps(dict(zip(INDEX, (views, names, counts), strict=True))))

@@ -121,7 +121,7 @@ def encode(run: Run[TrainOptions], tokenizer: Tokenizer) -> TokenShards:
         together(encode_mine)
         if agreed(interrupt.is_set())[0] > 0:
             raise KeyboardInterrupt
-        together(lambda: write_index(folder, shards, views, identity, art.labels), only_main=True)
+        together(lambda: write_index(folder, shards, views, art.labels), only_main=True)
     return TokenShards(folder)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from igpt.evaluation.options import AuditOptions, EvaluateOptions, SurpriseOptions
+from igpt.config import AuditOptions, EvaluateOptions, SurpriseOptions
 from igpt.files import check_writable, plan_output, write_picture
 
 from . import flags

@@ -17,13 +17,13 @@ from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from igpt.bundle import Bundle
+from igpt.config import AuditOptions
 from igpt.sheet import sheet
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.images import fit_cover, open_picture
 
 from .features import MetricSpace, feature_space
-from .options import AuditOptions
 
 NEARLY_SQUARE = 1.1  # up to this aspect the crops of a picture would be the same picture
 SAME = 1e-3  # distances up to here are those of a copy: mirrored and resampled, a few pixels are rounded otherwise

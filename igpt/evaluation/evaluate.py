@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from igpt.bundle import Bundle
-from igpt.config import SamplingOptions
+from igpt.config import EvaluateOptions, SamplingOptions
 from igpt.likelihood import bits_per_token
 from igpt.sampling import generators, sample
 from igpt.sheet import sheet
@@ -27,7 +27,6 @@ from tokenizer_vq.images import fit_cover
 from . import metrics
 from .copies import Baseline, Split, metric_spaces, originality
 from .features import BATCH, batches, feature_space
-from .options import EvaluateOptions
 from .perceptual import perceptual, reconstruction
 from .report import Report
 

@@ -9,11 +9,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from igpt.bundle import Bundle
+from igpt.config import SurpriseOptions
 from igpt.likelihood import bits_per_token
 from igpt.sheet import sheet
 from tokenizer_vq.images import fit_cover, to_tensor
-
-from .options import SurpriseOptions
 
 MAP_SIDE = 512  # pixels; smaller pictures are enlarged to about this width
 

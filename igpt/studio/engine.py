@@ -29,9 +29,8 @@ from torch.utils.hooks import RemovableHandle
 import igpt
 from igpt import checkpoint, edit
 from igpt.canvas import Batch
-from igpt.config import DEFAULT_MODEL, NO_LABEL
+from igpt.config import DEFAULT_MODEL, NO_LABEL, AuditOptions, SurpriseOptions
 from igpt.evaluation.copies import audit
-from igpt.evaluation.options import AuditOptions, SurpriseOptions
 from igpt.evaluation.surprise import surprise_map
 from igpt.files import Output, stem_for
 from igpt.fitting import PartialGrid
