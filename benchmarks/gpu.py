@@ -3,86 +3,78 @@
     python -m benchmarks.gpu                        # on any CUDA machine; art is painted here, no file is needed
     python -m benchmarks.gpu --device cpu --tiny    # the same code path in seconds, to see that it runs
 
-Rows: steps of the tokenizer on crops cut on the device, steps of the GPT on grids, both eager and compiled (static
-shapes, one graph a stage), against the product of two matrices and, for a card in PEAKS, its bfloat16 peak; drawing as
+Rows: steps of the tokenizer and of the GPT as `igpt train` takes them, by its own trainer, loader and tasks, eager and
+compiled: pictures lie on the device as bytes, crops and fresh views are cut and encoded there. Of the GPT gradients
+alone, too, against the product of two matrices and, for a card in PEAKS, its bfloat16 peak; encoding views. Drawing as
 `igpt generate` does, with guidance, 64 and 256 pictures at a time: operation by operation, as one CUDA graph (on a CPU
 by a stand-in), and up to finished pictures. Every row runs for --seconds after a warm-up; the device is waited for at
 its start and its end alone. Checked: losses are finite and fall, compiled steps give the eager loss, drawn tokens are
-the same every time and as a graph, no operation inside a step of the GPT waits for the device. What it cannot tell: how
-good anything looks.
+the same every time and as a graph, nothing inside a step waits for the device. What it cannot tell: how good anything
+looks.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import os
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.timing import flops_of
-from igpt.config import GPTConfig, SamplingOptions
+from igpt.config import SamplingOptions
 from igpt.device import Graphs, Work, fast_bf16, pick_device
+from igpt.evaluation.perceptual import GradientSSIM
 from igpt.image_gpt import ImageGPT
-from igpt.model import GPT, cell_positions
+from igpt.model import GPT
 from igpt.sampling import generators, sample
+from igpt.sizes import Grids
+from tests.painting import art_folder
+from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.vq import VQConfig, VQTokenizer
-from train.muon import muon
-from train.tokenizer import adamw
+from train.crops import pictures_on
+from train.folder import GPU_WORKERS, Run
+from train.fresh import POOL_STEPS, FreshTask
+from train.gpt import new_gpt
+from train.loop import Schedule, Task, Trainer, average, rate
+from train.options import PRESETS, Preset, TrainOptions
+from train.tokenizer import TokenizerTask
+from train.tokens import encode
 
-PICTURES, SIDE = 256, 288  # painted ones, and pixels a side of them
+PICTURES, SIDE = 128, (288, 384)  # painted ones of each label, and pixels a side of them
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bfloat16 FLOP/s, dense, by the maker's data sheets (SXM)
+OPTIONS = TrainOptions(perceptual="none", quiet=True, token_noise=0.0)
 
 
 @dataclass(frozen=True)
 class Sizes:
     """How large everything is."""
 
-    vq: VQConfig
-    gpt: GPTConfig
-    crops: int
-    crop: int  # pixels a side
-    grids: int
+    preset: Preset
     drawn: tuple[int, ...]  # pictures at a time
     matrix: int  # rows of the matrices whose product stands for the peak
 
 
-FULL = Sizes(VQConfig(), GPTConfig(4096, 67), crops=64, crop=192, grids=256, drawn=(64, 256), matrix=8192)
-TINY = Sizes(
-    VQConfig(channels=(32,), codes=64, encoder_blocks=1, decoder_blocks=1),
-    GPTConfig(64, 3, layers=2, width=64, heads=2, cells=16),
-    crops=4,
-    crop=32,
-    grids=4,
-    drawn=(2, 4),
-    matrix=256,
-)
-
-
-def painted(count: int, side: int, device: torch.device) -> Tensor:
-    """Smooth coloured noise as bytes on the device, [N, 3, side, side]."""
-    noise = torch.rand(count, 3, 9, 9, generator=torch.Generator().manual_seed(0)).to(device)
-    return (F.interpolate(noise, size=(side, side), mode="bicubic").clamp(0, 1) * 255).to(torch.uint8)
-
-
-def crops_of(pictures_NCHW: Tensor, count: int, side: int, generator: torch.Generator) -> Tensor:
-    """Random crops in [-1, 1], cut on the device: no loader, no copy from the host."""
-    device, (n, _, height, width) = pictures_NCHW.device, pictures_NCHW.shape
-    chosen_B = torch.randint(n, (count,), device=device, generator=generator)
-    y_B = torch.randint(height - side + 1, (count,), device=device, generator=generator)
-    x_B = torch.randint(width - side + 1, (count,), device=device, generator=generator)
-    ahead = torch.arange(side, device=device)
-    rows, columns = (y_B[:, None] + ahead)[:, None, :, None], (x_B[:, None] + ahead)[:, None, None, :]
-    channels = torch.arange(3, device=device)[None, :, None, None]
-    crops = pictures_NCHW[chosen_B[:, None, None, None], channels, rows, columns]
-    return (crops.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+FULL = Sizes(PRESETS["large"], drawn=(64, 256), matrix=8192)
+SMALLER: dict[str, Any] = {
+    "channels": (32, 64),
+    "codes": 64,
+    "crop": 32,
+    "cells": 16,
+    "tokenizer_batch": 4,
+    "gpt_batch": 4,
+}
+TINY = Sizes(replace(PRESETS["toy"], **SMALLER), drawn=(2, 4), matrix=256)
 
 
 class Bench:
@@ -90,7 +82,7 @@ class Bench:
 
     def __init__(self, device: torch.device, seconds: float):
         self.device, self.seconds = device, seconds
-        self.bf16 = fast_bf16(device) or device.type == "cuda"
+        self.bf16 = fast_bf16(device)
 
     def wait(self) -> None:
         """Until the device has done all it was given."""
@@ -114,60 +106,45 @@ class Bench:
         return (time.perf_counter() - start) / calls
 
 
-def tokenizer_step(bench: Bench, sizes: Sizes, compiled: bool) -> Callable[[], Tensor]:
-    """One step of encoder, codebook and decoder on crops; the loss."""
+def task_of(kind: str, bench: Bench, sizes: Sizes, art: ArtFolder, work: Path) -> Task[Any]:
+    """What `igpt train` learns with CUDA: pictures lie on the device."""
+    preset, indices = sizes.preset, range(len(art) - 8)
+    run = Run(art, indices, range(len(art) - 8, len(art)), OPTIONS, work, preset)
+    side, _ = Grids(preset.downsample, preset.cell, preset.cells).native_size
+    pictures = pictures_on(bench.device, art, indices, side, room=1e9)
+    assert pictures is not None
     torch.manual_seed(0)
-    generator = torch.Generator(bench.device).manual_seed(1)
-    tokenizer = VQTokenizer(sizes.vq).to(bench.device).to(memory_format=torch.channels_last).train()
-    optimizer, pictures = adamw(tokenizer, 4e-4), painted(PICTURES, SIDE, bench.device)
-    if compiled:
-        for part in (tokenizer.encoder, tokenizer.decoder):
-            part.compile(dynamic=False)
-
-    def step() -> Tensor:
-        images = crops_of(pictures, sizes.crops, sizes.crop, generator)
-        with bench.autocast():
-            recon, quantized = tokenizer(images, torch.Generator().manual_seed(0))
-        loss = F.l1_loss(recon.float(), images) + quantized.loss
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        return loss.detach()
-
-    return step
+    if kind == "tokenizer":
+        return TokenizerTask(replace(run, pictures=pictures), GradientSSIM())
+    tokenizer = VQTokenizer(VQConfig(channels=preset.channels, codes=preset.codes))
+    tokens = encode(replace(run, train=[]), tokenizer.to(memory_format=torch.channels_last))
+    return FreshTask(run, pictures, tokens, tokenizer, new_gpt(tokenizer, len(tokens.names), preset, OPTIONS))
 
 
-def gpt_step(bench: Bench, sizes: Sizes, compiled: bool) -> tuple[Callable[[], Tensor], Callable[[], Tensor], GPT]:
-    """One step of the GPT on grids whose tokens go up from cell to cell, the loss in nats; and its gradients alone."""
-    torch.manual_seed(0)
-    config, generator = sizes.gpt, torch.Generator(bench.device).manual_seed(1)
-    gpt = GPT(config).to(bench.device).train()
-    optimizer = muon(gpt, 3e-3, 0.1, ("tokens.weight", "labels.weight", "head.weight"))
-    side = round(config.cells**0.5)
-    positions_L2 = cell_positions(side, side).to(bench.device)
-    if compiled:
-        gpt.compile(dynamic=False)
+class Steps:
+    """The steps of a training, one after another, as `train.loop.run` takes them."""
 
-    def gradients() -> Tensor:
-        shape = (sizes.grids, config.cells)
-        first_B11 = torch.randint(config.vocab_size, (sizes.grids, 1, 1), device=bench.device, generator=generator)
-        order_BL = torch.rand(shape, device=bench.device, generator=generator).argsort(1)
-        cells_BLn = (first_B11 + order_BL[..., None]).expand(*shape, config.cell**2) % config.vocab_size
-        labels_B = first_B11.flatten() % config.labels
-        with bench.autocast():
-            logits = gpt(cells_BLn, positions_L2[order_BL], labels_B)
-        loss = F.cross_entropy(logits.float().flatten(0, 2), cells_BLn.flatten())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        return loss.detach()
+    def __init__(self, kind: str, compiled: bool, bench: Bench, sizes: Sizes, art: ArtFolder, work: Path):
+        self.task = task_of(kind, bench, sizes, art, work / f"{kind}-{compiled}")
+        self.batch = sizes.preset.tokenizer_batch if kind == "tokenizer" else sizes.preset.gpt_batch
+        workers = min(GPU_WORKERS, os.cpu_count() or 1) if bench.device.type == "cuda" else 0
+        compiler = "inductor" if compiled else None
+        schedule = Schedule(OPTIONS, 10**6, self.batch, bench.bf16, compiler=compiler, workers=workers)
+        self.trainer = Trainer(self.task, schedule, work / f"{kind}-{compiled}")
+        self.batches, self.first = self.trainer.batches(), "l1" if kind == "tokenizer" else "nats"
 
-    def step() -> Tensor:
-        loss = gradients()
-        nn.utils.clip_grad_norm_(gpt.parameters(), 1.0)
-        optimizer.step()
-        return loss
+    def step(self) -> Tensor:
+        """One of them; its loss, still on the device."""
+        metrics = self.trainer.gradients(next(self.batches))
+        self.trainer.clip_and_step(rate(min(0.05, self.trainer.step / 20)))  # warm at once, then at the peak
+        average(self.trainer.averaged, self.trainer.modules["model"], self.trainer.step)
+        self.trainer.advance()
+        return metrics[self.first]
 
-    return step, gradients, gpt
+    def gradients(self) -> Callable[[], object]:
+        """Those of one batch again and again, without loader and optimizer."""
+        batch = next(self.batches)
+        return lambda: self.trainer.gradients(batch)
 
 
 def learns(step: Callable[[], Tensor], steps: int) -> tuple[float, float]:
@@ -198,17 +175,17 @@ def stand_in(work: Work, inputs: Sequence[Tensor]) -> tuple[Callable[[], Any], T
     return lambda: result.copy_(work(*inputs)), result
 
 
-def drawing(bench: Bench, sizes: Sizes, gpt: GPT) -> list[tuple[str, str]]:
+def drawing(bench: Bench, sizes: Sizes, task: FreshTask) -> list[tuple[str, str]]:
     """The rows of drawing by `igpt generate`'s own way."""
-    torch.manual_seed(0)
-    tokenizer, labels = VQTokenizer(sizes.vq).to(bench.device), [str(i) for i in range(sizes.gpt.labels)]
+    gpt, tokenizer, labels = task.modules["model"], task.tokenizer, task.windows.run.art.labels
+    assert isinstance(gpt, GPT)
     gpt.draw_in(torch.bfloat16 if bench.bf16 else torch.float32)
     model, table = ImageGPT(tokenizer, gpt, labels), []
     for count in sizes.drawn:
         found: list[Tensor] = []
 
         def draw(count: int = count, found: list[Tensor] = found) -> None:
-            labels_B = torch.arange(count) % sizes.gpt.labels
+            labels_B = torch.arange(count) % len(labels)
             *_, last = sample(gpt, labels_B, model.grids.native, SamplingOptions(), generators(0, count))
             found.append(last.tokens_Bhw)
 
@@ -231,44 +208,47 @@ def drawing(bench: Bench, sizes: Sizes, gpt: GPT) -> list[tuple[str, str]]:
     return [*table, ("decoding alone", f"{decoding:,.1f} pictures/s")]
 
 
-def rows(bench: Bench, sizes: Sizes, compiled: tuple[bool, ...], steps: int) -> list[tuple[str, str]]:
+def learning(name: str, bench: Bench, steps: Steps) -> list[tuple[str, str]]:
+    """The rows of one training."""
+    start = time.perf_counter()
+    first, last = learns(steps.step, 30)
+    losses = f"loss {first:.3f} to {last:.3f}, {time.perf_counter() - start:.0f} s before"
+    speed = f"{steps.batch / bench.time(steps.step):,.0f} samples/s, {losses}"
+    while steps.trainer.step % POOL_STEPS == 0:  # where fresh views are encoded
+        steps.step()
+    return [(name, speed), (f"{name}, waits for the device", waits_for_nothing(bench, steps.step))]
+
+
+def rows(bench: Bench, sizes: Sizes, compiled: tuple[bool, ...], work: Path) -> list[tuple[str, str]]:
     """The table."""
-    table: list[tuple[str, str]] = []
     dtype = torch.bfloat16 if bench.bf16 else torch.float32
     square = torch.randn(sizes.matrix, sizes.matrix, device=bench.device, dtype=dtype)
     peak = 2 * sizes.matrix**3 / bench.time(lambda: square @ square)
-    table.append((f"product of {sizes.matrix}^3 in {dtype}".replace("torch.", ""), f"{peak / 1e12:.3g} TFLOP/s"))
-    first_losses: dict[str, list[float]] = {"tokenizer": [], "GPT": []}
-    for on in compiled:
-        name, start = "compiled" if on else "eager", time.perf_counter()
-        step = tokenizer_step(bench, sizes, on)
-        first, last = learns(step, steps)
-        first_losses["tokenizer"].append(first)
-        ready = time.perf_counter() - start
-        speed = sizes.crops / bench.time(step)
-        losses = f"loss {first:.3f} to {last:.3f}"
-        table.append((f"tokenizer, {name}", f"{speed:,.0f} crops/s, {losses}, {ready:.0f} s before"))
+    table = [(f"product of {sizes.matrix}^3 in {dtype}".replace("torch.", ""), f"{peak / 1e12:.3g} TFLOP/s")]
+    art = ArtFolder(art_folder(work / "art", PICTURES, SIDE))
     card = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else ""
     most = next((flops for name, flops in PEAKS.items() if name in card), None)
-    for on in compiled:
-        name, start = "compiled" if on else "eager", time.perf_counter()
-        step, gradients, gpt = gpt_step(bench, sizes, on)
-        if not on:
-            flops = flops_of(gradients)
-        first, last = learns(step, steps)
-        first_losses["GPT"].append(first)
-        ready = time.perf_counter() - start
-        for part, work in (("step", step), ("forward and back", gradients)):
-            seconds = bench.time(work)
-            share = f"{flops / seconds / 1e12:.3g} TFLOP/s = {flops / seconds / peak:.0%} of the product"
-            share += f", {flops / seconds / most:.0%} of the peak" if most else ""
-            table.append(
-                (f"GPT, {name}, {part}", f"{sizes.grids / seconds:,.0f} grids/s, {share}, {ready:.0f} s before")
-            )
-        table.append((f"GPT, {name}, waits for the device", waits_for_nothing(bench, step)))
-    for name, firsts in first_losses.items():
-        assert max(firsts) - min(firsts) < 0.02 * max(firsts), f"{name}: eager and compiled losses differ: {firsts}"
-    table += drawing(bench, sizes, gpt.eval())
+    flops = 0
+    for kind in ("tokenizer", "GPT"):
+        firsts = []
+        for on in compiled:
+            steps, name = Steps(kind, on, bench, sizes, art, work), f"{kind}, {'compiled' if on else 'eager'}"
+            firsts.append(float(steps.step()))
+            table += learning(name, bench, steps)
+            if kind == "GPT":
+                gradients = steps.gradients()
+                flops = flops or flops_of(gradients)  # counted where it is eager
+                pace = flops / (seconds := bench.time(gradients))
+                share = f"{pace / 1e12:.3g} TFLOP/s = {pace / peak:.0%} of the product"
+                share += f", {pace / most:.0%} of the peak" if most else ""
+                table.append((f"{name}, forward and back", f"{steps.batch / seconds:,.0f} grids/s, {share}"))
+        assert max(firsts) - min(firsts) < 0.02 * max(firsts), f"{kind}: eager and compiled losses differ: {firsts}"
+    task, pools = steps.task, itertools.count(100)
+    assert isinstance(task, FreshTask)
+    views = task.windows.views / bench.time(lambda: task.encoded(next(pools)))
+    table.append((f"views encoded ({task.windows.views} every {POOL_STEPS} steps)", f"{views:,.0f} views/s"))
+    task.modules["model"].eval()
+    table += drawing(bench, sizes, task)
     if bench.device.type == "cuda":
         table.append(("peak of GPU memory", f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"))
     return table
@@ -289,8 +269,10 @@ def main() -> None:
     bench = Bench(device, min(args.seconds, 0.2) if args.tiny else args.seconds)
     name = torch.cuda.get_device_name() if device.type == "cuda" else device.type
     print(f"{name}, torch {torch.__version__}")
-    for row, found in rows(bench, TINY if args.tiny else FULL, (False, True) if compiled else (False,), steps=30):
-        print(f"{row:44}{found}")
+    with tempfile.TemporaryDirectory() as work:
+        found = rows(bench, TINY if args.tiny else FULL, (False, True) if compiled else (False,), Path(work))
+    for row, number in found:
+        print(f"{row:44}{number}")
     print(f"all checks passed; {time.perf_counter() - start:.0f} s in all")
 
 

@@ -23,7 +23,7 @@ def test_the_script_for_a_gpu_runs_on_a_cpu_and_passes_its_own_checks() -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--tiny"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    for row in ("crops/s", "grids/s", "of the product", "one graph", "pictures/s", "all checks passed"):
+    for row in ("samples/s", "views/s", "grids/s", "of the product", "one graph", "pictures/s", "all checks passed"):
         assert row in done.stdout
     refused = subprocess.run(command[:-1], cwd=ROOT, capture_output=True, text=True)
     assert refused.returncode == 1 and "--tiny shows" in refused.stderr

@@ -113,42 +113,12 @@ def differs(kind: str, art: Path, folder: Path, backend: str) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_compiled_steps_give_the_weights_of_eager_ones(
-    kind: str, art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The graphs that the compiler sees, run as they are. Muon in float32: bfloat16 makes a rounding a thousandth."""
+    """By Inductor, which on a CPU wants a C++ compiler; without one the graphs that it would see, run as they are, which
+    come to 4e-6. Muon in float32: bfloat16 makes a rounding a thousandth."""
     monkeypatch.setattr("train.muon.fast_bf16", lambda device: False)
-    assert differs(kind, art, tmp_path, "aot_eager") < 0.02
-
-
-class Line(Task[Any]):
-    """The least that can be learned: Inductor needs minutes on a CPU for a GPT, even a tiny one."""
-
-    name, divisible, dataset = "line", False, torch.linspace(-1, 1, 64).view(64, 1)
-
-    def __init__(self) -> None:
-        torch.manual_seed(0)
-        self.stages = [torch.nn.Sequential(torch.nn.Linear(1, 16), torch.nn.GELU(), torch.nn.Linear(16, 1))]
-        self.modules = {"model": self.stages[0]}
-
-    def optimizer(self, name: str) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.modules[name].parameters(), lr=1e-2)
-
-    def loss(self, batch: Tensor, progress: float, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        loss = (self.stages[0](batch) - batch.sin()).square().mean()
-        return loss, {"error": loss}
-
-    def measure(self, model: Any, progress: float = 1.0) -> dict[str, float]:
-        return {"score": -progress}
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="on a CPU Inductor wants a C++ compiler")
-def test_stages_compiled_by_inductor_learn_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    compiled, eager = (
-        run(Line(), schedule(8, compiler=backend), tmp_path / str(backend)) for backend in ("inductor", None)
-    )
-    for ours, theirs in zip(compiled.parameters(), eager.parameters(), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert differs(kind, art, tmp_path, "inductor" if shutil.which("g++") else "aot_eager") < 0.05
     assert "cannot be compiled" not in capsys.readouterr().err
 
 

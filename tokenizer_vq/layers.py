@@ -80,8 +80,17 @@ class ShuffleUp(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         """[B, C, H, W] to [B, channels_out, 2 H, 2 W]."""
-        padded_BCHW = F.pad(F.pixel_shuffle(self.conv(x_BCHW), 2), (1, 1, 1, 1), mode="replicate")
+        padded_BCHW = _framed(F.pixel_shuffle(self.conv(x_BCHW), 2))
         return F.avg_pool2d(F.avg_pool2d(padded_BCHW, 2, 1), 2, 1)  # [1 1] / 2 twice is [1 2 1] / 4
+
+
+def _framed(x_BCHW: Tensor) -> Tensor:
+    """With a frame of one pixel, like those next to it. Where compiled it is put together: of F.pad's gradient Inductor
+    expects other strides than it has on a CPU, and gives up."""
+    if not torch.compiler.is_compiling():
+        return F.pad(x_BCHW, (1, 1, 1, 1), mode="replicate")
+    x_BCHW = torch.cat([x_BCHW[..., :1, :], x_BCHW, x_BCHW[..., -1:, :]], -2)
+    return torch.cat([x_BCHW[..., :1], x_BCHW, x_BCHW[..., -1:]], -1)
 
 
 def fixed_noise(top: int, left: int, height: int, width: int, seed: int, device: torch.device | str = "cpu") -> Tensor:
