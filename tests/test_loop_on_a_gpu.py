@@ -115,8 +115,8 @@ def differs(kind: str, art: Path, folder: Path, backend: str) -> float:
 def test_compiled_steps_give_the_weights_of_eager_ones(
     kind: str, art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By Inductor, which on a CPU wants a C++ compiler; without one the graphs that it would see, run as they are, which
-    come to 4e-6. Muon in float32: bfloat16 makes a rounding a thousandth."""
+    """By Inductor, which on a CPU wants a C++ compiler; without one the graphs that it would see, run as they are. Muon
+    in float32: bfloat16 makes a rounding a thousandth."""
     monkeypatch.setattr("train.muon.fast_bf16", lambda device: False)
     assert differs(kind, art, tmp_path, "inductor" if shutil.which("g++") else "aot_eager") < 0.05
     assert "cannot be compiled" not in capsys.readouterr().err

@@ -34,10 +34,11 @@ from tokenizer_vq.dataset import ArtFolder, Crops, shuffled
 from tokenizer_vq.images import UnreadablePicture
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 from train.decoder import DecoderTask
+from train.finetune import finetune
 from train.folder import Run
 from train.gpt import GPTTask, new_gpt
 from train.loop import Schedule, Task, average, rate, run
-from train.options import Preset, TrainOptions
+from train.options import Preset, TrainOptions, TuneOptions
 from train.run import train
 from train.state import peek
 from train.tokenizer import TokenizerTask
@@ -373,6 +374,8 @@ def test_igpt_train_makes_a_model_that_draws_and_goes_on_when_called_again(art: 
     assert load(out).weights_hash == before
     with pytest.raises(UserError, match="seed 0, now it is 1"):
         train(art, tmp_path / "model", replace(options, seed=1))
+    with pytest.raises(UserError, match="command train, now it is finetune"):
+        finetune(art, out, str(out), TuneOptions(samples=4, quiet=True))
 
 
 @pytest.mark.slow
