@@ -4,13 +4,14 @@
     python -m benchmarks.gpu --device cpu --tiny    # the same code path in seconds, to see that it runs
 
 Rows: steps of the tokenizer and of the GPT as `igpt train` takes them, by its own trainer, loader and tasks, eager and
-compiled: pictures lie on the device as bytes, crops and fresh views are cut and encoded there. Of the GPT gradients
+compiled: pictures lie on the device as bytes, crops and fresh views are cut and encoded there. Crops are compared by
+edges and SSIM alone, as no model travels with the script. Of the GPT gradients
 alone, too, against the product of two matrices and, for a card in PEAKS, its bfloat16 peak; encoding views. Drawing as
 `igpt generate` does, with guidance, 64 and 256 pictures at a time: operation by operation, as one CUDA graph (on a CPU
 by a stand-in), and up to finished pictures. Every row runs for --seconds after a warm-up; the device is waited for at
-its start and its end alone. Checked: losses are finite and fall, compiled steps give the eager loss, drawn tokens are
-the same every time and as a graph, nothing inside a step waits for the device. What it cannot tell: how good anything
-looks.
+its start and its end alone. Checked: losses are finite and fall, 30 compiled steps lead where eager ones do, drawn
+tokens are the same every time and as a graph, nothing inside a step waits for the device. What it cannot tell: how good
+anything looks.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ from igpt.sizes import Grids
 from tests.painting import art_folder
 from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.vq import VQConfig, VQTokenizer
-from train.crops import pictures_on
+from train.crops import DevicePictures, sizes_on
 from train.folder import GPU_WORKERS, Run
-from train.fresh import POOL_STEPS, FreshTask
+from train.fresh import CLOSEST, POOL_STEPS, FreshTask
 from train.gpt import new_gpt
 from train.loop import Schedule, Task, Trainer, average, rate
 from train.options import PRESETS, Preset, TrainOptions
@@ -53,7 +54,7 @@ from train.tokens import encode
 
 PICTURES, SIDE = 128, (288, 384)  # painted ones of each label, and pixels a side of them
 PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bfloat16 FLOP/s, dense, by the maker's data sheets (SXM)
-OPTIONS = TrainOptions(perceptual="none", quiet=True, token_noise=0.0)
+OPTIONS = TrainOptions(perceptual="none", quiet=True, dropout=0.0)
 
 
 @dataclass(frozen=True)
@@ -92,27 +93,28 @@ class Bench:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def time(self, work: Callable[[], object]) -> float:
-        """Seconds of one call, after three that warm up."""
+    def time(self, work: Callable[[], object], at_once: int = 3) -> float:
+        """Seconds of one call, after three that warm up; the device is waited for after so many."""
         for _ in range(3):
             work()
         self.wait()
         calls, start = 0, time.perf_counter()
         while not calls or time.perf_counter() - start < self.seconds:
-            for _ in range(3):
+            for _ in range(at_once):
                 work()
             self.wait()
-            calls += 3
+            calls += at_once
         return (time.perf_counter() - start) / calls
 
 
-def task_of(kind: str, bench: Bench, sizes: Sizes, art: ArtFolder, work: Path) -> Task[Any]:
+def task_of(kind: str, bench: Bench, preset: Preset, art: ArtFolder, work: Path) -> Task[Any]:
     """What `igpt train` learns with CUDA: pictures lie on the device."""
-    preset, indices = sizes.preset, range(len(art) - 8)
+    indices = range(len(art) - 8)
     run = Run(art, indices, range(len(art) - 8, len(art)), OPTIONS, work, preset)
     side, _ = Grids(preset.downsample, preset.cell, preset.cells).native_size
-    pictures = pictures_on(bench.device, art, indices, side, room=1e9)
-    assert pictures is not None
+    sizes = sizes_on(bench.device, art, indices, side if kind == "tokenizer" else round(side / CLOSEST), room=1e9)
+    assert sizes is not None
+    pictures = DevicePictures(art, indices, sizes, bench.device)
     torch.manual_seed(0)
     if kind == "tokenizer":
         return TokenizerTask(replace(run, pictures=pictures), GradientSSIM())
@@ -125,21 +127,22 @@ class Steps:
     """The steps of a training, one after another, as `train.loop.run` takes them."""
 
     def __init__(self, kind: str, compiled: bool, bench: Bench, sizes: Sizes, art: ArtFolder, work: Path):
-        self.task = task_of(kind, bench, sizes, art, work / f"{kind}-{compiled}")
+        self.task = task_of(kind, bench, sizes.preset, art, work / f"{kind}-{compiled}")
         self.batch = sizes.preset.tokenizer_batch if kind == "tokenizer" else sizes.preset.gpt_batch
         workers = min(GPU_WORKERS, os.cpu_count() or 1) if bench.device.type == "cuda" else 0
         compiler = "inductor" if compiled else None
         schedule = Schedule(OPTIONS, 10**6, self.batch, bench.bf16, compiler=compiler, workers=workers)
         self.trainer = Trainer(self.task, schedule, work / f"{kind}-{compiled}")
-        self.batches, self.first = self.trainer.batches(), "l1" if kind == "tokenizer" else "nats"
+        self.batches, self.loss = self.trainer.batches(), "l1" if kind == "tokenizer" else "nats"
 
     def step(self) -> Tensor:
         """One of them; its loss, still on the device."""
+        self.trainer.progress = 0.1  # behind the first steps, in which a tokenizer has no codes yet
         metrics = self.trainer.gradients(next(self.batches))
         self.trainer.clip_and_step(rate(min(0.05, self.trainer.step / 20)))  # warm at once, then at the peak
         average(self.trainer.averaged, self.trainer.modules["model"], self.trainer.step)
         self.trainer.advance()
-        return metrics[self.first]
+        return metrics[self.loss]
 
     def gradients(self) -> Callable[[], object]:
         """Those of one batch again and again, without loader and optimizer."""
@@ -208,15 +211,15 @@ def drawing(bench: Bench, sizes: Sizes, task: FreshTask) -> list[tuple[str, str]
     return [*table, ("decoding alone", f"{decoding:,.1f} pictures/s")]
 
 
-def learning(name: str, bench: Bench, steps: Steps) -> list[tuple[str, str]]:
-    """The rows of one training."""
-    start = time.perf_counter()
+def learning(name: str, bench: Bench, steps: Steps) -> tuple[float, list[tuple[str, str]]]:
+    """The loss after 30 steps, and the rows of one training."""
+    start, at_once = time.perf_counter(), POOL_STEPS if isinstance(steps.task, FreshTask) else 3
     first, last = learns(steps.step, 30)
     losses = f"loss {first:.3f} to {last:.3f}, {time.perf_counter() - start:.0f} s before"
-    speed = f"{steps.batch / bench.time(steps.step):,.0f} samples/s, {losses}"
-    while steps.trainer.step % POOL_STEPS == 0:  # where fresh views are encoded
+    speed = f"{steps.batch / bench.time(steps.step, at_once):,.0f} samples/s, {losses}"  # with a pool of views in each
+    while steps.trainer.step % POOL_STEPS == 0:
         steps.step()
-    return [(name, speed), (f"{name}, waits for the device", waits_for_nothing(bench, steps.step))]
+    return last, [(name, speed), (f"{name}, waits for the device", waits_for_nothing(bench, steps.step))]
 
 
 def rows(bench: Bench, sizes: Sizes, compiled: tuple[bool, ...], work: Path) -> list[tuple[str, str]]:
@@ -230,11 +233,12 @@ def rows(bench: Bench, sizes: Sizes, compiled: tuple[bool, ...], work: Path) -> 
     most = next((flops for name, flops in PEAKS.items() if name in card), None)
     flops = 0
     for kind in ("tokenizer", "GPT"):
-        firsts = []
+        losses = []
         for on in compiled:
             steps, name = Steps(kind, on, bench, sizes, art, work), f"{kind}, {'compiled' if on else 'eager'}"
-            firsts.append(float(steps.step()))
-            table += learning(name, bench, steps)
+            loss, found = learning(name, bench, steps)
+            losses.append(loss)
+            table += found
             if kind == "GPT":
                 gradients = steps.gradients()
                 flops = flops or flops_of(gradients)  # counted where it is eager
@@ -242,7 +246,7 @@ def rows(bench: Bench, sizes: Sizes, compiled: tuple[bool, ...], work: Path) -> 
                 share = f"{pace / 1e12:.3g} TFLOP/s = {pace / peak:.0%} of the product"
                 share += f", {pace / most:.0%} of the peak" if most else ""
                 table.append((f"{name}, forward and back", f"{steps.batch / seconds:,.0f} grids/s, {share}"))
-        assert max(firsts) - min(firsts) < 0.02 * max(firsts), f"{kind}: eager and compiled losses differ: {firsts}"
+        assert max(losses) - min(losses) < 0.05 * max(losses), f"{kind}: eager and compiled losses differ: {losses}"
     task, pools = steps.task, itertools.count(100)
     assert isinstance(task, FreshTask)
     views = task.windows.views / bench.time(lambda: task.encoded(next(pools)))
@@ -261,10 +265,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=8.0, help="of each row (default: %(default)s)")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="default: on a GPU")
     args = parser.parse_args()
+    if args.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # a training takes the best device that there is
     device, start = pick_device(args.device), time.perf_counter()
     if device.type == "cpu" and not args.tiny:
         sys.exit("this is for a GPU; --tiny shows on a CPU that it runs")
-    torch.set_float32_matmul_precision("high")
     compiled = device.type == "cuda" if args.compile is None else args.compile
     bench = Bench(device, min(args.seconds, 0.2) if args.tiny else args.seconds)
     name = torch.cuda.get_device_name() if device.type == "cuda" else device.type

@@ -153,6 +153,8 @@ def _described(path: Path, data: bytes, tensors: dict[str, Tensor]) -> tuple[Tok
         config = printable(json.loads(data.decode("utf-8")))
         if (found := config["format"]) != FORMAT:
             raise ValueError(f"it is of format {found!r:.20}, this igpt reads format {FORMAT}: train the model anew")
+        if not config["gpt"]:
+            raise ValueError("it has a tokenizer and no GPT: train the model anew")
         _check(config, tensors)
         given = {key: tuple(value) if isinstance(value, list) else value for key, value in config["tokenizer"].items()}
         kinds: dict[Any, Callable[..., Tokenizer]] = {

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from torch.utils.data import default_collate
@@ -18,9 +19,10 @@ from igpt.checkpoint import load
 from igpt.model import to_cells
 from tests.interrupts import press_ctrl_c
 from tests.painting import art_folder
-from tests.test_training import QUIET, SHORT, TOY, before_step, run_of, schedule, vq
+from tests.test_training import QUIET, SHORT, TOY, before_step, pictures_on_device, run_of, schedule, vq
+from tokenizer_vq.base import UserError
 from tokenizer_vq.images import to_tensor
-from train.crops import pictures_on
+from train.crops import sizes_on
 from train.fresh import POOL_STEPS, USES, FreshTask
 from train.gpt import new_gpt
 from train.loop import run
@@ -28,7 +30,7 @@ from train.options import TrainOptions
 from train.run import train
 from train.tokens import encode
 
-CPU, ROOM, BATCH = torch.device("cpu"), 1e9, 8
+BATCH = 8
 NOISY = replace(QUIET, dropout=0.2, token_noise=0.1)
 PLAIN = replace(QUIET, dropout=0.0, token_noise=0.0)
 
@@ -42,8 +44,7 @@ def fresh_task(art: Path, work: Path, options: TrainOptions) -> FreshTask:
     """With a tokenizer of random weights."""
     preset = replace(TOY, gpt_batch=BATCH)
     about = replace(run_of(art, options, preset), work=work)
-    pictures, tokenizer = pictures_on(CPU, about.art, about.train, 32, ROOM), vq()
-    assert pictures
+    pictures, tokenizer = pictures_on_device(about.art, about.train, 38), vq()
     tokens = encode(replace(about, train=[]), tokenizer)
     return FreshTask(about, pictures, tokens, tokenizer, new_gpt(tokenizer, 2, preset, options))
 
@@ -73,11 +74,14 @@ def test_a_view_has_the_pixels_of_its_box_and_becomes_the_tokens_of_these(art: P
     for number in range(12):
         view = task.windows.view(3, number)
         (h, w), (left, top, right, bottom) = view.grid, view.box
-        cut_1CHW = task.pictures.cut(torch.tensor([[view.picture, *view.box]]), 8 * h, 8 * w)
-        picture = run.art.picture(run.train[view.picture]).resize((64, 32), Image.Resampling.LANCZOS)
-        box = (64 * min(left, right), 32 * top, 64 * max(left, right), 32 * bottom)
-        wanted = picture.resize((8 * w, 8 * h), Image.Resampling.BILINEAR, box)
-        wanted = ImageOps.mirror(wanted) if left > right else wanted
+        fine = 1 if h == w else 2
+        cut_1CHW = task.pictures.cut(torch.tensor([[view.picture, *view.box]]), 8 * h * fine, 8 * w * fine)
+        cut_1CHW = F.avg_pool2d(cut_1CHW, fine)
+        picture = run.art.picture(run.train[view.picture])
+        (across, down), (left, right) = picture.size, sorted((left, right))
+        box = (across * left, down * top, across * right, down * bottom)
+        wanted = picture.resize((8 * w, 8 * h), Image.Resampling.BOX, box)
+        wanted = ImageOps.mirror(wanted) if view.box[0] > view.box[2] else wanted
         assert float((cut_1CHW[0] - to_tensor(wanted)).abs().mean()) < 0.03
         with torch.inference_mode():
             tokens_1hw = task.tokenizer.encode(cut_1CHW)
@@ -139,9 +143,13 @@ def test_a_run_stopped_in_the_second_pool_goes_on_to_bit_equal_weights(art: Path
 def test_training_with_pictures_on_the_device_makes_a_model(
     art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`igpt train` as with CUDA: the GPT learns from views that no token shard has."""
-    monkeypatch.setattr("train.run.pictures_on", lambda *about: pictures_on(*about, room=ROOM))
-    found = load(train(art, tmp_path / "model", SHORT))
+    """`igpt train` as with CUDA: the GPT learns from views that no token shard has. Where there is no room for pictures
+    any more it does not go on with others."""
+    with monkeypatch.context() as patch:
+        patch.setattr("train.run.sizes_on", lambda *about: sizes_on(*about, room=1e9))
+        found = load(train(art, tmp_path / "model", SHORT))
+    with pytest.raises(UserError, match="started with fresh-views True, now it is False"):
+        train(art, tmp_path / "model", SHORT)
     (index,) = (tmp_path / "model" / "training" / "tokens").glob("index.json")
     assert '"counts": [[0, 1]]' in index.read_text(), "only what is held out is encoded beforehand"
     assert found.provenance["gpt"]["samples"] == 64 and found.provenance["gpt"]["bits"] > 0

@@ -20,15 +20,15 @@ from torch.utils._pytree import tree_leaves
 from igpt.evaluation.perceptual import GradientSSIM
 from tests.painting import art_folder
 from tests.test_fresh import fresh_task
-from tests.test_training import QUIET, gpt_task, run_of, schedule, vq
+from tests.test_training import QUIET, gpt_task, pictures_on_device, run_of, schedule, vq
 from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder, Crops
-from train.crops import Boxes, pictures_on
+from train.crops import Boxes, sizes_on
 from train.decoder import DecoderTask
 from train.loop import Task, Trainer, average, rate, run
 from train.tokenizer import TokenizerTask
 
-CPU, SIMPLE, ROOM = torch.device("cpu"), GradientSSIM(), 1e9
+CPU, SIMPLE = torch.device("cpu"), GradientSSIM()
 KINDS = ("tokenizer", "decoder", "gpt", "fresh")
 WAITING_OPS = frozenset("_local_scalar_dense nonzero bincount masked_select _unique2 unique_dim equal histc".split())
 WAITING_METHODS = frozenset("tolist numpy cpu item __bool__ __float__ __int__ __index__".split())
@@ -48,7 +48,7 @@ def task_of(kind: str, art: Path, dropout: float = 0.2, on_device: bool = True) 
         return fresh_task(art, art.parent / "work", options)
     about = run_of(art, options)
     if on_device:
-        about = replace(about, pictures=pictures_on(CPU, about.art, about.train, 32, ROOM))
+        about = replace(about, pictures=pictures_on_device(about.art, about.train, 32))
     return TokenizerTask(about, SIMPLE) if kind == "tokenizer" else DecoderTask(about, SIMPLE, vq())
 
 
@@ -60,10 +60,10 @@ def test_crops_cut_on_the_device_are_those_of_the_loader(art: Path) -> None:
     folder, indices = ArtFolder(art), [0, 3, 5, 6]
     about = (folder, indices, 24, 7, (1.0, 1.3), True)
     boxes, crops = Boxes(*about), Crops(*about)
-    pictures = pictures_on(CPU, folder, indices, 32, ROOM)
-    assert pictures and pictures.pixels_P3.nbytes == 4 * 3 * 32 * 32
-    assert pictures_on(CPU, folder, indices, 32, 4 * 3 * 32 * 32 - 1) is None, "what does not fit is left to the loader"
-    assert pictures_on(CPU, folder, indices, 32) is None, "as on a CPU"
+    pictures = pictures_on_device(folder, indices, 32)
+    assert pictures.pixels_P3.nbytes == 4 * 3 * 32 * 32
+    assert sizes_on(CPU, folder, indices, 32, 4 * 3 * 32 * 32 - 1) is None, "what does not fit is left to the loader"
+    assert sizes_on(CPU, folder, indices, 32) is None, "as on a CPU"
     cut_BCHW = pictures.cut(torch.stack([boxes[k] for k in range(40)]), 24, 24)
     wanted_BCHW = torch.stack([crops[k] for k in range(40)])
     assert cut_BCHW.shape == wanted_BCHW.shape and cut_BCHW.is_contiguous(memory_format=torch.channels_last)
@@ -77,8 +77,7 @@ def test_crops_cut_on_the_device_are_those_of_the_loader(art: Path) -> None:
 def test_a_crop_as_large_as_the_picture_has_its_very_pixels(tmp_path: Path) -> None:
     folder = ArtFolder(art_folder(tmp_path, each=1))
     width, height = folder.sizes[0]
-    pictures = pictures_on(CPU, folder, [0], 1000, ROOM)
-    assert pictures
+    pictures = pictures_on_device(folder, [0], 1000)
     whole = pictures.cut(torch.tensor([[0.0, 0.0, 0.0, 1.0, 1.0]]), width, width)
     crops = Crops(folder, [0], width, 0, (1.0, 1.0), False)
     assert width == height and torch.allclose(whole[0], crops[0], atol=1e-4)

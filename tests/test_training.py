@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from tokenizer_vq.base import UserError
 from tokenizer_vq.dataset import ArtFolder, Crops, shuffled
 from tokenizer_vq.images import UnreadablePicture
 from tokenizer_vq.vq import VQConfig, VQTokenizer
+from train.crops import DevicePictures, sizes_on
 from train.decoder import DecoderTask
 from train.finetune import finetune
 from train.folder import Run
@@ -62,6 +63,13 @@ def schedule(steps: int, options: TrainOptions | None = None, batch: int = 8, **
 
 def run_of(art: Path, options: TrainOptions = QUIET, preset: Preset = TOY) -> Run[TrainOptions]:
     return Run(ArtFolder(art), list(range(6)), [6, 7], options, art, preset)
+
+
+def pictures_on_device(art: ArtFolder, indices: Sequence[int], short: int) -> DevicePictures:
+    """On the CPU, which takes part of a GPU."""
+    sizes = sizes_on(torch.device("cpu"), art, indices, short, room=1e9)
+    assert sizes
+    return DevicePictures(art, indices, sizes, torch.device("cpu"))
 
 
 def vq(codes: int = 32) -> VQTokenizer:

@@ -82,16 +82,15 @@ def _neighbours(start_B1: Tensor, end_B1: Tensor, count: int, side_B1: Tensor) -
     return before_BS, (before_BS + 1).minimum(side_B1 - 1), place_BS - before_BS
 
 
-def pictures_on(
+def sizes_on(
     device: torch.device, art: ArtFolder, indices: Sequence[int], short: int, room: float | None = None
-) -> DevicePictures | None:
-    """Pictures on a device, those with a longer short side scaled down to `short`; None where they take more bytes than
-    `room` (default: a share of the free memory of a GPU; nothing on a CPU)."""
+) -> list[tuple[int, int]] | None:
+    """Width and height at which pictures would lie on a device, those with a longer short side scaled down to `short`;
+    None where they take more bytes than `room` (default: a share of the free memory of a GPU; nothing on a CPU)."""
     if room is None:
         room = DEVICE_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
     if isinstance(art, ArtShards) or not room:
         return None
     sides = [(*art.sizes[i], min(1.0, short / min(art.sizes[i]))) for i in indices]
     sizes = [(round(width * scale), round(height * scale)) for width, height, scale in sides]
-    fits = 3 * sum(width * height for width, height in sizes) <= room
-    return DevicePictures(art, indices, sizes, device) if fits else None
+    return sizes if 3 * sum(width * height for width, height in sizes) <= room else None

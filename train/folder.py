@@ -77,10 +77,10 @@ class Run(Generic[Options]):
             again = f"igpt lock {shlex.quote(out)} --out {shlex.quote(out + '.age')}"
             self.say(f"{model} is locked, but the new model is written open: `{again}` locks it")
 
-    def check_same_run(self, command: str, **more: str) -> None:
+    def check_same_run(self, command: str, **more: Any) -> None:
         """Write down what is trained on and how. Raises UserError if the folder is of another run."""
         path, out = self.work / "options.json", self.work.parent
-        options = {"command": command} | asdict(self.options) | more
+        options, old = {"command": command} | asdict(self.options) | more, dict[str, Any]()
         if before := read_json(path):
             if before.get("art") != self.art.fingerprint:
                 raise UserError(f"{out} is being trained on other pictures (or some changed); use another --out")
@@ -89,7 +89,7 @@ class Run(Generic[Options]):
                 if name not in FREE_OPTIONS and old.get(name, options[name]) != options[name]:
                     change = f"{name.replace('_', '-')} {old.get(name)}, now it is {options[name]}"
                     raise UserError(f"{out} was started with {change}; the same are wanted, or another --out")
-        write_json(path, {"art": self.art.fingerprint, "options": options})
+        write_json(path, {"art": self.art.fingerprint, "options": old | options})
 
     @property
     def bf16(self) -> bool:

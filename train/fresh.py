@@ -1,8 +1,9 @@
 """Views that nobody has seen before, for the GPT: cut from pictures that lie on the device, and encoded there.
 
-They come in pools. POOL_STEPS steps learn from one, from each of its views USES times, in another drawing order every
-time. Where view v of pool p is cut from which picture follows from (seed, p, v): a run that goes on encodes its pool
-again, and of several processes each encodes a part and hears of the others'.
+Pictures lie there a little larger than the squares that are cut, so that none is enlarged. Views come in pools.
+POOL_STEPS steps learn from one, from each of its views USES times, in another drawing order every time. Where view v of
+pool p is cut from which picture follows from (seed, p, v): a run that goes on encodes its pool again, and of several
+processes each encodes a part and hears of the others'.
 """
 
 from __future__ import annotations
@@ -127,15 +128,17 @@ class FreshTask(GPTTask):
         windows, config, device = self.windows, self.config, processes().device
         cells_VLn = torch.zeros(windows.views, config.cells, config.cell**2, dtype=torch.int64, device=device)
         numbers = defaultdict[Grid, list[int]](list)
-        for number in shared_out(range(windows.views)):
-            numbers[windows.view(pool, number).grid].append(number)
+        views = {number: windows.view(pool, number) for number in shared_out(range(windows.views))}
+        for number, view in views.items():
+            numbers[view.grid].append(number)
         for h, w in sorted(numbers):
+            # Squares have a pixel or a little more of their picture for each of theirs, whole pictures up to three.
+            fine, token = 1 if (h, w) == windows.grids.native else 2, self.tokenizer.downsample
             for some_B in torch.split(torch.tensor(numbers[h, w]), VIEWS_AT_ONCE):
-                views = (windows.view(pool, number) for number in some_B.tolist())
-                boxes_B5 = torch.tensor([(view.picture, *view.box) for view in views]).to(device)
-                token = self.tokenizer.downsample
+                boxes = [(views[number].picture, *views[number].box) for number in some_B.tolist()]
+                images_BCHW = self.pictures.cut(torch.tensor(boxes).to(device), fine * h * token, fine * w * token)
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-                    tokens_Bhw = self.tokenizer.encode(self.pictures.cut(boxes_B5, h * token, w * token))
+                    tokens_Bhw = self.tokenizer.encode(F.avg_pool2d(images_BCHW, fine))
                 cells_BLn = to_cells(tokens_Bhw, config.cell)
                 cells_VLn[some_B.to(device), : cells_BLn.shape[1]] = cells_BLn
         return total(cells_VLn)

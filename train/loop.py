@@ -33,7 +33,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from igpt.files import append_line, write_picture
-from tokenizer_vq.base import UserError, reason
+from tokenizer_vq.base import UserError, complaint, reason
 
 from .options import LearningOptions
 from .processes import News, add_up, agreed, check_same_start, companions, micro_batches, processes, together, total
@@ -205,7 +205,8 @@ class Trainer:
         processes; UserError where it cannot be halved. What fails where it is compiled is done as it is: if that goes
         well it was the compiler's fault, which is said.
         """
-        batch = self.task.prepare(send_to_device(batch, self.device, non_blocking=True), self.step)
+        with complaint(f"{self.device} has too little memory beside the {self.task.name}", torch.cuda.OutOfMemoryError):
+            batch = self.task.prepare(send_to_device(batch, self.device, non_blocking=True), self.step)
         whole, metrics, fault = total(self.task.weight(batch).float()), None, ""
         while metrics is None:
             try:
@@ -216,7 +217,7 @@ class Trainer:
                     raise
                 fault = fault if memory else reason(getattr(error, "inner_exception", error)).strip().partition("\n")[0]
             if metrics is None:  # outside the handler, which still holds the tensors of the failed step
-                self._halve() if memory else self._go_uncompiled(fault)
+                self._halve() if memory else self._go_uncompiled()
         if fault:
             print(f"the {self.task.name} cannot be compiled here, so it learns more slowly: {fault}", file=sys.stderr)
         add_up([p.grad for module in self.modules.values() for p in module.parameters() if p.grad is not None])
@@ -249,11 +250,7 @@ class Trainer:
             torch.cuda.empty_cache()
         print(f"out of memory: going on with {-(-size // 2)} samples at once", file=sys.stderr)
 
-    def _go_uncompiled(self, fault: str) -> None:
-        if self.ranks > 1 and not self.task.divisible:  # what it has said to the others it must not say again
-            raise UserError(
-                f"the {self.task.name} cannot be compiled here: {fault}; TORCHDYNAMO_DISABLE=1 goes without"
-            )
+    def _go_uncompiled(self) -> None:
         for stage in self.compiled:
             del stage.forward  # of the object; that of its class is there again
         self.compiled = []

@@ -100,7 +100,9 @@ class TrainOptions(LearningOptions):
     adversarial: float = option(0.7, "weight of the discriminator in the decoder's stage; 0 trains without", low=0)
     workers: int | None = option(None, "processes that load samples (default: 0; with CUDA up to 8)", low=0)
     flip: bool = option(True, "mirror pictures at random; leave out for lettering and sheets that read one way")
-    views: int = option(2, "of each picture: 1 at its short side, 2 also whole, 4 mirrored, 16 closer", low=1, high=16)
+    views: int = option(
+        2, "of each picture: 1 at its short side, 2 also whole, 4 mirrored, 16 closer; on a GPU always new ones", 1, 16
+    )
 
     def suited(self, pictures: int, side: int, downsample: int | None = None) -> Preset:
         """The preset fitted to a collection: so many pictures to learn from, of that short side in pixels (the median).

@@ -20,13 +20,13 @@ from tokenizer_vq.palette import PaletteTokenizer
 from tokenizer_vq.vq import VQTokenizer
 
 from .card import model_card
-from .crops import pictures_on
+from .crops import DevicePictures, sizes_on
 from .decoder import DecoderTask
 from .folder import Run, claimed, work_folder
-from .fresh import FreshTask
+from .fresh import CLOSEST, FreshTask
 from .gpt import LEARNED_GRIDS, GPTTask, new_gpt
 from .options import GPU_PRESET, SHARES, Preset, TrainOptions
-from .processes import check_same_start, processes, together
+from .processes import agreed, check_same_start, processes, together
 from .shards import ArtShards, open_art
 from .sprites import LARGEST_LEARNED, advice, palette_for
 from .state import load_state
@@ -54,15 +54,13 @@ def train(art: str | Path, out: str | Path, options: TrainOptions) -> Path:
         raise UserError(f"{art} has {collection.different} different usable pictures, {parts}")
     # Whatever is wrong with other models or weights is said before anything is written.
     found = checkpoint.load(options.tokenizer) if options.tokenizer else None
+    check_same_start({"tokenizer": found.weights_hash if found else None})
     sprites = None if found or isinstance(collection, ArtShards) else palette_for(collection, options)
     ready = found.tokenizer if found else PaletteTokenizer(sprites.config) if sprites else None
     preset = _preset(options, collection, len(train_ids), ready)
     distance = GradientSSIM() if ready else perceptual(options.perceptual)
     limits = options.limits(["gpt"] if ready else list(SHARES), sprites is not None)
     run = Run(collection, train_ids, val_ids, options, work, preset, limits)
-    if not isinstance(ready, PaletteTokenizer):
-        side, _ = Grids(preset.downsample, preset.cell, preset.cells).native_size
-        run = replace(run, pictures=pictures_on(processes().device, collection, train_ids, side))
     run.describe(collection.skipped)
     run.say_if_locked(options.tokenizer)
     if processes().device.type == "cuda":
@@ -70,7 +68,7 @@ def train(art: str | Path, out: str | Path, options: TrainOptions) -> Path:
     if not ready and (sentence := advice(collection)):
         run.say(sentence)
     with claimed(work):
-        same = {"tokenizer": f"{options.tokenizer} {found.weights_hash:.12}"} if found else {}
+        same = {"tokenizer_weights": found.weights_hash[:12]} if found else {}
         together(lambda: run.check_same_run("train", **same), only_main=True)
         provenance = run.provenance()
         if found:
@@ -102,7 +100,10 @@ def _train_tokenizer(run: Run[TrainOptions], distance: Distance) -> tuple[VQToke
     if not isinstance(distance, LPIPS):
         encoder = f"the encoder of {run.options.perceptual}" if isinstance(distance, EncoderDistance) else ""
         run.say(f"no LPIPS weights: reconstructions are compared by {encoder or 'edges and SSIM alone'}")
-    preset = run.preset
+    preset, device = run.preset, processes().device
+    side, _ = Grids(preset.downsample, preset.cell, preset.cells).native_size
+    if sizes := sizes_on(device, run.art, run.train, side):
+        run = replace(run, pictures=DevicePictures(run.art, run.train, sizes, device))
     codes = f"{preset.codes} codes of {preset.downsample}x{preset.downsample} pixels"
     run.say(
         f"tokenizer: {codes} from {preset.tokenizer_crops:,} crops; decoder: {preset.decoder_crops:,} crops of "
@@ -120,13 +121,21 @@ def _train_tokenizer(run: Run[TrainOptions], distance: Distance) -> tuple[VQToke
 
 
 def _train_gpt(run: Run[TrainOptions], tokenizer: checkpoint.Tokenizer, provenance: dict[str, Any], out: Path) -> None:
-    """The GPT on the tokens of all pictures, and the finished model in `out`; Ctrl-C leaves the model so far."""
+    """The GPT, on fresh views where the devices of all processes have room for the pictures, or else on the tokens of
+    all; and the finished model in `out`. Ctrl-C leaves the model so far."""
+    device, sizes = processes().device, None
+    if isinstance(tokenizer, VQTokenizer):
+        side, _ = Grids(tokenizer.downsample, run.preset.cell, run.preset.cells).native_size
+        sizes = sizes_on(device, run.art, run.train, round(side / CLOSEST))
+    fresh = agreed(float(sizes is not None)) == [1.0]
+    together(lambda: run.check_same_run("train", fresh_views=fresh), only_main=True)
     held_out = replace(run, train=[], val=run.val or run.train[:LEARNED_GRIDS])
-    tokens = encode(held_out if run.pictures else run, tokenizer)
+    tokens = encode(held_out if fresh else run, tokenizer)
     labels, batch = tokens.names, run.preset.gpt_batch
     gpt = new_gpt(tokenizer, len(labels), run.preset, run.options)
-    if run.pictures:
-        task: GPTTask = FreshTask(run, run.pictures, tokens, tokenizer, gpt)
+    if fresh and sizes:
+        pictures = DevicePictures(run.art, run.train, sizes, device)
+        task: GPTTask = FreshTask(run, pictures, tokens, tokenizer, gpt)
     else:
         task = GPTTask(replace(run, train=tokens.train, val=tokens.val), tokens, tokenizer, gpt, run.options.gpt_lr)
 

@@ -1,7 +1,7 @@
 """Between the stages: pictures in several views become tokens, and these endless windows to learn from.
 
-To train, all views are encoded first. To fine-tune, each is encoded when it is first learned from, so that none is for
-which there is no time; and where a token is a pixel a view is the sprite itself: resampled, it would have other pixels.
+To train, all views are encoded first, unless they are fresh ones. To fine-tune, each is encoded when it is first
+learned from, so that none is for which there is no time. Where a token is a pixel a view is the sprite itself.
 """
 
 from __future__ import annotations
