@@ -17,7 +17,6 @@ anything looks.
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import sys
 import tempfile
@@ -45,7 +44,7 @@ from tokenizer_vq.dataset import ArtFolder
 from tokenizer_vq.vq import VQConfig, VQTokenizer
 from train.crops import DevicePictures, sizes_on
 from train.folder import GPU_WORKERS, Run
-from train.fresh import CLOSEST, POOL_STEPS, FreshTask
+from train.fresh import CLOSEST, PART_STEPS, FreshTask
 from train.gpt import new_gpt
 from train.loop import Schedule, Task, Trainer, average, rate
 from train.options import PRESETS, Preset, TrainOptions
@@ -213,11 +212,11 @@ def drawing(bench: Bench, sizes: Sizes, task: FreshTask) -> list[tuple[str, str]
 
 def learning(name: str, bench: Bench, steps: Steps) -> tuple[float, list[tuple[str, str]]]:
     """The loss after 30 steps, and the rows of one training."""
-    start, at_once = time.perf_counter(), POOL_STEPS if isinstance(steps.task, FreshTask) else 3
+    start, at_once = time.perf_counter(), PART_STEPS if isinstance(steps.task, FreshTask) else 3
     first, last = learns(steps.step, 30)
     losses = f"loss {first:.3f} to {last:.3f}, {time.perf_counter() - start:.0f} s before"
-    speed = f"{steps.batch / bench.time(steps.step, at_once):,.0f} samples/s, {losses}"  # with a pool of views in each
-    while steps.trainer.step % POOL_STEPS == 0:
+    speed = f"{steps.batch / bench.time(steps.step, at_once):,.0f} samples/s, {losses}"  # and all views that they want
+    while steps.trainer.step % PART_STEPS == 0:
         steps.step()
     return last, [(name, speed), (f"{name}, waits for the device", waits_for_nothing(bench, steps.step))]
 
@@ -247,10 +246,11 @@ def rows(bench: Bench, sizes: Sizes, compiled: tuple[bool, ...], work: Path) -> 
                 share += f", {pace / most:.0%} of the peak" if most else ""
                 table.append((f"{name}, forward and back", f"{steps.batch / seconds:,.0f} grids/s, {share}"))
         assert max(losses) - min(losses) < 0.05 * max(losses), f"{kind}: eager and compiled losses differ: {losses}"
-    task, pools = steps.task, itertools.count(100)
+    task = steps.task
     assert isinstance(task, FreshTask)
-    views = task.windows.views / bench.time(lambda: task.encoded(next(pools)))
-    table.append((f"views encoded ({task.windows.views} every {POOL_STEPS} steps)", f"{views:,.0f} views/s"))
+    part = task.windows.there(0)
+    speed = len(part) / bench.time(lambda: task.encoded(part))
+    table.append((f"views encoded, {len(part)} of every {PART_STEPS} steps", f"{speed:,.0f} views/s"))
     task.modules["model"].eval()
     table += drawing(bench, sizes, task)
     if bench.device.type == "cuda":

@@ -17,7 +17,6 @@ from tokenizer_vq.images import to_picture
 
 from .checkpoint import Tokenizer
 from .config import ANY_LABEL, NO_LABEL, SamplingOptions
-from .device import pictures_at_once
 from .likelihood import label_nats
 from .model import GPT
 from .recipe import sampling_options
@@ -47,7 +46,9 @@ class Bundle:
         self.device, self.downsample = gpt.query.device, tokenizer.downsample  # pixels a side of a token
         # New pictures are drawn so many together, and never in batches of fewer rows: on a GPU another number of rows
         # may round otherwise, and a picture shall not depend on what else is drawn with it.
-        self.at_once, on_gpu = pictures_at_once(self.device), self.device.type == "cuda"
+        on_gpu = self.device.type == "cuda"
+        large = on_gpu and torch.cuda.get_device_properties(self.device).total_memory > 16e9
+        self.at_once = 64 if large else 16  # of the native size, which fit into memory
         self.rows, self.half = self.at_once if on_gpu else 1, on_gpu and gpt.draws_in == torch.bfloat16
         if on_gpu:
             tokenizer.to(memory_format=torch.channels_last)

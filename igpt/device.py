@@ -36,12 +36,6 @@ def pick_device(asked: str | None = None) -> torch.device:
     return torch.device(f"{kind}:{number}" if number else kind)
 
 
-def pictures_at_once(device: torch.device) -> int:
-    """How many pictures of the native size to draw together, so that any number fits into memory."""
-    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0
-    return 64 if memory > 16e9 else 16
-
-
 @contextmanager
 def own_settings() -> Iterator[None]:
     """A block in which new tensors are float32 and on the CPU unless they say otherwise, whatever a caller has set, and

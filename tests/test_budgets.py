@@ -12,11 +12,11 @@ import igpt
 from tests.imports import FILES, MODULES, ROOT, imports_of
 
 MOST_LINES = {  # of product code, and what each later part may add
-    "the house": 7_540,  # the aim is 6,800
+    "the house": 7_534,  # the aim is 6,800
     "sprites": 667,
     "hardening": 607,
     "studio": 946,
-    "cluster": 983,  # half of them what a GPU wants
+    "cluster": 992,  # half of them what a GPU wants
 }
 MOST_FILES, LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 84, 350, 60, 6
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in FILES}

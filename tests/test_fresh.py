@@ -23,7 +23,7 @@ from tests.test_training import QUIET, SHORT, TOY, before_step, pictures_on_devi
 from tokenizer_vq.base import UserError
 from tokenizer_vq.images import to_tensor
 from train.crops import sizes_on
-from train.fresh import POOL_STEPS, USES, FreshTask
+from train.fresh import PART_STEPS, PARTS, USES, FreshTask
 from train.gpt import new_gpt
 from train.loop import run
 from train.options import TrainOptions
@@ -49,30 +49,38 @@ def fresh_task(art: Path, work: Path, options: TrainOptions) -> FreshTask:
     return FreshTask(about, pictures, tokens, tokenizer, new_gpt(tokenizer, 2, preset, options))
 
 
-def test_each_view_of_a_pool_is_learned_from_as_often_and_no_pool_has_those_of_another(
-    art: Path, tmp_path: Path
-) -> None:
+def test_views_come_and_go_and_each_is_learned_from_about_as_often(art: Path, tmp_path: Path) -> None:
     windows = fresh_task(art, tmp_path, PLAIN).windows
-    samples = POOL_STEPS * BATCH
-    for first in (0, samples):
-        used = Counter(int(windows[k]["view"]) for k in range(first, first + samples))
-        assert set(used.values()) == {USES} and len(used) == windows.views == samples // USES
-    views = [windows.view(pool, number) for pool in (0, 1) for number in range(windows.views)]
-    assert len(set(views)) == len(views) and windows.view(1, 5) == windows.view(1, 5)
-    assert set(Counter(view.picture for view in views[:60]).values()) == {10}, "all pictures equally often"
+    assert windows.samples == PART_STEPS * BATCH and windows.views == windows.samples // USES
+    ring, used = PARTS * windows.views, Counter[int]()
+    for part in range(PARTS, 3 * PARTS):
+        there = windows.there(part)
+        assert len(there) == ring and windows.there(part + 1).start - there.start == windows.views
+        for k in range(part * windows.samples, (part + 1) * windows.samples):
+            place = int(windows[k]["view"])
+            used[next(number for number in there if number % ring == place)] += 1
+    whole = [used[number] for number in range(PARTS * windows.views, 2 * PARTS * windows.views)]  # that came and went
+    assert USES * 0.9 < sum(whole) / len(whole) < USES * 1.1 and max(whole) <= 4 * USES
+    assert windows.there(0) == range(windows.views) and torch.equal(windows[77]["order"], windows[77]["order"])
+
+
+def test_views_are_squares_and_whole_pictures_mirrored_and_not_of_all_pictures_alike(art: Path, tmp_path: Path) -> None:
+    windows = fresh_task(art, tmp_path, PLAIN).windows
+    views = [windows.view(number) for number in range(600)]
+    assert len(set(views)) == len(views) and windows.view(5) == windows.view(5)
+    assert set(Counter(view.picture for view in views).values()) == {100}, "all equally often"
     shapes = Counter(view.grid for view in views)
     assert shapes.keys() == {(4, 4), (2, 4)} and 0.5 < shapes[4, 4] / len(views) < 0.7
     boxes = torch.tensor([view.box for view in views])
     assert float(boxes.min()) >= 0 and float(boxes.max()) <= 1
-    mirrored = float((boxes[:, 0] > boxes[:, 2]).float().mean())
-    assert 0.4 < mirrored < 0.6
+    assert 0.4 < float((boxes[:, 0] > boxes[:, 2]).float().mean()) < 0.6
 
 
 def test_a_view_has_the_pixels_of_its_box_and_becomes_the_tokens_of_these(art: Path, tmp_path: Path) -> None:
     task, same = fresh_task(art, tmp_path, replace(PLAIN, precision="fp32")), []
-    cells_VLn, run = task.encoded(3), task.windows.run
-    for number in range(12):
-        view = task.windows.view(3, number)
+    cells_VLn, run = task.encoded(range(40, 60)), task.windows.run
+    for number in range(20):
+        view = task.windows.view(40 + number)
         (h, w), (left, top, right, bottom) = view.grid, view.box
         fine = 1 if h == w else 2
         cut_1CHW = task.pictures.cut(torch.tensor([[view.picture, *view.box]]), 8 * h * fine, 8 * w * fine)
@@ -93,13 +101,13 @@ def test_a_view_has_the_pixels_of_its_box_and_becomes_the_tokens_of_these(art: P
 def test_each_token_is_paired_with_its_own_cell(art: Path, tmp_path: Path) -> None:
     """Tokens that say where they lie; small grids are padded with what is not asked for."""
     task = fresh_task(art, tmp_path, PLAIN)
-    task.pool, places_L = 0, torch.arange(4)
-    numbers_V = torch.arange(task.windows.views).view(-1, 1, 1)
-    task.cells_VLn = (100 * numbers_V + places_L.view(1, 4, 1)).expand(-1, -1, 4)
+    task.filled, places_L = task.windows.there(0), torch.arange(4)
+    numbers_V = torch.arange(len(task.ring_VLn)).view(-1, 1, 1)
+    task.ring_VLn = (100 * numbers_V + places_L.view(1, 4, 1)).expand(-1, -1, 4)
     samples = [task.dataset[k] for k in range(24)]
     batch = task.prepare(default_collate(samples), 0)
     for i, sample in enumerate(samples):
-        rows, columns = (side // 2 for side in task.windows.view(0, int(sample["view"])).grid)
+        rows, columns = (side // 2 for side in task.windows.view(int(sample["view"])).grid)
         count = rows * columns
         places = (batch["positions"][i, :count] + torch.tensor([(rows - 1) / 2, (columns - 1) / 2])).long()
         wanted = 100 * sample["view"] + places[:, 0] * columns + places[:, 1]
@@ -121,9 +129,9 @@ def test_noise_is_shown_and_never_asked_for(art: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_stopped_in_the_second_pool_goes_on_to_bit_equal_weights(art: Path, tmp_path: Path) -> None:
-    steps, weights = POOL_STEPS + 4, []
-    for stopped_at in (None, POOL_STEPS + 1):
+def test_a_run_stopped_in_a_later_part_goes_on_to_bit_equal_weights(art: Path, tmp_path: Path) -> None:
+    steps, weights = 2 * PART_STEPS + 4, []
+    for stopped_at in (None, 2 * PART_STEPS + 1):
         folder = tmp_path / str(stopped_at)
 
         def task(folder: Path = folder) -> Any:
