@@ -105,10 +105,9 @@ def _train_tokenizer(run: Run[TrainOptions], distance: Distance) -> tuple[VQToke
     if sizes := sizes_on(device, run.art, run.train, side):
         run = replace(run, pictures=DevicePictures(run.art, run.train, sizes, device))
     codes = f"{preset.codes} codes of {preset.downsample}x{preset.downsample} pixels"
-    run.say(
-        f"tokenizer: {codes} from {preset.tokenizer_crops:,} crops; decoder: {preset.decoder_crops:,} crops of "
-        f"{preset.crop} pixels a side; sheets are in {run.work}"
-    )
+    much = {"tokenizer": f"{preset.tokenizer_crops:,} crops", "decoder": f"{preset.decoder_crops:,} crops"}
+    much |= {name: f"{seconds / 60:.3g} minutes" for name, seconds in run.limits.items()}
+    run.say(f"tokenizer: {codes}, {much['tokenizer']}, then {much['decoder']} of its decoder; sheets are in {run.work}")
     task = TokenizerTask(run, distance)
     tokenizer, numbers = run.learn(task, preset.tokenizer_crops, preset.tokenizer_batch)
     if preset.decoder_crops:
