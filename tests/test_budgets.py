@@ -16,7 +16,7 @@ MOST_LINES = {  # of product code, and what each later part may add
     "sprites": 667,
     "hardening": 607,
     "studio": 946,
-    "cluster": 991,  # half of them what a GPU wants
+    "cluster": 990,  # half of them what a GPU wants
 }
 MOST_FILES, LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS = 84, 350, 60, 6
 SOURCES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in FILES}

@@ -152,10 +152,12 @@ def test_training_with_pictures_on_the_device_makes_a_model(
     art: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`igpt train` as with CUDA: the GPT learns from views that no token shard has. Where there is no room for pictures
-    any more it does not go on with others."""
+    any more it does not go on with others; where room is found later it goes on as it began."""
+    train(art, tmp_path / "without", SHORT)
     with monkeypatch.context() as patch:
         patch.setattr("train.run.sizes_on", lambda *about: sizes_on(*about, room=1e9))
         found = load(train(art, tmp_path / "model", SHORT))
+        train(art, tmp_path / "without", SHORT)
     with pytest.raises(UserError, match="started with fresh-views True, now it is False"):
         train(art, tmp_path / "model", SHORT)
     (index,) = (tmp_path / "model" / "training" / "tokens").glob("index.json")

@@ -25,8 +25,8 @@ DEVICE_SHARE = 0.3  # of the free memory of a GPU: more pictures than fit into i
 
 
 class Boxes(Crops):
-    """Crops as numbers [5]: of which picture of `indices`, and left, top, right and bottom as shares of its
-    sides; left and right are exchanged where it is mirrored."""
+    """Crops as numbers [5]: of which picture of `indices`, and left, top, right and bottom as shares of its sides; left
+    and right are exchanged where it is mirrored."""
 
     def __getitem__(self, k: int) -> Tensor:
         rng, place = random.Random(f"crop/{self.seed}/{k}"), shuffled(len(self.indices), k, self.seed)
@@ -88,6 +88,7 @@ def sizes_on(
     """Width and height at which pictures would lie on a device, those with a longer short side scaled down to `short`;
     None where they take more bytes than `room` (default: a share of the free memory of a GPU; nothing on a CPU)."""
     if room is None:
+        torch.cuda.empty_cache()  # of an earlier stage, whose memory counts as taken; does nothing without CUDA
         room = DEVICE_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
     if isinstance(art, ArtShards) or not room:
         return None

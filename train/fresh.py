@@ -113,19 +113,16 @@ class FreshTask(GPTTask):
     def prepare(self, batch: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """Samples of FreshWindows as ones of TokenWindows."""
         there = self.windows.there(step // PART_STEPS)
-        if there != self.filled:
-            for first in range(max(there.start, self.filled.stop), there.stop, self.windows.views):
-                place = first % len(self.ring_VLn)  # part by part: in other batches sums may round otherwise
-                new = range(first, first + self.windows.views)
-                self.ring_VLn[place : place + len(new)] = self.encoded(new)
-            self.filled = there
-        asked_BL1 = (batch["order"] >= 0).unsqueeze(-1)
-        places_BL1 = batch["order"].clamp(min=0).unsqueeze(-1)
+        for first in range(max(there.start, self.filled.stop), there.stop, self.windows.views):
+            place = first % len(self.ring_VLn)  # part by part: in other batches sums may round otherwise
+            new = range(first, first + self.windows.views)
+            self.ring_VLn[place : place + len(new)] = self.encoded(new)
+        self.filled, order_BL1 = there, batch["order"].unsqueeze(-1)
         cells_BLn = self.ring_VLn[batch["view"]]
-        cells_BLn = cells_BLn.gather(1, places_BL1.expand_as(cells_BLn))
+        cells_BLn = cells_BLn.gather(1, order_BL1.clamp(min=0).expand_as(cells_BLn))
         return {
             "cells": torch.where(batch["noise"] >= 0, batch["noise"], cells_BLn),
-            "targets": torch.where(asked_BL1, cells_BLn, -1),
+            "targets": torch.where(order_BL1 >= 0, cells_BLn, -1),
             "positions": batch["positions"],
             "label": batch["label"],
         }

@@ -22,7 +22,7 @@ from tokenizer_vq.vq import VQTokenizer
 from .card import model_card
 from .crops import DevicePictures, sizes_on
 from .decoder import DecoderTask
-from .folder import Run, claimed, work_folder
+from .folder import Run, claimed, read_json, work_folder
 from .fresh import CLOSEST, FreshTask
 from .gpt import LEARNED_GRIDS, GPTTask, new_gpt
 from .options import GPU_PRESET, SHARES, Preset, TrainOptions
@@ -126,7 +126,8 @@ def _train_gpt(run: Run[TrainOptions], tokenizer: checkpoint.Tokenizer, provenan
     if isinstance(tokenizer, VQTokenizer):
         side, _ = Grids(tokenizer.downsample, run.preset.cell, run.preset.cells).native_size
         sizes = sizes_on(device, run.art, run.train, round(side / CLOSEST))
-    fresh = agreed(float(sizes is not None)) == [1.0]
+    before = read_json(run.work / "options.json").get("options", {})
+    fresh = agreed(float(sizes is not None and before.get("fresh_views", True))) == [1.0]  # or it could not go on
     together(lambda: run.check_same_run("train", fresh_views=fresh), only_main=True)
     held_out = replace(run, train=[], val=run.val or run.train[:LEARNED_GRIDS])
     tokens = encode(held_out if fresh else run, tokenizer)
